@@ -1,0 +1,52 @@
+# make bench    every precision that can run here, in a virtual environment of its own
+# make test     linters, types, tests
+# make bundle   what a GPU machine without a network lacks, in one small folder
+
+VENV := .venv
+BIN  := $(VENV)/bin
+
+# The first Python that is new enough. Each is run, since a version manager's shim exists for all of them.
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
+	$$python -c '$(NEW_ENOUGH)' 2>/dev/null && { echo $$python; break; }; done)
+
+# Without an NVIDIA GPU, torch's CPU build: a quarter of the download. Where that index can't be reached
+# pip goes on, after one retry, with the indexes it is configured for.
+TORCH ?= torch==2.13.0
+HAS_GPU := $(wildcard /dev/nvidiactl /proc/driver/nvidia /usr/lib/wsl/lib/libcuda.so.1)
+TORCH_INDEX := $(if $(HAS_GPU),,--extra-index-url https://download.pytorch.org/whl/cpu --retries 1 --timeout 15)
+
+.PHONY: bench test test-fast lint bundle clean
+
+bench: $(VENV)/.with-all
+	$(BIN)/qbench-orchestrate --all
+
+test: lint
+	$(BIN)/pytest
+
+test-fast: $(VENV)/.with-all,dev
+	$(BIN)/pytest -m "not slow and not gpu"
+
+lint: $(VENV)/.with-all,dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bundle: $(VENV)/.with-all
+	rm -rf .bundle
+	$(BIN)/python -m orchestrator.bundle .bundle
+
+clean:
+	rm -rf $(VENV) .bundle dist .mypy_cache .pytest_cache .ruff_cache
+
+# Stamps, so that each step is done once: torch first, then the project with the extras in the name.
+$(VENV)/.torch:
+	@$(or $(PYTHON),false) -c '$(NEW_ENOUGH)' 2>/dev/null || \
+		{ echo "qbench needs Python 3.11 or newer: make PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install '$(TORCH)' $(TORCH_INDEX)
+	@touch $@
+
+$(VENV)/.with-%: $(VENV)/.torch pyproject.toml hatch_build.py
+	$(BIN)/python -m pip install --editable '.[$*]'
+	@touch $@

@@ -1,0 +1,5 @@
+"""`python -m orchestrator`: the command qbench-orchestrate, from a checkout that is not installed."""
+
+from orchestrator.cli import main
+
+main()

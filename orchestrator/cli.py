@@ -1,0 +1,108 @@
+"""`qbench-orchestrate`: measure precisions of one model, each in a fresh process, and print the table."""
+
+import signal
+import sys
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from orchestrator.cache import cache_folder
+from orchestrator.command_line import read_options, run_command, takes_options
+from orchestrator.machine import describe_machine
+from orchestrator.models import resolve_model
+from orchestrator.nvml import Nvml, NvmlUnavailable
+from orchestrator.plan import Plan, choose_precisions, make_plan
+from orchestrator.precisions import find_precisions
+from orchestrator.progress import watcher
+from orchestrator.report.listing import print_plan, print_precisions
+from orchestrator.report.summary import as_json, print_summary
+from orchestrator.run import run_plan
+from orchestrator.store import RunFolder, read_run
+from schemas.frames import Failed
+from schemas.options import Options
+from schemas.record import Run, RunPlan
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a kill ends workers as Ctrl-C does
+    run_command(orchestrate)
+
+
+@click.command("qbench-orchestrate")
+@takes_options()
+@click.option("--json", "json_", is_flag=True, help="Print the summary as JSON instead of a table.")
+@click.option("--list", "list_", is_flag=True, help="List the precisions, and whether each can run here.")
+@click.option("--dry-run", is_flag=True, help="Print what would be measured, and stop.")
+@click.version_option(package_name="qbench")
+def orchestrate(json_: bool, list_: bool, dry_run: bool, **given: Any) -> int:
+    """Measure what each precision of a model costs and buys, each in a fresh process.
+
+    Prints a table of speed (prefill and decode apart) and memory (torch and NVML), and keeps the raw
+    facts in a run folder. Exits 0, or 1 where a precision failed.
+    """
+    options = read_options(given)
+    with ExitStack() as stack:
+        nvml, gpu_reason = open_nvml(stack)
+        if list_:
+            print_precisions(find_precisions(), options, nvml.gpus() if nvml else [])
+            return 0
+        plan = lay_out(options, nvml)
+        if dry_run:
+            print_plan(plan)
+            return 0
+        folder = start_run(options, plan, nvml, gpu_reason)
+        messages = Console(stderr=True)
+        for cell in plan.cells:
+            if cell.why_not:
+                messages.print(
+                    f"left out {cell.precision.name}: {cell.why_not}", highlight=False, markup=False
+                )
+        watching = watcher(messages, [cell.job for cell in plan.runnable])
+        interrupted = False
+        try:
+            run_plan(plan, folder, watching, nvml, options.timeout, explicit=not options.all)
+        except KeyboardInterrupt:
+            interrupted = True
+    run = read_run(folder.path)
+    click.echo(as_json(run)) if json_ else print_summary(run, folder.path)
+    if interrupted:
+        raise KeyboardInterrupt
+    return exit_status(run)
+
+
+def open_nvml(stack: ExitStack) -> tuple[Nvml | None, str | None]:
+    """NVML for as long as `stack` is open, or why there is none."""
+    try:
+        return stack.enter_context(Nvml.open()), None
+    except NvmlUnavailable as error:
+        return None, str(error)
+
+
+def lay_out(options: Options, nvml: Nvml | None) -> Plan:
+    """The plan of these options on this machine; cheap mistakes are found before anything is fetched."""
+    precisions = find_precisions()
+    choose_precisions(options, precisions)
+    model = resolve_model(options.model, cache_folder(), say=lambda line: click.echo(line, err=True))
+    return make_plan(options, precisions, model, nvml.gpus() if nvml else [], cache_folder())
+
+
+def start_run(options: Options, plan: Plan, nvml: Nvml | None, gpu_reason: str | None) -> RunFolder:
+    """Make the run folder, with the plan and the machine in it."""
+    now = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    path = Path(options.out or f"qbench-runs/{now}-{plan.cells[0].job.model.name}")
+    record = RunPlan(
+        command=["qbench-orchestrate", *sys.argv[1:]],
+        options=options,
+        jobs=[cell.job for cell in plan.runnable],
+        skipped={cell.precision.name: cell.why_not for cell in plan.cells if cell.why_not},
+    )
+    return RunFolder.create(path, record, describe_machine(nvml, gpu_reason))
+
+
+def exit_status(run: Run) -> int:
+    return 1 if any(isinstance(cell.outcome, Failed) for cell in run.cells) else 0

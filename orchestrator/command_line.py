@@ -1,0 +1,108 @@
+"""The edge between a terminal and the Options Struct: parser and help follow from the Struct's fields.
+
+Every complaint about input is one line on stderr that names the option, the value and a fix, with exit
+status 2; click's own messages are brought into that form too.
+"""
+
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import click
+import msgspec
+from msgspec import inspect as shapes
+
+from orchestrator.errors import BadInput, QbenchError
+from schemas.options import Options
+
+BAD_INPUT = 2
+INTERRUPTED = 130
+
+Command = Callable[..., Any]
+
+
+def takes_options(*names: str) -> Callable[[Command], Command]:
+    """Give a click command the fields of Options as its options; all of them, or those named."""
+    struct = shapes.type_info(Options)
+    assert isinstance(struct, shapes.StructType)
+    fields = [field for field in struct.fields if not names or field.name in names]
+
+    def decorate(command: Command) -> Command:
+        for field in reversed(fields):
+            command = _click_option(field)(command)
+        return command
+
+    return decorate
+
+
+def _click_option(field: shapes.Field) -> Command:
+    described = field.type
+    assert isinstance(described, shapes.Metadata)
+    short = (described.extra or {}).get("short")
+    flags = [flag for flag in (short, f"--{field.name.replace('_', '-')}") if flag]
+    help_text = (described.extra_json_schema or {}).get("description", "")
+    if isinstance(described.type, shapes.BoolType):
+        return click.option(*flags, is_flag=True, help=help_text)
+    repeatable = isinstance(described.type, shapes.ListType | shapes.DictType)
+    # Text as it was typed: the Struct alone says what is valid.
+    default = None if field.default in (msgspec.NODEFAULT, None) else str(field.default)
+    return click.option(
+        *flags,
+        multiple=repeatable,
+        metavar=_metavar(field.name, described.type),
+        help=help_text,
+        show_default=default or False,
+    )
+
+
+def _metavar(name: str, shape: shapes.Type) -> str:
+    if isinstance(shape, shapes.DictType):
+        return "NAME=VALUE"
+    return {"precision": "NAME"}.get(name, "VALUE")
+
+
+def read_options(given: dict[str, Any]) -> Options:
+    """Turn click's values into Options. Raises `BadInput` naming the option, the value and a fix."""
+    values = {name: value for name, value in given.items() if value not in (None, ())}
+    for name in ("checkpoint", "python"):
+        if name in values:
+            values[name] = dict(_pair(name, text) for text in values[name])
+    try:
+        return msgspec.convert(values, Options, strict=False)
+    except msgspec.ValidationError as error:
+        problem, _, path = str(error).partition(" - at `$.")
+        name = path.strip("`").split("[")[0]
+        wanted = problem.replace("`", "")
+        raise BadInput(_flag(name), str(values.get(name)), "can't be taken", wanted) from None
+
+
+def _pair(name: str, text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not (key and equals and value):
+        raise BadInput(_flag(name), text, "is not of the form NAME=VALUE", f"Write {_flag(name)} awq=VALUE")
+    return key, value
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def run_command(command: click.Command) -> NoReturn:
+    """Run a click command as a program: the one place that turns outcomes into exit statuses."""
+    try:
+        status = command.main(standalone_mode=False)
+    except QbenchError as error:
+        fail(str(error))
+    except click.UsageError as error:
+        fail(" ".join(error.format_message().split()))
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted", err=True)
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        sys.exit(0)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def fail(line: str) -> NoReturn:
+    click.echo(f"error: {line}", err=True)
+    sys.exit(BAD_INPUT)

@@ -1,0 +1,109 @@
+"""Torch's view of memory and NVML's, laid side by side phase by phase: pure functions over records.
+
+Both were read at the same synchronised instants, the phase edges, so their difference is what lies on
+the GPU outside torch's allocator: the CUDA context, cuBLAS, modules, whatever libraries own. Between
+edges torch keeps its own high-water mark, reset at each edge, and samples of the whole device catch
+what NVML saw.
+"""
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+import msgspec
+
+from schemas.frames import PhaseName
+from schemas.record import CellRecord, MemoryReading, PhaseEdge
+
+
+class PhaseMemory(msgspec.Struct, frozen=True, kw_only=True):
+    """Memory of one phase, in bytes: as it stood at the phase's end, and the highest seen during it.
+
+    Phases that recur, prefill and decode, are merged over trials: the last end, the highest peak.
+    """
+
+    phase: PhaseName
+    allocated_bytes: int | None = None
+    reserved_bytes: int | None = None
+    peak_allocated_bytes: int | None = None
+    process_bytes: int | None = None
+    """NVML's figure for the worker; without an NVIDIA GPU its resident set."""
+    device_bytes: int | None = None
+    sampled_peak_bytes: int | None = None
+    """Highest sample: of the whole device with NVML, of the resident set without."""
+    outside_torch_bytes: int | None = None
+    """process − reserved; None where either is unknown."""
+
+
+class MemorySummary(msgspec.Struct, frozen=True, kw_only=True):
+    """The memory columns of a cell's row."""
+
+    on_gpu: bool
+    loaded_bytes: int | None
+    peak_bytes: int | None
+    nvml_peak_bytes: int | None
+
+
+def summarize_memory(cell: CellRecord) -> MemorySummary:
+    """Footprint after load, and peaks from there on."""
+    phases = phase_memory(cell)
+    load = next((phase for phase in phases if phase.phase == "load"), None)
+    later = phases[phases.index(load) + 1 :] if load else []
+    on_gpu = cell.ready is not None and cell.ready.device_uuid is not None
+    if on_gpu:
+        return MemorySummary(
+            on_gpu=True,
+            loaded_bytes=load.allocated_bytes if load else None,
+            peak_bytes=_highest(phase.peak_allocated_bytes for phase in later),
+            nvml_peak_bytes=_highest(phase.process_bytes for phase in later),
+        )
+    return MemorySummary(
+        on_gpu=False,
+        loaded_bytes=load.process_bytes if load else None,
+        peak_bytes=_highest(phase.sampled_peak_bytes for phase in later),
+        nvml_peak_bytes=None,
+    )
+
+
+def phase_memory(cell: CellRecord) -> list[PhaseMemory]:
+    """Every phase that the worker went through, in order of first entry."""
+    merged: dict[PhaseName, PhaseMemory] = {}
+    for start, end in pairwise(cell.edges):
+        span = _span(start, end, cell.samples)
+        merged[span.phase] = _merge(merged[span.phase], span) if span.phase in merged else span
+    return list(merged.values())
+
+
+def _span(start: PhaseEdge, end: PhaseEdge, samples: list[MemoryReading]) -> PhaseMemory:
+    torch, reading = end.phase.torch, end.reading
+    process_bytes = reading.process_bytes if reading else None
+    during = (sample for sample in samples if start.phase.at_ns <= sample.at_ns <= end.phase.at_ns)
+    edge = () if reading is None else (reading,)
+    return PhaseMemory(
+        phase=start.phase.name,
+        allocated_bytes=torch.allocated_bytes if torch else None,
+        reserved_bytes=torch.reserved_bytes if torch else None,
+        peak_allocated_bytes=torch.peak_allocated_bytes if torch else None,
+        process_bytes=process_bytes,
+        device_bytes=reading.device_bytes if reading else None,
+        # The edge counts as a sample too: a phase may be shorter than the sampling period.
+        sampled_peak_bytes=_highest(_sampled(sample) for sample in (*during, *edge)),
+        outside_torch_bytes=process_bytes - torch.reserved_bytes
+        if torch and process_bytes is not None
+        else None,
+    )
+
+
+def _sampled(sample: MemoryReading) -> int | None:
+    return sample.process_bytes if sample.device_bytes is None else sample.device_bytes
+
+
+def _merge(earlier: PhaseMemory, later: PhaseMemory) -> PhaseMemory:
+    return msgspec.structs.replace(
+        later,
+        peak_allocated_bytes=_highest((earlier.peak_allocated_bytes, later.peak_allocated_bytes)),
+        sampled_peak_bytes=_highest((earlier.sampled_peak_bytes, later.sampled_peak_bytes)),
+    )
+
+
+def _highest(values: "Iterator[int | None] | tuple[int | None, ...]") -> int | None:
+    return max((value for value in values if value is not None), default=None)

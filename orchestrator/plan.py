@@ -1,0 +1,141 @@
+"""From options to jobs: which precisions, on which device, under which interpreter. No process is started."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from packaging.requirements import Requirement
+
+from orchestrator.availability import why_not
+from orchestrator.errors import BadInput
+from orchestrator.interpreter import Interpreter, find_interpreter, own_interpreter
+from orchestrator.precisions import Precision, choose
+from schemas.environment import Gpu
+from schemas.job import Job, ModelSource, Workload
+from schemas.options import Options
+
+OWN_PROMPTS = Path(__file__).parent / "prompts.txt"
+CPU_BUDGET_S = 210.0
+"""A CPU takes minutes for what a GPU does in seconds; a default run shall end within five."""
+
+
+class Cell(NamedTuple):
+    """One precision on one workload: a row to be. `why_not` tells what speaks against running it."""
+
+    precision: Precision
+    interpreter: Interpreter
+    job: Job
+    why_not: str | None
+
+
+class Plan(NamedTuple):
+    cells: list[Cell]
+    budget_s: float | None
+
+    @property
+    def runnable(self) -> list[Cell]:
+        return [cell for cell in self.cells if cell.why_not is None]
+
+
+def make_plan(
+    options: Options,
+    precisions: Mapping[str, Precision],
+    model: ModelSource,
+    gpus: list[Gpu],
+    cache_folder: Path,
+) -> Plan:
+    """Lay out a run. Raises `BadInput` for whatever in `options` doesn't fit together."""
+    chosen = choose_precisions(options, precisions)
+    device = choose_device(options.device, gpus)
+    workload = Workload(
+        prompts=read_prompts(options.prompts),
+        prompt_tokens=options.prompt_tokens,
+        new_tokens=options.new_tokens,
+        batch_size=options.batch_size,
+        warmup=options.warmup,
+    )
+    interpreters = choose_interpreters(options.python, precisions)
+    choose(precisions, options.checkpoint, "--checkpoint")
+    cells = []
+    for precision in chosen:
+        interpreter = interpreters.get(precision.name, own_interpreter())
+        job = Job(
+            precision=precision.name,
+            model=model,
+            workload=workload,
+            device=device,
+            packages=[Requirement(need).name for need in precision.requirements],
+            checkpoint=options.checkpoint.get(precision.name),
+            seed=options.seed,
+            cache_folder=str(cache_folder),
+        )
+        cells.append(Cell(precision, interpreter, job, check(precision, device, gpus, interpreter)))
+    budget_s = options.budget
+    if budget_s is None and device == "cpu":
+        budget_s = CPU_BUDGET_S
+    return Plan(cells, budget_s)
+
+
+def choose_precisions(options: Options, precisions: Mapping[str, Precision]) -> list[Precision]:
+    """`--all`, or what `-p` names."""
+    if options.all:
+        return list(precisions.values())
+    if not options.precision:
+        raise BadInput(
+            "--precision",
+            "",
+            "names nothing to measure",
+            "Take --all, or -p with one of: " + ", ".join(precisions),
+        )
+    return choose(precisions, options.precision)
+
+
+def choose_device(value: str, gpus: list[Gpu]) -> str:
+    """`cpu` or `cuda:N`. Raises `BadInput` where there is no such device."""
+    if value == "auto":
+        return "cuda:0" if gpus else "cpu"
+    if value == "cpu":
+        return value
+    kind, _, index = value.partition(":")
+    if kind != "cuda" or not (index or "0").isdigit():
+        raise BadInput("--device", value, "is no device", "Take cpu, cuda, cuda:N or auto")
+    if int(index or 0) >= len(gpus):
+        has = f"only {len(gpus)} GPUs" if gpus else "no NVIDIA GPU"
+        raise BadInput("--device", value, f"there is no such device: {has} here", "Take cpu or auto")
+    return f"cuda:{int(index or 0)}"
+
+
+def choose_interpreters(
+    chosen: Mapping[str, str], precisions: Mapping[str, Precision]
+) -> dict[str, Interpreter]:
+    """Precision → interpreter, where `--python` names one."""
+    choose(precisions, chosen, "--python")
+    return {name: find_interpreter(path) for name, path in chosen.items()}
+
+
+def check(precision: Precision, device: str, gpus: list[Gpu], interpreter: Interpreter) -> str | None:
+    """Why this precision can't run on this device under this interpreter, or None."""
+    index = int(device.partition(":")[2] or 0)
+    capability = gpus[index].compute_capability if device != "cpu" and index < len(gpus) else None
+    return why_not(
+        precision,
+        device,
+        capability,
+        interpreter.installed(),
+        python_version=interpreter.python_version(),
+        pip=interpreter.pip_command(),
+    )
+
+
+def read_prompts(option: str | None) -> list[str]:
+    """One prompt a line, blank lines apart. Raises `BadInput` for a file that gives none."""
+    path = OWN_PROMPTS if option is None else Path(option)
+    try:
+        prompts = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(
+            "--prompts", str(path), f"can't be read: {error}", "Name a text file with one prompt a line"
+        ) from error
+    if not prompts:
+        raise BadInput("--prompts", str(path), "holds no prompt", "Write one prompt a line")
+    return prompts

@@ -1,0 +1,128 @@
+"""Which precisions there are, read from the headers of the files in `workers/`.
+
+A worker names its packages, label and devices in a PEP 723 block, with a `[tool.qbench]` table inside.
+The block is a comment, so listing the precisions parses text and imports nothing: neither torch nor
+the worker itself, whose packages may not even be installed here. A new precision is one new file.
+"""
+
+import ast
+import difflib
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from orchestrator.errors import BadInput, QbenchError
+
+WORKERS_FOLDER = Path(__file__).resolve().parent.parent / "workers"
+"""Our own, found beside this package; a lookup by name could meet a `workers/` of the user's."""
+
+# The reference regular expression of PEP 723.
+_BLOCK = re.compile(r"(?m)^# /// (?P<type>[a-zA-Z0-9-]+)$\s(?P<content>(^#(| .*)$\s)+)^# ///$")
+
+
+class BadHeader(QbenchError):
+    """A worker's header can't be used; the text names the file and the problem."""
+
+    def __init__(self, path: Path, problem: str) -> None:
+        super().__init__(f"{path}: {problem}")
+
+
+class Precision(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One way to load the model: what the header of one worker says."""
+
+    name: str = msgspec.field(name="precision")
+    module: str
+    """What `python -m` takes, e.g. `workers.int8_bnb`."""
+    path: Path
+    label: str
+    bits_per_weight: float
+    """Stored bits per quantized weight, scales and zero points included."""
+    devices: list[Literal["cpu", "cuda"]]
+    min_compute_capability: float | None = None
+    """As NVIDIA writes it, 7.5 for a T4; None where any GPU will do."""
+    requirements: list[str]
+    """PEP 508 strings."""
+    requires_python: str | None = None
+    summary: str
+    """First line of the worker's docstring."""
+
+
+def find_precisions(folder: Path = WORKERS_FOLDER) -> dict[str, Precision]:
+    """Read every worker in `folder`: name → precision, most bits first, then by name.
+
+    Files without a `[tool.qbench]` table are no workers and are left out. Raises `BadHeader`.
+    """
+    found: dict[str, Precision] = {}
+    for precision in filter(None, map(read_precision, sorted(folder.glob("*.py")))):
+        if other := found.get(precision.name):
+            problem = f"the precision {precision.name} is taken by {other.path.name}"
+            raise BadHeader(precision.path, problem)
+        found[precision.name] = precision
+    ranked = sorted(found.values(), key=lambda each: (-each.bits_per_weight, each.name))
+    return {precision.name: precision for precision in ranked}
+
+
+def read_precision(path: Path) -> Precision | None:
+    """Read one worker's header; None where it has no `[tool.qbench]` table. Raises `BadHeader`."""
+    text = path.read_text(encoding="utf-8")
+    header = _script_block(path, text)
+    table = header.get("tool", {}).get("qbench")
+    if table is None:
+        return None
+    facts = {
+        **table,
+        "module": f"{path.parent.name}.{path.stem}",
+        "path": path,
+        "requirements": header.get("dependencies", []),
+        "requires_python": header.get("requires-python"),
+        "summary": _summary(path, text),
+    }
+    try:
+        return msgspec.convert(facts, Precision)
+    except msgspec.ValidationError as error:
+        raise BadHeader(path, f"[tool.qbench]: {error}") from None
+
+
+def choose(
+    precisions: Mapping[str, Precision], names: Iterable[str], option: str = "--precision"
+) -> list[Precision]:
+    """Look the named precisions up, in the order given, each once. Raises `BadInput` for an unknown one."""
+    return [precisions[_known(precisions, name, option)] for name in dict.fromkeys(names)]
+
+
+def _known(precisions: Mapping[str, Precision], name: str, option: str) -> str:
+    if name in precisions:
+        return name
+    near = difflib.get_close_matches(name.lower(), precisions, n=1)
+    guess = f"Did you mean {near[0]}? " if near else ""
+    raise BadInput(option, name, "there is no such precision", f"{guess}There are {', '.join(precisions)}")
+
+
+def _script_block(path: Path, text: str) -> dict[str, Any]:
+    blocks = [block for block in _BLOCK.finditer(text) if block["type"] == "script"]
+    if len(blocks) > 1:
+        raise BadHeader(path, "has more than one `# /// script` block")
+    if not blocks:
+        # PEP 723 ignores a block that is not closed. Whoever wrote our table meant it, though.
+        if re.search(r"(?m)^# ?\[tool\.qbench\]", text):
+            raise BadHeader(path, "its `# /// script` block is not closed, or a line in it lacks its `# `")
+        return {}
+    lines = blocks[0]["content"].splitlines()
+    try:
+        return tomllib.loads("\n".join(line[2:] for line in lines))
+    except tomllib.TOMLDecodeError as error:
+        raise BadHeader(path, f"its `# /// script` block is not TOML: {error}") from None
+
+
+def _summary(path: Path, text: str) -> str:
+    try:
+        docstring = ast.get_docstring(ast.parse(text))
+    except SyntaxError as error:
+        raise BadHeader(path, f"is not Python: {error.msg}, line {error.lineno}") from None
+    if not docstring:
+        raise BadHeader(path, "has no docstring that says what the format stores and when it wins")
+    return docstring.splitlines()[0]

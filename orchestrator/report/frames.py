@@ -1,0 +1,51 @@
+"""Frames as a person reads them: one line each, for a worker that is run by hand."""
+
+from orchestrator.units import mib, milliseconds, rate
+from schemas.frames import AnyFrame, Done, Failed, Loaded, Phase, Progress, Ready, Trial
+from schemas.record import MemoryReading
+
+
+def describe(frame: AnyFrame, reading: MemoryReading | None) -> str:
+    """One line for a frame; `reading` is what memory looked like from outside at a phase edge."""
+    match frame:
+        case Phase():
+            return f"{_phase(frame)}{_memory(frame, reading)}"
+        case Ready():
+            versions = ", ".join(f"{name} {version}" for name, version in frame.versions.items())
+            return f"ready     pid {frame.pid}, {frame.device_name}, Python {frame.python}, {versions}"
+        case Progress():
+            return f"          {frame.message} {frame.done}/{frame.total}"
+        case Loaded():
+            stored = ", ".join(f"{mib(size)} MiB {dtype}" for dtype, size in frame.weight_bytes.items())
+            layers = ", ".join(f"{count} {name}" for name, count in frame.linear_classes.items())
+            return f"loaded    {frame.parameters:,} parameters in {stored}; {layers}"
+        case Trial():
+            speed = rate(len(frame.token_s) * frame.batch_size / frame.decode_s if frame.token_s else None)
+            return (
+                f"trial {frame.index:<3} {frame.prompt_tokens} + {frame.new_tokens} tokens × "
+                f"{frame.batch_size}: prefill {milliseconds(frame.prefill_s)} ms, decode {speed} tok/s"
+            )
+        case Done():
+            answer = f": {frame.sample_text!r}" if frame.sample_text is not None else ""
+            return f"done      {frame.trials_measured} of {frame.trials_planned} trials{answer}"
+        case Failed():
+            hint = f" ({frame.hint})" if frame.hint else ""
+            return f"failed    {frame.kind}: {frame.message}{hint}"
+
+
+def _phase(frame: Phase) -> str:
+    number = "" if frame.trial is None else f" {frame.trial}"
+    return f"→ {frame.name + number:<12}"
+
+
+def _memory(frame: Phase, reading: MemoryReading | None) -> str:
+    parts = []
+    if frame.torch is not None:
+        parts.append(f"torch {mib(frame.torch.allocated_bytes)} MiB allocated")
+        parts.append(f"{mib(frame.torch.reserved_bytes)} reserved")
+        parts.append(f"{mib(frame.torch.peak_allocated_bytes)} peak")
+    if reading is not None and reading.device_bytes is not None:
+        parts.append(f"NVML {mib(reading.process_bytes)} MiB process, {mib(reading.device_bytes)} device")
+    elif reading is not None:
+        parts.append(f"resident set {mib(reading.process_bytes)} MiB")
+    return ", ".join(parts)

@@ -1,0 +1,59 @@
+"""What there is to measure: the list of precisions, and the plan of a run not yet made."""
+
+from collections.abc import Mapping
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from orchestrator.interpreter import own_interpreter
+from orchestrator.plan import Plan, check, choose_device, choose_interpreters
+from orchestrator.precisions import Precision
+from orchestrator.units import duration
+from schemas.environment import Gpu
+from schemas.options import Options
+
+
+def print_precisions(precisions: Mapping[str, Precision], options: Options, gpus: list[Gpu]) -> None:
+    """Every precision, what it stores, and whether it can run here."""
+    device = choose_device(options.device, gpus)
+    interpreters = choose_interpreters(options.python, precisions)
+    table = Table(box=SIMPLE_HEAD, title=f"precisions, on {device}", title_justify="left", title_style="bold")
+    for heading in ("precision", "bits", "here", "needs", "what it is"):
+        table.add_column(heading, overflow="fold", no_wrap=heading == "precision")
+    for precision in precisions.values():
+        interpreter = interpreters.get(precision.name, own_interpreter())
+        why = check(precision, device, gpus, interpreter)
+        table.add_row(
+            precision.name,
+            f"{precision.bits_per_weight:g}",
+            "yes" if why is None else f"no: {why}",
+            ", ".join(precision.requirements),
+            precision.summary,
+        )
+    Console().print(table, markup=False)
+
+
+def print_plan(plan: Plan) -> None:
+    """The cells of a plan in the order they would run, and what is left out."""
+    console = Console()
+    for cell in plan.runnable:
+        job = cell.job
+        console.print(
+            f"{job.precision}: {job.model.name} on {job.device}, {len(job.workload.prompts)} prompts × "
+            f"{job.workload.new_tokens} new tokens, batch {job.workload.batch_size}, "
+            f"under {cell.interpreter.path}",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
+    for cell in plan.cells:
+        if cell.why_not:
+            console.print(
+                f"{cell.precision.name}: left out, {cell.why_not}",
+                highlight=False,
+                markup=False,
+                soft_wrap=True,
+            )
+    if plan.budget_s is not None:
+        console.print(f"budget: {duration(plan.budget_s)}", highlight=False)

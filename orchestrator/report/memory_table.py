@@ -1,0 +1,44 @@
+"""Torch's memory and NVML's side by side, one table per precision."""
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from orchestrator.memory import phase_memory
+from orchestrator.units import mib
+from orchestrator.warnings import run_warnings
+from schemas.record import CellRecord, Run
+
+GPU_HEADINGS = (
+    ("torch allocated", "allocated_bytes"),
+    ("torch reserved", "reserved_bytes"),
+    ("torch peak", "peak_allocated_bytes"),
+    ("NVML process", "process_bytes"),
+    ("outside torch", "outside_torch_bytes"),
+    ("NVML device", "device_bytes"),
+    ("device peak seen", "sampled_peak_bytes"),
+)
+CPU_HEADINGS = (("resident set", "process_bytes"), ("peak seen", "sampled_peak_bytes"))
+
+
+def print_memory(run: Run, cells: list[CellRecord]) -> None:
+    """One table per cell, in MiB: each phase as it ended, and its peaks."""
+    console = Console()
+    for cell in cells:
+        on_gpu = cell.ready is not None and cell.ready.device_uuid is not None
+        headings = GPU_HEADINGS if on_gpu else CPU_HEADINGS
+        table = Table(
+            title=f"{cell.label}, MiB at the end of each phase", title_justify="left", box=SIMPLE_HEAD
+        )
+        table.add_column("phase")
+        for heading, _ in headings:
+            table.add_column(heading, justify="right")
+        for phase in phase_memory(cell):
+            table.add_row(phase.phase, *(mib(getattr(phase, field)) for _, field in headings))
+        console.print(table)
+        if on_gpu:
+            console.print(
+                f"device in use before the worker: {mib(cell.baseline_device_bytes)} MiB\n", highlight=False
+            )
+    for line in run_warnings(run):
+        console.print(f"• {line}", highlight=False, markup=False, soft_wrap=True)

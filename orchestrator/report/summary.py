@@ -1,0 +1,137 @@
+"""The summary of a run: one row per precision, and below it what a reader must know to believe it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from orchestrator.metrics import CellMetrics, summarize
+from orchestrator.units import mib, milliseconds, percent, rate, ratio
+from orchestrator.warnings import run_warnings
+from schemas.record import Run
+
+
+class Column(NamedTuple):
+    """A heading and how its figure is read off a row."""
+
+    heading: str
+    show: Callable[[CellMetrics], str]
+
+
+SPEED = [
+    Column("TTFT ms", lambda row: milliseconds(row.ttft_s)),
+    Column("decode tok/s", lambda row: rate(row.decode_tok_s)),
+    Column("end-to-end tok/s", lambda row: rate(row.end_to_end_tok_s)),
+    Column("vs FP16", lambda row: ratio(row.end_to_end_versus_baseline)),
+]
+GPU_MEMORY = [
+    Column("loaded MiB", lambda row: mib(row.loaded_bytes)),
+    Column("peak MiB", lambda row: mib(row.peak_bytes)),
+    Column("NVML peak MiB", lambda row: mib(row.nvml_peak_bytes)),
+    Column("saved", lambda row: percent(row.saved_versus_baseline)),
+]
+CPU_MEMORY = [
+    Column("weights MiB", lambda row: mib(row.weight_bytes)),
+    Column("RSS loaded MiB", lambda row: mib(row.loaded_bytes)),
+    Column("RSS peak MiB", lambda row: mib(row.peak_bytes)),
+    Column("saved", lambda row: percent(row.saved_versus_baseline)),
+]
+
+
+def columns(run: Run) -> list[Column]:
+    """The columns that fit the device of a run."""
+    on_cpu = all(job.device == "cpu" for job in run.plan.jobs)
+    return [Column("precision", lambda row: row.label), *SPEED, *(CPU_MEMORY if on_cpu else GPU_MEMORY)]
+
+
+def title(run: Run) -> str:
+    """Model, device and workload in one line."""
+    if not run.plan.jobs:
+        return "nothing could run"
+    job = run.plan.jobs[0]
+    devices = {cell.ready.device_name for cell in run.cells if cell.ready}
+    device = run.environment.cpu if devices == {"CPU"} else ", ".join(sorted(devices)) or job.device
+    load = job.workload
+    prompt = f" of {load.prompt_tokens} tokens" if load.prompt_tokens else ""
+    return (
+        f"{job.model.name} on {device}: {len(load.prompts)} prompts{prompt} × {load.new_tokens} new tokens, "
+        f"batch {load.batch_size}, greedy, {load.warmup} warm-up"
+    )
+
+
+def print_summary(run: Run, path: Path) -> None:
+    """Print the table, why some rows are empty, the warnings, and where the raw facts lie."""
+    console = Console()
+    rows = summarize(run.cells)
+    table = Table(title=title(run), title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+    shown = columns(run)
+    for index, column in enumerate(shown):
+        table.add_column(column.heading, justify="right" if index else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(column.show(row) for column in shown))
+    console.print(table)
+    for line in notes(run, rows):
+        console.print(f"• {line}", highlight=False, markup=False, soft_wrap=True)
+    console.print(
+        f"\nrun folder: {path}\n  records   {path / 'records.jsonl'}\n  samples   {path / 'samples'}",
+        end="",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
+    console.print(
+        f"\n  logs      {path / 'logs'}\nmemory by phase: qbench-memory {path}",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def notes(run: Run, rows: list[CellMetrics]) -> list[str]:
+    """Why a row has no figures, then the warnings of the run."""
+    failures = [
+        f"{row.precision}: {row.reason}"
+        for row in rows
+        if row.reason and not row.reason.startswith("left out")
+    ]
+    return [*failures, *run_warnings(run)]
+
+
+def as_markdown(run: Run) -> str:
+    """The same table and notes, to paste into a text."""
+    rows, shown = summarize(run.cells), columns(run)
+    lines = [
+        f"**{title(run)}**",
+        "",
+        "| " + " | ".join(column.heading for column in shown) + " |",
+        "| --- |" + " ---: |" * (len(shown) - 1),
+    ]
+    lines += ["| " + " | ".join(column.show(row) for column in shown) + " |" for row in rows]
+    return "\n".join([*lines, "", *(f"- {line}" for line in notes(run, rows))])
+
+
+class Summary(msgspec.Struct, frozen=True, kw_only=True):
+    """What `--json` prints: unformatted figures, times in seconds and memory in bytes."""
+
+    title: str
+    rows: list[CellMetrics]
+    notes: list[str]
+    qbench: str
+    commit: str | None
+
+
+def as_json(run: Run) -> str:
+    """The summary as one JSON document."""
+    rows = summarize(run.cells)
+    summary = Summary(
+        title=title(run),
+        rows=rows,
+        notes=notes(run, rows),
+        qbench=run.environment.qbench,
+        commit=run.environment.commit,
+    )
+    return msgspec.json.format(msgspec.json.encode(summary)).decode()

@@ -1,0 +1,30 @@
+"""`qbench-report RUN`: the summary of a run again, from its records."""
+
+from pathlib import Path
+
+import click
+
+from orchestrator.command_line import run_command
+from orchestrator.report.summary import as_json, as_markdown, print_summary
+from orchestrator.store import read_run
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    run_command(report)
+
+
+@click.command("qbench-report")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option(
+    "--format", "form", type=click.Choice(["table", "md", "json"]), default="table", show_default=True,
+    help="How to print the summary.",
+)  # fmt: skip
+def report(run: Path, form: str) -> int:
+    """Print the summary of the run folder RUN, from its records alone."""
+    measured = read_run(run)
+    if form == "table":
+        print_summary(measured, run)
+    else:
+        click.echo(as_markdown(measured) if form == "md" else as_json(measured))
+    return 0

@@ -1,0 +1,103 @@
+"""A run on disk: the only module that reads or writes run folders.
+
+    RUN/plan.json           what was asked for
+    RUN/environment.json    the machine
+    RUN/records.jsonl       one CellRecord a line, appended and fsynced when its cell ends
+    RUN/samples/NAME.jsonl  the memory samples of one cell
+    RUN/logs/NAME.log       the stderr of one worker
+
+A run that is killed keeps every finished cell; a line torn by the kill is passed over when read.
+"""
+
+import os
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from orchestrator.errors import BadInput
+from schemas.environment import Environment
+from schemas.record import CellRecord, MemoryReading, Run, RunPlan
+
+T = TypeVar("T")
+
+
+class RunFolder:
+    """A run folder being written."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def create(cls, path: Path, plan: RunPlan, environment: Environment) -> "RunFolder":
+        """Make the folder and write what is known before the first cell. Raises `BadInput` if it is taken."""
+        if (path / "plan.json").exists():
+            raise BadInput("--out", str(path), "holds a run already", "Name a new folder")
+        try:
+            for folder in ("logs", "samples"):
+                (path / folder).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BadInput(
+                "--out", str(path), f"can't be made: {error.strerror}", "Name another folder"
+            ) from error
+        _write(path / "plan.json", msgspec.json.format(msgspec.json.encode(plan)))
+        _write(path / "environment.json", msgspec.json.format(msgspec.json.encode(environment)))
+        return cls(path)
+
+    def log(self, name: str) -> Path:
+        return self.path / "logs" / f"{name}.log"
+
+    def append(self, record: CellRecord) -> None:
+        """Keep a finished cell: its samples first, so that a record never lacks them."""
+        samples = b"".join(msgspec.json.encode(sample) + b"\n" for sample in record.samples)
+        _write(self.path / "samples" / f"{record.precision}.jsonl", samples)
+        line = msgspec.json.encode(msgspec.structs.replace(record, samples=[])) + b"\n"
+        with (self.path / "records.jsonl").open("ab") as file:
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def read_run(path: Path) -> Run:
+    """Read a run folder back. Raises `BadInput` where there is none, or it is not one of ours."""
+    try:
+        plan = _read(path / "plan.json", RunPlan)
+        environment = _read(path / "environment.json", Environment)
+    except OSError as error:
+        raise BadInput(
+            "RUN",
+            str(path),
+            f"is no run folder: no {error.filename}",
+            "Name a folder that qbench-orchestrate wrote",
+        ) from error
+    except msgspec.MsgspecError as error:
+        raise BadInput(
+            "RUN", str(path), f"can't be read: {error}", "Read it with the version that wrote it"
+        ) from error
+    return Run(plan=plan, environment=environment, cells=list(_read_cells(path)))
+
+
+def _read_cells(path: Path) -> list[CellRecord]:
+    file = path / "records.jsonl"
+    lines = file.read_bytes().split(b"\n") if file.exists() else [b""]
+    # Only what ends in a newline was written whole.
+    cells = [msgspec.json.decode(line, type=CellRecord) for line in lines[:-1]]
+    return [msgspec.structs.replace(cell, samples=_read_samples(path, cell)) for cell in cells]
+
+
+def _read_samples(path: Path, cell: CellRecord) -> list[MemoryReading]:
+    file = path / "samples" / f"{cell.precision}.jsonl"
+    if not file.exists():
+        return []
+    return msgspec.json.Decoder(MemoryReading).decode_lines(file.read_bytes())
+
+
+def _read(file: Path, kind: type[T]) -> T:
+    return msgspec.json.decode(file.read_bytes(), type=kind)
+
+
+def _write(file: Path, data: bytes) -> None:
+    with file.open("wb") as out:
+        out.write(data)
+        out.flush()
+        os.fsync(out.fileno())

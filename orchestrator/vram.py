@@ -1,0 +1,143 @@
+"""The memory sampler: a worker's memory seen from outside while it runs.
+
+Two kinds of look are taken, because they cost differently:
+
+- a *sample* every tenth of a second from a thread of its own shows the course of memory and catches
+  peaks between phases. With NVML it holds the device's bytes alone, a call of some microseconds;
+- an *edge* is read once per phase, while the worker stands still and has just read its own allocator. It
+  adds the process's bytes; listing processes takes a lock in the driver, so it is not done in passing.
+
+The thread sleeps on an event between samples: sampling must not take the core that a host-bound worker
+needs. `stats()` says what it did take. Times are CLOCK_MONOTONIC, as in the worker's frames.
+"""
+
+import statistics
+import threading
+import time
+from contextlib import suppress
+from itertools import pairwise
+from types import TracebackType
+from typing import Protocol, Self
+
+import psutil
+
+from orchestrator.nvml import Nvml, NvmlUnavailable
+from schemas.record import MemoryReading, SamplerStats
+
+
+class MemorySource(Protocol):
+    """Where readings come from; `name` is what SamplerStats calls it."""
+
+    name: str
+
+    def read(self, processes: bool) -> MemoryReading:
+        """Look now; `processes` asks for the worker's own share too.
+
+        Raises `psutil.NoSuchProcess` once there is no worker to look at.
+        """
+
+
+class NvmlSource:
+    """A GPU's bytes, and the share of one process on it.
+
+    `pid` may be set anew: what was started may be a launcher, and `Ready` brings the worker's own.
+    """
+
+    name = "nvml"
+
+    def __init__(self, nvml: Nvml, uuid: str, pid: int) -> None:
+        self.nvml = nvml
+        self.uuid = uuid
+        self.pid = pid
+
+    def read(self, processes: bool) -> MemoryReading:
+        at_ns = time.monotonic_ns()
+        try:
+            device_bytes = self.nvml.device_bytes(self.uuid)
+        except NvmlUnavailable as error:
+            return MemoryReading(at_ns=at_ns, reason=str(error))
+        if not processes:
+            return MemoryReading(at_ns=at_ns, device_bytes=device_bytes)
+        process_bytes, reason = self.nvml.process_bytes(self.uuid, self.pid)
+        return MemoryReading(
+            at_ns=at_ns, process_bytes=process_bytes, device_bytes=device_bytes, reason=reason
+        )
+
+
+class ResidentSetSource:
+    """The bytes of main memory that one process holds: the measure where the worker is on no GPU.
+
+    `pid` may be set anew, as in NvmlSource.
+    """
+
+    name = "resident-set"
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+
+    def read(self, processes: bool) -> MemoryReading:
+        at_ns = time.monotonic_ns()
+        rss_bytes = psutil.Process(self.pid).memory_info().rss
+        if rss_bytes == 0:  # ended, but not waited for yet: the kernel shows a zombie of no size
+            raise psutil.NoSuchProcess(self.pid)
+        reason = "not on an NVIDIA GPU: resident set of the worker process" if processes else None
+        return MemoryReading(at_ns=at_ns, process_bytes=rss_bytes, reason=reason)
+
+
+class MemorySampler:
+    """Samples a source every `period_s` seconds for the length of a `with`.
+
+    Sampling ends quietly where the worker ends first.
+    """
+
+    def __init__(self, source: MemorySource, period_s: float = 0.1) -> None:
+        self.source = source
+        self.period_s = period_s
+        self.samples: list[MemoryReading] = []
+        self._cpu_s = self._wall_s = 0.0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._sample, name="memory-sampler", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    @property
+    def latest(self) -> MemoryReading | None:
+        """The newest sample."""
+        return self.samples[-1] if self.samples else None
+
+    def edge(self) -> MemoryReading:
+        """Read now, in the caller's thread, with the worker's own share. Not among `samples`."""
+        try:
+            return self.source.read(processes=True)
+        except psutil.NoSuchProcess:
+            return MemoryReading(at_ns=time.monotonic_ns(), reason="the worker process has ended")
+
+    def stats(self) -> SamplerStats:
+        """What sampling cost and achieved so far; before two samples, `period_s` is as asked."""
+        gaps_ns = [later.at_ns - earlier.at_ns for earlier, later in pairwise(self.samples)]
+        return SamplerStats(
+            source=self.source.name,
+            samples=len(self.samples),
+            period_s=statistics.median(gaps_ns) / 1e9 if gaps_ns else self.period_s,
+            cpu_s=self._cpu_s,
+            wall_s=self._wall_s,
+        )
+
+    def _sample(self) -> None:
+        started_s = time.monotonic()
+        with suppress(psutil.NoSuchProcess):
+            while not self._stop.is_set():
+                self.samples.append(self.source.read(processes=False))
+                self._cpu_s, self._wall_s = time.thread_time(), time.monotonic() - started_s
+                self._stop.wait(self.period_s)

@@ -1,0 +1,66 @@
+"""What a reader must know before believing a table: one plain line each, from pure functions."""
+
+from collections.abc import Iterator
+
+from orchestrator.units import duration
+from schemas.frames import Done
+from schemas.record import CellRecord, Run, Skipped
+
+MIXED_PACKAGES = ("torch", "transformers")
+"""Packages whose versions move every figure, so that a mix within a table must be seen."""
+
+
+def run_warnings(run: Run) -> list[str]:
+    """Everything worth a warning in a run, most general first."""
+    return [*_notices(run), *_device(run), *_mixed_versions(run), *_shortened(run), *_hidden_memory(run)]
+
+
+def _notices(run: Run) -> Iterator[str]:
+    notices = (job.model.notice for job in run.plan.jobs)
+    yield from dict.fromkeys(notice for notice in notices if notice)
+
+
+def _device(run: Run) -> Iterator[str]:
+    if any(job.device == "cpu" for job in run.plan.jobs):
+        why = f" ({run.environment.gpu_reason})" if run.environment.gpu_reason else ""
+        yield f"no NVIDIA GPU was used{why}: memory is the resident set of the worker process"
+
+
+def _mixed_versions(run: Run) -> Iterator[str]:
+    for package in MIXED_PACKAGES:
+        users: dict[str, list[str]] = {}
+        for cell in run.cells:
+            if cell.ready and package in cell.ready.versions:
+                users.setdefault(cell.ready.versions[package], []).append(cell.precision)
+        if len(users) > 1:
+            mix = "; ".join(f"{version} in {', '.join(names)}" for version, names in users.items())
+            yield f"{package} differs between rows: {mix}"
+
+
+def _shortened(run: Run) -> Iterator[str]:
+    for cell in run.cells:
+        if isinstance(cell.outcome, Done):
+            yield from _shortened_cell(cell, cell.outcome)
+        elif isinstance(cell.outcome, Skipped):
+            yield f"{cell.precision}: left out, {cell.outcome.reason}"
+
+
+def _shortened_cell(cell: CellRecord, done: Done) -> Iterator[str]:
+    if done.trials_measured == done.trials_planned and not any(trial.cut_short for trial in cell.trials):
+        return
+    if cell.job is None or cell.job.budget_s is None:
+        return
+    share = f"its {duration(cell.job.budget_s)} of the budget"
+    trials = f"{done.trials_measured} of {done.trials_planned} trials"
+    if cell.trials[0].cut_short:
+        trials += f", {cell.trials[0].new_tokens} of {cell.job.workload.new_tokens} tokens"
+    yield f"{cell.precision}: {trials} fitted into {share}"
+
+
+def _hidden_memory(run: Run) -> Iterator[str]:
+    for cell in run.cells:
+        reasons = (edge.reading.reason for edge in cell.edges if edge.reading and cell.ready)
+        on_gpu = cell.ready is not None and cell.ready.device_uuid is not None
+        for reason in dict.fromkeys(reason for reason in reasons if reason):
+            if on_gpu:
+                yield f"{cell.precision}: NVML process bytes are missing: {reason}"

@@ -1,0 +1,138 @@
+"""One worker process: started, listened to, and ended with everything it started.
+
+The worker gets a session of its own, so that a Ctrl-C in the terminal reaches the parent alone and the
+parent can end the worker's whole group: terminate, wait, kill. A worker's stdout carries frames and
+nothing else; its stderr is a log file.
+"""
+
+import os
+import selectors
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import msgspec
+
+from schemas.frames import AnyFrame, Done, Failed
+from schemas.job import Job
+
+GRACE_S = 3.0
+"""How long a worker may take to end after it is asked to."""
+
+
+class WorkerProcess:
+    """A running worker, ended at the close of a `with`."""
+
+    def __init__(self, command: list[str], environment: dict[str, str], job: Job, log: Path | None) -> None:
+        self.command = command
+        self.environment = environment
+        self.job = job
+        self.log = log
+        self.decoder: msgspec.json.Decoder[AnyFrame] = msgspec.json.Decoder(AnyFrame)
+
+    def __enter__(self) -> Self:
+        with self.log.open("wb") if self.log else nullcontext() as log:
+            self.process = subprocess.Popen(
+                self.command,
+                env=self.environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,  # None: the parent's own
+                start_new_session=True,
+            )
+        self._write(msgspec.json.encode(self.job) + b"\n")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        # A worker that said its last word may take a moment to unload; its children get no such moment.
+        if error is None:
+            self._wait(GRACE_S)
+        self._signal_group(signal.SIGTERM)
+        self._wait(GRACE_S)
+        self._signal_group(signal.SIGKILL)
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                pipe.close()
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def acknowledge(self) -> None:
+        """Let the worker go on from a phase edge."""
+        self._write(b"\n")
+
+    def frames(self, timeout_s: float, tick_s: float = 0.25) -> Iterator[AnyFrame | None]:
+        """What the worker sends, up to Done or Failed; None every `tick_s` without news.
+
+        A worker that dies, hangs or talks nonsense yields a Failed of the parent's own making.
+        """
+        deadline_s = time.monotonic() + timeout_s
+        for line in self._lines(tick_s):
+            if time.monotonic() > deadline_s:
+                yield Failed(
+                    kind="timeout",
+                    message=f"no result within {timeout_s:g} s",
+                    hint="raise --timeout, or lower --new-tokens",
+                )
+                return
+            if line is None:
+                yield None
+                continue
+            frame = self._decode(line)
+            yield frame
+            if isinstance(frame, Done | Failed):
+                return
+        yield self._describe_death()
+
+    def _lines(self, tick_s: float) -> Iterator[bytes | None]:
+        assert self.process.stdout is not None
+        descriptor = self.process.stdout.fileno()
+        pending = b""
+        with selectors.DefaultSelector() as selector:
+            selector.register(descriptor, selectors.EVENT_READ)
+            while True:
+                if not selector.select(tick_s):
+                    yield None
+                    continue
+                chunk = os.read(descriptor, 65_536)
+                if not chunk:
+                    return
+                *lines, pending = (pending + chunk).split(b"\n")
+                yield from lines
+
+    def _decode(self, line: bytes) -> AnyFrame:
+        try:
+            return self.decoder.decode(line)
+        except msgspec.MsgspecError as error:
+            return Failed(kind="crashed", message=f"the worker sent a line that is no frame: {error}")
+
+    def _describe_death(self) -> Failed:
+        status = self.process.wait()
+        if status >= 0:
+            return Failed(kind="crashed", message=f"the worker ended with status {status} and no word")
+        name = signal.Signals(-status).name
+        hint = "the kernel kills what takes too much memory: see dmesg" if name == "SIGKILL" else None
+        return Failed(kind="crashed", message=f"the worker was killed by {name}", hint=hint)
+
+    def _write(self, data: bytes) -> None:
+        assert self.process.stdin is not None
+        with suppress(BrokenPipeError):  # it has ended; the frames, or their lack, will tell
+            self.process.stdin.write(data)
+            self.process.stdin.flush()
+
+    def _signal_group(self, number: signal.Signals) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, number)
+
+    def _wait(self, timeout_s: float) -> None:
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(timeout_s)

@@ -1,0 +1,33 @@
+"""The machine a run was measured on."""
+
+import msgspec
+
+
+class Gpu(msgspec.Struct, frozen=True, kw_only=True):
+    """One NVIDIA GPU as NVML describes it."""
+
+    index: int
+    """NVML's index; torch may count otherwise, so devices are matched by `uuid`."""
+    uuid: str
+    name: str
+    memory_bytes: int
+    compute_capability: tuple[int, int]
+    memory_info_version: int
+    """2 where NVML reports driver-reserved memory apart, 1 where it counts it as used."""
+
+
+class Environment(msgspec.Struct, frozen=True, kw_only=True):
+    """Host, driver and GPUs; the workers' package versions stand in their own records."""
+
+    qbench: str
+    commit: str | None
+    """Commit of the project's checkout, `-dirty` appended where it was changed."""
+    python: str
+    platform: str
+    cpu: str
+    cpu_count: int
+    memory_bytes: int
+    gpus: list[Gpu]
+    gpu_reason: str | None = None
+    """Why `gpus` is empty."""
+    driver: str | None = None

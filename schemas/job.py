@@ -1,0 +1,64 @@
+"""The Job: everything a worker needs to know, sent to it as one line of JSON on stdin."""
+
+from typing import Literal
+
+import msgspec
+
+ModelKind = Literal["hub", "folder", "gguf", "random"]
+
+RANDOM_WEIGHTS_WARNING = "random weights: no quality, and INT8 has no outliers"
+
+
+class ModelSource(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the weights come from.
+
+    `location` is a Hub id, a folder, a GGUF file or the name of a random architecture, as `kind` says.
+    """
+
+    kind: ModelKind
+    location: str
+    name: str
+    """Short name for titles and folders, e.g. `qwen2.5-0.5b-instruct`."""
+    notice: str | None = None
+    """One line that every output of the run repeats, e.g. that a fallback model was taken."""
+
+    @property
+    def is_random(self) -> bool:
+        return self.kind == "random"
+
+
+class Workload(msgspec.Struct, frozen=True, kw_only=True):
+    """What is generated: every batch of prompts once, greedily, exactly `new_tokens` each."""
+
+    prompts: list[str]
+    """Texts of the prompts; each is wrapped in the model's chat template where it has one."""
+    prompt_tokens: int | None = None
+    """Cut or repeat every prompt to exactly this many tokens; None keeps its natural length."""
+    new_tokens: int = 128
+    batch_size: int = 1
+    warmup: int = 1
+    """Untimed trials before the timed ones."""
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """One precision on one workload in one fresh process."""
+
+    precision: str
+    model: ModelSource
+    workload: Workload
+    device: str
+    """`cpu` or `cuda:N`, N as torch counts."""
+    packages: list[str] = []
+    """Distributions the worker's header names; `Ready` reports the version of each."""
+    checkpoint: str | None = None
+    """Folder or Hub id of ready quantized weights for this precision."""
+    seed: int = 0
+    budget_s: float | None = None
+    """Seconds the worker may spend from its start, preparation apart; it measures what fits."""
+    cache_folder: str
+    """Where prepared weights and recipes are kept between runs."""
+
+
+def decode_job(line: bytes) -> Job:
+    """Read a Job from one line of JSON. Raises `msgspec.ValidationError` naming the field."""
+    return msgspec.json.decode(line, type=Job)

@@ -1,0 +1,58 @@
+"""The options of a run, said once: parser, help, validation and record all follow from this Struct."""
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+Count = Annotated[int, Meta(ge=1, le=131_072)]
+Seconds = Annotated[float, Meta(gt=0)]
+
+
+def option(help: str, short: str | None = None) -> Meta:
+    """Describe one field: its help text, and its one-letter form where it has one."""
+    return Meta(description=help, extra={"short": short})
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """What to measure. A field `new_tokens` is the option `--new-tokens`; its Meta is the help."""
+
+    all: Annotated[bool, option("Measure every precision that can run here.")] = False
+    precision: Annotated[list[str], option("Measure this precision; repeatable.", "-p")] = []
+    model: Annotated[
+        str | None,
+        option(
+            "Hub id, local folder, GGUF file, or random:NAME. Default: Qwen/Qwen2.5-0.5B-Instruct where "
+            "it can be had, else the embedded SmolLM2-135M-Instruct.",
+            "-m",
+        ),
+    ] = None
+    checkpoint: Annotated[
+        dict[str, str], option("Ready quantized weights for a precision: NAME=FOLDER_OR_HUB_ID.")
+    ] = {}
+    python: Annotated[dict[str, str], option("Run a precision under another interpreter: NAME=PATH.")] = {}
+    device: Annotated[str, option("cpu, cuda, cuda:N, or auto (the first GPU, else the CPU).")] = "auto"
+    prompts: Annotated[
+        str | None, option("Text file with one prompt a line. Default: 20 prompts of our own.")
+    ] = None
+    prompt_tokens: Annotated[
+        Count | None, option("Cut or repeat every prompt to exactly this many tokens.")
+    ] = None
+    new_tokens: Annotated[Count, option("Tokens to generate per prompt.")] = 128
+    batch_size: Annotated[Count, option("Prompts generated together.")] = 1
+    warmup: Annotated[
+        Annotated[int, Meta(ge=0, le=1000)], option("Untimed trials before the timed ones.")
+    ] = 1
+    seed: Annotated[Annotated[int, Meta(ge=0)], option("Seed of random weights.")] = 0
+    budget: Annotated[
+        Seconds | None,
+        option(
+            "Seconds the measuring may take, shared out among the precisions; what does not fit is left "
+            "out and named. Default: 210 on a CPU, none on a GPU."
+        ),
+    ] = None
+    timeout: Annotated[Seconds, option("Seconds after which a worker is ended, preparation included.")] = 3600
+    out: Annotated[
+        str | None,
+        option("Run folder to write; it must not hold a run yet. Default: qbench-runs/TIME-MODEL."),
+    ] = None

@@ -1,0 +1,91 @@
+"""Records: the raw facts of a run as they lie on disk. Every figure is derived from them."""
+
+import msgspec
+
+from schemas.environment import Environment
+from schemas.frames import Done, Failed, Loaded, Phase, Ready, Trial
+from schemas.job import Job
+from schemas.options import Options
+
+SCHEMA_VERSION = 1
+
+
+class MemoryReading(msgspec.Struct, frozen=True, kw_only=True):
+    """One look at memory from outside the worker.
+
+    `process_bytes` and `device_bytes` come from NVML, or, without an NVIDIA GPU, `process_bytes` is
+    the worker's resident set. What could not be read is None and `reason` says why.
+    """
+
+    at_ns: int
+    process_bytes: int | None = None
+    device_bytes: int | None = None
+    reason: str | None = None
+
+
+class PhaseEdge(msgspec.Struct, frozen=True, kw_only=True):
+    """The worker's view and the parent's view of one synchronised instant."""
+
+    phase: Phase
+    reading: MemoryReading | None = None
+
+
+class SamplerStats(msgspec.Struct, frozen=True, kw_only=True):
+    """What the sampling cost and achieved; `source` is `nvml` or `resident-set`."""
+
+    source: str
+    samples: int
+    period_s: float
+    """Median time between samples."""
+    cpu_s: float
+    """CPU time of the sampling thread."""
+    wall_s: float
+
+
+class Skipped(msgspec.Struct, frozen=True, kw_only=True, tag_field="frame", tag="skipped"):
+    """The cell was left out before a worker was started."""
+
+    reason: str
+
+
+class CellRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything known of one precision on one workload: a line of `records.jsonl`."""
+
+    precision: str
+    label: str
+    bits_per_weight: float
+    outcome: Done | Failed | Skipped
+    job: Job | None = None
+    started_at: str | None = None
+    """UTC, ISO 8601."""
+    wall_s: float | None = None
+    ready: Ready | None = None
+    loaded: Loaded | None = None
+    edges: list[PhaseEdge] = []
+    trials: list[Trial] = []
+    samples: list[MemoryReading] = []
+    baseline_device_bytes: int | None = None
+    """NVML's device-wide use just before the worker was started."""
+    sampler: SamplerStats | None = None
+    log: str | None = None
+    """Worker's log, relative to the run folder."""
+    schema_version: int = SCHEMA_VERSION
+
+
+class RunPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run set out to do: `plan.json` of a run folder."""
+
+    command: list[str]
+    options: Options
+    jobs: list[Job]
+    skipped: dict[str, str]
+    """Precision → why it is not among the jobs."""
+    schema_version: int = SCHEMA_VERSION
+
+
+class Run(msgspec.Struct, frozen=True, kw_only=True):
+    """A run folder, read back."""
+
+    plan: RunPlan
+    environment: Environment
+    cells: list[CellRecord]

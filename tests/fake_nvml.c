@@ -1,0 +1,289 @@
+/* A libnvidia-ml.so.1 without a GPU: it plays the GPUs that a text file describes.
+ *
+ * The tests reach it through pynvml's real ctypes path, so the struct layouts, the names of the
+ * functions and the two-call protocol for lists are those of NVIDIA's nvml.h. The file named by
+ * FAKE_NVML_STATE is read again at every call: a test changes it and the GPU changes under a running
+ * process. One fact a line; what follows a `device` line belongs to that device:
+ *
+ *     driver VERSION                what nvmlSystemGetDriverVersion says
+ *     init_error CODE               nvmlInit fails with this nvmlReturn_t
+ *     memory_info_version 1         an old driver: there is no nvmlDeviceGetMemoryInfo_v2
+ *     device UUID NAME              begins the next GPU; none is there without such a line
+ *     total BYTES
+ *     reserved BYTES                held by the driver: version 1 counts it as used, version 2 does not
+ *     used BYTES
+ *     process PID BYTES|none        none: the driver does not tell (NVML_VALUE_NOT_AVAILABLE)
+ *     processes_auto BYTES          every live process started as `workers.…` uses that much
+ *     process_error CODE            listing processes fails; 13 is how an old driver looks to pynvml
+ *     lost 1                        every call on the device fails with NVML_ERROR_GPU_IS_LOST
+ */
+
+#include <ctype.h>
+#include <dirent.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { MAX_DEVICES = 8, MAX_PROCESSES = 64 };
+
+enum {
+    SUCCESS = 0,
+    ERROR_INVALID_ARGUMENT = 2,
+    ERROR_NOT_FOUND = 6,
+    ERROR_INSUFFICIENT_SIZE = 7,
+    ERROR_FUNCTION_NOT_FOUND = 13,
+    ERROR_GPU_IS_LOST = 15,
+    ERROR_ARGUMENT_VERSION_MISMATCH = 25,
+};
+
+static const unsigned MEMORY_V2 = 0x02000028;
+static const unsigned long long NOT_AVAILABLE = ~0ULL;
+
+typedef struct {
+    unsigned pid;
+    unsigned long long used;
+    unsigned gpu_instance, compute_instance;
+} Process;
+
+typedef struct {
+    unsigned long long total, free, used;
+} Memory;
+
+typedef struct {
+    unsigned version;
+    unsigned long long total, reserved, free, used;
+} Memory_v2;
+
+typedef struct {
+    char uuid[80], name[80];
+    unsigned long long total, reserved, used, processes_auto;
+    Process processes[MAX_PROCESSES];
+    unsigned process_count;
+    int process_error, lost;
+} Device;
+
+typedef struct {
+    char driver[80];
+    int init_error, memory_info_version;
+    Device devices[MAX_DEVICES];
+    unsigned device_count;
+} State;
+
+/* A handle is the device's number plus one, so that no handle is NULL. */
+typedef size_t Handle;
+
+static void read_process(Device *device, const char *rest) {
+    char bytes[32];
+    if (device->process_count == MAX_PROCESSES)
+        return;
+    Process *process = &device->processes[device->process_count];
+    if (sscanf(rest, "%u %31s", &process->pid, bytes) == 2) {
+        process->used = strcmp(bytes, "none") ? strtoull(bytes, NULL, 10) : NOT_AVAILABLE;
+        device->process_count++;
+    }
+}
+
+static void read_device_line(Device *device, const char *key, const char *rest) {
+    unsigned long long number = strtoull(rest, NULL, 10);
+    if (!strcmp(key, "total")) device->total = number;
+    if (!strcmp(key, "reserved")) device->reserved = number;
+    if (!strcmp(key, "used")) device->used = number;
+    if (!strcmp(key, "processes_auto")) device->processes_auto = number;
+    if (!strcmp(key, "process_error")) device->process_error = (int)number;
+    if (!strcmp(key, "lost")) device->lost = (int)number;
+    if (!strcmp(key, "process")) read_process(device, rest);
+}
+
+static void read_line(State *state, const char *key, const char *rest) {
+    if (!strcmp(key, "driver")) sscanf(rest, "%79s", state->driver);
+    if (!strcmp(key, "init_error")) state->init_error = atoi(rest);
+    if (!strcmp(key, "memory_info_version")) state->memory_info_version = atoi(rest);
+    if (!strcmp(key, "device") && state->device_count < MAX_DEVICES) {
+        Device *device = &state->devices[state->device_count++];
+        sscanf(rest, "%79s %79[^\n]", device->uuid, device->name);
+    } else if (state->device_count > 0) {
+        read_device_line(&state->devices[state->device_count - 1], key, rest);
+    }
+}
+
+static void read_state(State *state) {
+    memset(state, 0, sizeof *state);
+    state->memory_info_version = 2;
+    const char *path = getenv("FAKE_NVML_STATE");
+    FILE *file = path ? fopen(path, "r") : NULL;
+    if (!file)
+        return;
+    char line[256], key[32];
+    int key_length;
+    while (fgets(line, sizeof line, file))
+        if (sscanf(line, "%31s%n", key, &key_length) == 1)
+            read_line(state, key, line + key_length);
+    fclose(file);
+}
+
+/* Read the state and pick the handle's device; the result is an nvmlReturn_t. */
+static int open_device(State *state, Handle handle, Device **device) {
+    read_state(state);
+    if (handle == 0 || handle > state->device_count)
+        return ERROR_INVALID_ARGUMENT;
+    *device = &state->devices[handle - 1];
+    return (*device)->lost ? ERROR_GPU_IS_LOST : SUCCESS;
+}
+
+static int copy_text(char *to, unsigned size, const char *text) {
+    if (strlen(text) >= size)
+        return ERROR_INSUFFICIENT_SIZE;
+    strcpy(to, text);
+    return SUCCESS;
+}
+
+int nvmlInitWithFlags(unsigned flags) {
+    (void)flags;
+    State state;
+    read_state(&state);
+    return state.init_error;
+}
+
+int nvmlInit_v2(void) { return nvmlInitWithFlags(0); }
+
+int nvmlShutdown(void) { return SUCCESS; }
+
+const char *nvmlErrorString(int code) { return code ? "an error of the fake library" : "Success"; }
+
+int nvmlSystemGetDriverVersion(char *version, unsigned size) {
+    State state;
+    read_state(&state);
+    return copy_text(version, size, state.driver);
+}
+
+int nvmlDeviceGetCount_v2(unsigned *count) {
+    State state;
+    read_state(&state);
+    *count = state.device_count;
+    return SUCCESS;
+}
+
+int nvmlDeviceGetHandleByIndex_v2(unsigned index, Handle *handle) {
+    State state;
+    Device *device;
+    *handle = (Handle)index + 1;
+    return open_device(&state, *handle, &device);
+}
+
+int nvmlDeviceGetHandleByUUID(const char *uuid, Handle *handle) {
+    State state;
+    Device *device;
+    read_state(&state);
+    for (unsigned index = 0; index < state.device_count; index++)
+        if (!strcmp(state.devices[index].uuid, uuid)) {
+            *handle = (Handle)index + 1;
+            return open_device(&state, *handle, &device);
+        }
+    return ERROR_NOT_FOUND;
+}
+
+int nvmlDeviceGetIndex(Handle handle, unsigned *index) {
+    State state;
+    Device *device;
+    *index = (unsigned)handle - 1;
+    return open_device(&state, handle, &device);
+}
+
+int nvmlDeviceGetName(Handle handle, char *name, unsigned size) {
+    State state;
+    Device *device;
+    int code = open_device(&state, handle, &device);
+    return code ? code : copy_text(name, size, device->name);
+}
+
+int nvmlDeviceGetUUID(Handle handle, char *uuid, unsigned size) {
+    State state;
+    Device *device;
+    int code = open_device(&state, handle, &device);
+    return code ? code : copy_text(uuid, size, device->uuid);
+}
+
+int nvmlDeviceGetCudaComputeCapability(Handle handle, int *major, int *minor) {
+    State state;
+    Device *device;
+    *major = 9;
+    *minor = 0;
+    return open_device(&state, handle, &device);
+}
+
+int nvmlDeviceGetMemoryInfo(Handle handle, Memory *memory) {
+    State state;
+    Device *device;
+    int code = open_device(&state, handle, &device);
+    if (code)
+        return code;
+    memory->total = device->total;
+    memory->used = device->used + device->reserved;
+    memory->free = memory->total - memory->used;
+    return SUCCESS;
+}
+
+int nvmlDeviceGetMemoryInfo_v2(Handle handle, Memory_v2 *memory) {
+    State state;
+    Device *device;
+    int code = open_device(&state, handle, &device);
+    if (code)
+        return code;
+    if (state.memory_info_version < 2)
+        return ERROR_FUNCTION_NOT_FOUND;
+    if (memory->version != MEMORY_V2)
+        return ERROR_ARGUMENT_VERSION_MISMATCH;
+    memory->total = device->total;
+    memory->reserved = device->reserved;
+    memory->used = device->used;
+    memory->free = memory->total - memory->used - memory->reserved;
+    return SUCCESS;
+}
+
+/* Arguments lie in /proc/PID/cmdline with a NUL after each; a zombie has none. */
+static int is_worker(unsigned pid) {
+    char path[32], text[4096];
+    snprintf(path, sizeof path, "/proc/%u/cmdline", pid);
+    FILE *file = fopen(path, "r");
+    if (!file)
+        return 0;
+    size_t length = fread(text, 1, sizeof text - 1, file);
+    fclose(file);
+    text[length] = '\0';
+    for (char *word = text; word < text + length; word += strlen(word) + 1)
+        if (!strncmp(word, "workers.", strlen("workers.")))
+            return 1;
+    return 0;
+}
+
+static void add_workers(Device *device) {
+    DIR *folder = opendir("/proc");
+    if (!folder)
+        return;
+    for (struct dirent *entry; (entry = readdir(folder)) && device->process_count < MAX_PROCESSES;) {
+        unsigned pid = isdigit((unsigned char)entry->d_name[0]) ? (unsigned)atoi(entry->d_name) : 0;
+        if (pid && is_worker(pid)) {
+            Process worker = {.pid = pid, .used = device->processes_auto};
+            device->processes[device->process_count++] = worker;
+        }
+    }
+    closedir(folder);
+}
+
+/* NVML's protocol for lists: too small an array is answered with the size that is needed. */
+int nvmlDeviceGetComputeRunningProcesses_v3(Handle handle, unsigned *count, Process *processes) {
+    State state;
+    Device *device;
+    int code = open_device(&state, handle, &device);
+    if (code || device->process_error)
+        return code ? code : device->process_error;
+    if (device->processes_auto)
+        add_workers(device);
+    unsigned room = processes ? *count : 0;
+    *count = device->process_count;
+    if (room < *count)
+        return ERROR_INSUFFICIENT_SIZE;
+    if (processes)
+        memcpy(processes, device->processes, *count * sizeof *processes);
+    return SUCCESS;
+}

@@ -1,0 +1,68 @@
+"""A GPU to test against where there is none: `fake_nvml.c`, built once per session.
+
+A process started with `FakeNvml.env()` loads that library in place of NVIDIA's, pynvml included, and
+sees the GPUs that `FakeNvml.write()` described last; the C file lists what can be said of them. A module
+that imports `fake_nvml_fixture` has the fixture `fake_nvml`.
+"""
+
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+GPU_UUID = "GPU-11111111-2222-3333-4444-555555555555"
+
+ONE_GPU = f"""\
+driver 580.95.05
+device {GPU_UUID} Fake H100 80GB
+total 85899345920
+reserved 500000000
+used 1000000
+"""
+
+
+@dataclass(frozen=True)
+class FakeNvml:
+    """The built library and a state file of one test's own."""
+
+    library_folder: Path
+    state_file: Path
+
+    def write(self, state: str) -> None:
+        """Make `state` what the GPUs are from now on; a reader never meets half of it."""
+        draft = self.state_file.with_suffix(".draft")
+        draft.write_text(state)
+        draft.replace(self.state_file)
+
+    def env(self) -> dict[str, str]:
+        """This process's environment with the library and the state file in it."""
+        library_path = [str(self.library_folder), *os.environ.get("LD_LIBRARY_PATH", "").split(":")]
+        return os.environ | {
+            "LD_LIBRARY_PATH": ":".join(filter(None, library_path)),
+            "FAKE_NVML_STATE": str(self.state_file),
+        }
+
+
+def build(folder: Path) -> None:
+    """Compile `libnvidia-ml.so.1` into `folder`; skips the test without a C compiler."""
+    compiler = shutil.which("gcc") or shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler (gcc or cc) to build the fake NVML with")
+    folder.mkdir()
+    flags = ["-shared", "-fPIC", "-O1", "-Wall", "-Wextra"]
+    source = Path(__file__).with_suffix(".c")
+    subprocess.run([compiler, *flags, "-o", folder / "libnvidia-ml.so.1", source], check=True)
+
+
+@pytest.fixture(name="fake_nvml")
+def fake_nvml_fixture(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> FakeNvml:
+    """One idle GPU; `write()` changes it."""
+    folder = tmp_path_factory.getbasetemp() / "fake-nvml"  # built by the session's first test
+    if not folder.exists():
+        build(folder)
+    fake = FakeNvml(folder, tmp_path / "nvml-state.txt")
+    fake.write(ONE_GPU)
+    return fake

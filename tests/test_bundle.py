@@ -1,0 +1,59 @@
+"""The bundle holds what the workers need beyond the GPU machine's own packages, and stays small."""
+
+from pathlib import Path
+
+import pytest
+
+from orchestrator import bundle
+from orchestrator.bundle import bundled_requirements, write_bundle
+from orchestrator.errors import BadInput, QbenchError
+
+
+@pytest.fixture
+def pip_calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
+    """What pip was asked for; instead of installing, it lays down a bitsandbytes of three builds."""
+    calls: list[tuple[str, ...]] = []
+
+    def fake_pip(*arguments: str) -> None:
+        calls.append(arguments)
+        if arguments[0] == "install":
+            package = Path(arguments[arguments.index("--target") + 1], "bitsandbytes")
+            (package / "__pycache__").mkdir(parents=True)
+            for build in ("cpu", "cuda130", "cuda118"):
+                (package / f"libbitsandbytes_{build}.so").write_bytes(b"\0" * 1000)
+
+    monkeypatch.setattr(bundle, "_pip", fake_pip)
+    return calls
+
+
+def test_it_follows_the_headers_and_leaves_out_what_is_there() -> None:
+    names = {bundle._name(need) for need in bundled_requirements()}
+    assert {"msgspec", "bitsandbytes", "autoawq", "gguf"} <= names
+    assert not names & {"torch", "transformers", "accelerate"}
+
+
+def test_it_keeps_the_builds_that_the_gpu_machine_can_load(
+    tmp_path: Path, pip_calls: list[tuple[str, ...]]
+) -> None:
+    folder = tmp_path / "bundle"
+    assert write_bundle(folder) == 2000
+    kept = {path.name for path in folder.rglob("*") if path.is_file()}
+    assert kept == {"libbitsandbytes_cpu.so", "libbitsandbytes_cuda130.so"}
+    wheel, install = pip_calls
+    assert wheel[-1] == "autoawq==0.2.9"
+    assert "3.12" in install
+
+
+def test_too_large_a_bundle_fails_and_names_the_largest_file(
+    tmp_path: Path, pip_calls: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bundle, "MOST_BYTES", 1999)
+    with pytest.raises(QbenchError, match=r"over the limit.*largest file is bitsandbytes/"):
+        write_bundle(tmp_path / "bundle")
+
+
+def test_a_folder_in_use_is_left_alone(tmp_path: Path, pip_calls: list[tuple[str, ...]]) -> None:
+    (tmp_path / "mine.txt").write_text("kept")
+    with pytest.raises(BadInput, match="is not empty"):
+        write_bundle(tmp_path)
+    assert not pip_calls

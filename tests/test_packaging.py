@@ -1,0 +1,93 @@
+"""What is built holds every package and data file, and an extra for every worker's header."""
+
+import subprocess
+import sys
+import zipfile
+from email import message_from_bytes
+from email.message import Message
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from orchestrator import __version__
+from orchestrator.precisions import find_precisions
+
+ROOT = Path(__file__).parent.parent
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    """The wheel that `pip install .` would install."""
+    folder = tmp_path_factory.mktemp("dist")
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--wheel-dir",
+        str(folder),
+        str(ROOT),
+    ]
+    subprocess.run(command, check=True)
+    return zipfile.ZipFile(next(folder.glob("*.whl")))
+
+
+@pytest.fixture(scope="module")
+def metadata(wheel: zipfile.ZipFile) -> Message:
+    name = next(name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
+    return message_from_bytes(wheel.read(name))
+
+
+def requirements(metadata: Message, extra: str | None) -> set[str]:
+    """The names that `pip install qbench[extra]` asks for by our metadata."""
+    needs = map(Requirement, metadata.get_all("Requires-Dist", []))
+    return {
+        canonicalize_name(need.name)
+        for need in needs
+        if (need.marker.evaluate({"extra": extra or ""}) if need.marker else extra is None)
+    }
+
+
+def test_the_version_is_the_packages_own(metadata: Message) -> None:
+    assert (metadata["Name"], metadata["Version"]) == ("qbench", __version__)
+
+
+def test_the_base_is_light(metadata: Message) -> None:
+    base = requirements(metadata, extra=None)
+    assert "msgspec" in base
+    assert not base & {"torch", "transformers", "accelerate", "bitsandbytes", "autoawq"}
+
+
+def test_every_precision_has_its_extra(metadata: Message) -> None:
+    for name, precision in find_precisions().items():
+        expected = {canonicalize_name(Requirement(need).name) for need in precision.requirements}
+        assert requirements(metadata, extra=canonicalize_name(name)) == expected
+        assert expected <= requirements(metadata, extra="all")
+
+
+def test_developers_have_their_tools(metadata: Message) -> None:
+    assert requirements(metadata, extra="dev") == {"pytest", "hypothesis", "ruff", "mypy"}
+
+
+def test_the_wheel_holds_every_file_of_its_packages(wheel: zipfile.ZipFile) -> None:
+    """Texts, configs and recipes above all: a worker reads them from beside itself."""
+    expected = {
+        path.relative_to(ROOT).as_posix()
+        for package in ("orchestrator", "workers", "schemas")
+        for path in (ROOT / package).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert expected <= set(wheel.namelist())
+
+
+def test_commands_are_installed(wheel: zipfile.ZipFile) -> None:
+    name = next(name for name in wheel.namelist() if name.endswith("entry_points.txt"))
+    text = wheel.read(name).decode()
+    for command in ("qbench-orchestrate", "qbench-worker", "qbench-memory", "qbench-report"):
+        assert f"{command} = orchestrator." in text

@@ -1,0 +1,70 @@
+"""Where AWQ's prepared weights lie, found by content and without importing torch."""
+
+import hashlib
+import importlib.metadata
+import json
+from pathlib import Path
+
+from schemas.job import Job
+from workers import model_source
+
+BLOCK_TOKENS = 128
+"""Length of a calibration sample."""
+SHIPPED_RECIPES = Path(__file__).parent / "recipes"
+CALIBRATION_TEXT = Path(__file__).parent / "texts" / "calibration.txt"
+
+
+def is_prepared(job: Job) -> bool:
+    """Whether `load` will find its checkpoint; random weights are packed as they are made."""
+    return job.model.is_random or job.checkpoint is not None or packed_folder(job).exists()
+
+
+def packed_folder(job: Job) -> Path:
+    """Folder of this job's AWQ checkpoint in the cache."""
+    return Path(job.cache_folder) / "awq" / recipe_file(job).stem
+
+
+def recipe_file(job: Job) -> Path:
+    """This model's recipe: the one shipped with the project, else its place in the cache.
+
+    The name stands for everything that the recipe depends on, so that a recipe made on one machine
+    serves on any other.
+    """
+    folder = model_source.folder(job)
+    parts = (
+        model_fingerprint(folder),
+        str(choose_group_size(folder)),
+        str(BLOCK_TOKENS),
+        hashlib.sha256(CALIBRATION_TEXT.read_bytes()).hexdigest(),
+        importlib.metadata.version("autoawq"),
+    )
+    name = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24] + ".safetensors"
+    shipped = SHIPPED_RECIPES / name
+    return shipped if shipped.exists() else Path(job.cache_folder) / "awq-recipes" / name
+
+
+def model_fingerprint(folder: Path) -> str:
+    """SHA-256 that identifies the weights: of the GGUF they came from, else of the safetensors files."""
+    source = folder / "SOURCE_SHA256"
+    if source.exists():
+        return source.read_text().strip()
+    digest = hashlib.sha256()
+    for shard in sorted(folder.glob("*.safetensors")):
+        with shard.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def choose_group_size(folder: Path) -> int:
+    """The largest usual group size that divides the input width of every linear layer.
+
+    Raises `ValueError` where none does, since AWQ's kernels can't split a group.
+    """
+    config = json.loads((folder / "config.json").read_text())
+    hidden, heads = config["hidden_size"], config["num_attention_heads"]
+    attention_width = heads * (config.get("head_dim") or hidden // heads)
+    widths = {hidden, config["intermediate_size"], attention_width}
+    for group_size in (128, 64, 32):
+        if all(width % group_size == 0 for width in widths):
+            return group_size
+    raise ValueError(f"AWQ needs input widths divisible by 32; this model has {sorted(widths)}")

@@ -1,0 +1,39 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = [
+#   "torch>=2.6", "transformers>=5.17,<6", "accelerate>=1.10", "gguf>=0.17",
+#   "autoawq==0.2.9", "datasets>=2.20",
+# ]
+# [tool.qbench]
+# precision = "awq"
+# label = "AWQ INT4 (AutoAWQ)"
+# bits_per_weight = 4.25
+# devices = ["cpu", "cuda"]
+# min_compute_capability = 7.5
+# ///
+"""AWQ INT4: four-bit weights, calibrated so that the channels that matter keep their precision.
+
+Stores packed INT4 with an FP16 scale and an INT4 zero point per group of input channels, and multiplies
+through AutoAWQ's Triton kernel in FP16 (on a CPU: dequantized at every call, for reference only). It saves
+most memory; whether it is faster than FP16 depends on the kernel, not on the format.
+"""
+
+from schemas.job import Job
+from workers.awq_cache import is_prepared
+from workers.protocol import LoadedModel, Report, main
+
+
+def load(job: Job) -> LoadedModel:
+    from workers.awq_model import load_awq_model
+
+    return load_awq_model(job)
+
+
+def prepare(job: Job, report: Report) -> None:
+    from workers.awq_model import prepare_checkpoint
+
+    prepare_checkpoint(job, report)
+
+
+if __name__ == "__main__":
+    main(load, prepare, is_prepared)

@@ -1,0 +1,113 @@
+"""AWQ weights on a device through AutoAWQ: from a checkpoint, from a recipe, or random."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest.mock import patch
+
+import torch
+from accelerate import init_empty_weights
+from accelerate.utils import set_module_tensor_to_device
+from awq import AutoAWQForCausalLM
+from awq.modules.linear import gemm
+from awq.utils.module import get_named_linears, set_op_by_name
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from schemas.job import Job
+from workers import model_source
+from workers.awq_cache import choose_group_size, packed_folder, recipe_file
+from workers.awq_recipe import calibrate, pack
+from workers.protocol import LoadedModel, Report
+from workers.random_model import random_config, random_state_dict
+from workers.transformers_model import load_tokenizer
+
+RANDOM_GROUP_SIZE = 128
+ZERO_POINTS_OF_8 = 0x88888888 - 2**32
+"""Eight 4-bit zero points of 8, as a signed 32-bit integer."""
+DEVIATION_OF_INT4 = math.sqrt((16**2 - 1) / 12)
+"""Standard deviation of a uniform integer from 0 to 15."""
+
+
+def prepare_checkpoint(job: Job, report: Report) -> None:
+    """Pack this job's model by its recipe, calibrating first where there is no recipe yet."""
+    folder, recipe = model_source.folder(job), recipe_file(job)
+    group_size = choose_group_size(folder)
+    with _runnable_on(job.device):
+        if not recipe.exists():
+            calibrate(folder, group_size, recipe, job.model.name, report)
+        pack(folder, recipe, group_size, packed_folder(job), report)
+
+
+def load_awq_model(job: Job) -> LoadedModel:
+    """Load AWQ weights with AutoAWQ's GEMM layers, unfused.
+
+    Fusing needs AutoAWQ's prebuilt kernels of 2024, which current torch can't load; without them AutoAWQ
+    leaves the layers apart by itself.
+    """
+    if job.model.is_random:
+        return LoadedModel(_random_awq_model(job), None)
+    checkpoint = job.checkpoint or str(packed_folder(job))
+    with _runnable_on(job.device):
+        loaded = AutoAWQForCausalLM.from_quantized(checkpoint, fuse_layers=False, device_map={"": job.device})
+    return LoadedModel(loaded.model.eval(), load_tokenizer(job))
+
+
+@contextmanager
+def _runnable_on(device: str) -> Iterator[None]:
+    """Let AutoAWQ load and run on a CPU without Intel's extension, which it asks for there.
+
+    Its plain path, dequantize and multiply in torch, works anywhere; AutoAWQ takes it when it believes
+    in a GPU while loading and finds no Triton while running.
+    """
+    if device != "cpu":
+        yield
+        return
+    gemm.TRITON_AVAILABLE = False
+    with patch("awq.models.base.get_best_device", lambda: "cuda:0"):
+        yield
+
+
+def _random_awq_model(job: Job) -> PreTrainedModel:
+    """The architecture with random packed integers: AWQ's shapes and bytes, straight on the device.
+
+    Scales are chosen so that a uniform 4-bit integer around zero point 8 has the deviation that the
+    architecture's own initialisation has.
+    """
+    config = random_config(job.model.location)
+    with init_empty_weights():
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float16)
+        for layer in model.model.layers:
+            for name, linear in get_named_linears(layer).items():
+                packed = gemm.WQLinear_GEMM.from_linear(linear, 4, RANDOM_GROUP_SIZE, init_only=True)
+                set_op_by_name(layer, name, packed)
+    dense = random_state_dict(config, job.device, torch.float16, job.seed)
+    generator = torch.Generator(job.device).manual_seed(job.seed)
+    for name, empty in [*model.named_parameters(), *model.named_buffers()]:
+        if empty.is_meta:
+            known = name in dense
+            value = (
+                dense[name][...]
+                if known
+                else _random_packed(name, empty, config.initializer_range, generator)
+            )
+            set_module_tensor_to_device(model, name, job.device, value)
+    model.tie_weights()
+    return model.to(job.device).eval()
+
+
+def _random_packed(
+    name: str, like: torch.Tensor, deviation: float, generator: torch.Generator
+) -> torch.Tensor:
+    if name.endswith("qweight"):
+        bounds = torch.iinfo(torch.int32)
+        return torch.randint(
+            bounds.min,
+            bounds.max,
+            like.shape,
+            dtype=torch.int32,
+            device=generator.device,
+            generator=generator,
+        )
+    if name.endswith("qzeros"):
+        return torch.full(like.shape, ZERO_POINTS_OF_8, dtype=torch.int32, device=generator.device)
+    return torch.full(like.shape, deviation / DEVIATION_OF_INT4, dtype=like.dtype, device=generator.device)

@@ -1,0 +1,30 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["torch>=2.6", "transformers>=5.17,<6", "accelerate>=1.10", "gguf>=0.17"]
+# [tool.qbench]
+# precision = "bf16"
+# label = "BF16"
+# bits_per_weight = 16
+# devices = ["cpu", "cuda"]
+# min_compute_capability = 8.0
+# ///
+"""BF16: sixteen bits with FP32's range and a shorter mantissa.
+
+The same bytes as FP16, hence the same floor on memory and on decode time; the format most models are
+trained in, and the one that doesn't overflow where FP16 does. GPUs before Ampere have no units for it.
+"""
+
+from schemas.job import Job
+from workers.protocol import LoadedModel, main
+
+
+def load(job: Job) -> LoadedModel:
+    import torch
+
+    from workers.transformers_model import load_transformers_model
+
+    return load_transformers_model(job, torch.bfloat16)
+
+
+if __name__ == "__main__":
+    main(load)

@@ -1,0 +1,162 @@
+"""How a worker talks: frames out on a private descriptor, the Job and acknowledgements in on stdin.
+
+Libraries print to stdout when they please, in Python and in C. So before anything heavy is imported
+the worker sets descriptor 1 aside for frames and points the old number at stderr: what others print
+lands in the log and can never corrupt a frame.
+"""
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+
+import msgspec
+
+from schemas.frames import Failed, FailureKind, Frame, Phase, PhaseName, Progress, TorchMemory
+from schemas.job import Job, decode_job
+from workers import model_source
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+PR_SET_PDEATHSIG = 1
+TOLD_ITS_FAILURE = 3
+"""Exit status of a preparation that has sent its own Failed frame."""
+
+
+class LoadedModel(NamedTuple):
+    """A model on its device in eval mode, and its tokenizer (None for random weights)."""
+
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase | None"
+
+
+Load = Callable[[Job], LoadedModel]
+Report = Callable[[str, int, int], None]
+"""Told what is being done, and how many of how many are done."""
+Prepare = Callable[[Job, Report], None]
+
+
+class Unsupported(Exception):
+    """This precision can't do what was asked, for a reason that is no bug. `hint` says what can."""
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class Channel:
+    """Both directions of the talk with the parent."""
+
+    def __init__(self, frames: BinaryIO, answers: BinaryIO) -> None:
+        self.frames = frames
+        self.answers = answers
+        self.encoder = msgspec.json.Encoder()
+
+    @classmethod
+    def take_over(cls, frames_descriptor: int | None = None) -> "Channel":
+        """Set stdin and stdout aside, and send whatever else is printed to stderr."""
+        frames = os.dup(1) if frames_descriptor is None else frames_descriptor
+        answers = os.dup(0)
+        os.dup2(2, 1)
+        with open(os.devnull, "rb") as nothing:
+            os.dup2(nothing.fileno(), 0)
+        return cls(os.fdopen(frames, "wb", buffering=0), os.fdopen(answers, "rb"))
+
+    def send(self, frame: Frame) -> None:
+        self.frames.write(self.encoder.encode(frame) + b"\n")
+
+    def report(self, message: str, done: int, total: int) -> None:
+        self.send(Progress(message=message, done=done, total=total))
+
+    def enter(self, name: PhaseName, trial: int | None = None, memory: TorchMemory | None = None) -> None:
+        """Tell the parent of a phase edge, and wait until it has looked at memory too."""
+        self.send(Phase(name=name, at_ns=time.monotonic_ns(), trial=trial, torch=memory))
+        self.answers.readline()
+
+
+def main(
+    load: Load, prepare: Prepare | None = None, is_prepared: Callable[[Job], bool] = lambda job: True
+) -> None:
+    """Be a worker: read a Job, measure what `load` gives, send frames, exit 0 or 1.
+
+    `prepare` makes what `load` needs (converted, calibrated or packed weights) and keeps it in the
+    job's cache folder; it runs in a process of its own, so that nothing of it is left in this one
+    when memory is measured. `is_prepared` must be cheap: it is asked before torch is imported.
+    """
+    _die_with_parent()
+    preparing = sys.argv[1:2] == ["--prepare"]
+    channel = Channel.take_over(int(sys.argv[2]) if preparing else None)
+    try:
+        job = decode_job(channel.answers.readline())
+        if preparing:
+            _prepare(job, prepare, is_prepared, channel)
+            return
+        channel.enter("start")
+        if not (model_source.is_prepared(job) and is_prepared(job)):
+            channel.enter("prepare")
+            _prepare_in_own_process(job, channel)
+        from workers.measure import measure
+
+        measure(job, load, channel)
+    except Exception as error:
+        traceback.print_exc()
+        channel.send(describe_failure(error))
+        sys.exit(TOLD_ITS_FAILURE if preparing else 1)
+
+
+def _prepare(job: Job, prepare: Prepare | None, is_prepared: Callable[[Job], bool], channel: Channel) -> None:
+    if not model_source.is_prepared(job):
+        model_source.prepare(job, channel.report)
+    if prepare is not None and not is_prepared(job):
+        prepare(job, channel.report)
+
+
+def _prepare_in_own_process(job: Job, channel: Channel) -> None:
+    descriptor = channel.frames.fileno()
+    module = sys.modules["__main__"].__spec__.name  # type: ignore[union-attr]
+    command = [sys.executable, "-P", "-m", module, "--prepare", str(descriptor)]
+    done = subprocess.run(command, input=msgspec.json.encode(job) + b"\n", pass_fds=[descriptor])
+    if done.returncode == TOLD_ITS_FAILURE:
+        sys.exit(1)
+    if done.returncode != 0:
+        raise RuntimeError(f"preparation ended with status {done.returncode}")
+
+
+def _die_with_parent() -> None:
+    """Ask Linux to end this process when its parent ends, so that no run leaves a model on a GPU."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def describe_failure(error: Exception) -> Failed:
+    """Turn an exception into a row of the table: what kind, in one line, and what to do."""
+    kind, hint = _classify(error)
+    first_line = str(error).strip().split("\n", 1)[0] or type(error).__name__
+    return Failed(
+        kind=kind,
+        message=first_line[:300],
+        hint=hint,
+        traceback="".join(traceback.format_exception(error)),
+    )
+
+
+def _classify(error: Exception) -> tuple[FailureKind, str | None]:
+    text = str(error)
+    if isinstance(error, Unsupported):
+        return "unsupported", error.hint
+    if isinstance(error, ImportError):
+        name = (error.name or "").split(".")[0]
+        return "missing-package", f"pip install {name}" if name else None
+    # Under memory pressure a failing NVML call turns torch's own out-of-memory into an internal assert.
+    if isinstance(error, MemoryError) or "out of memory" in text or "NVML_SUCCESS == r" in text:
+        return "out-of-memory", "take a smaller model, fewer tokens or a smaller batch"
+    if isinstance(error, OSError) and "model" in text:
+        return "bad-model", "check --model; the log has the whole message"
+    return "error", None
