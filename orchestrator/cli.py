@@ -62,7 +62,7 @@ def orchestrate(json_: bool, list_: bool, dry_run: bool, **given: Any) -> int:
                 messages.print(
                     f"left out {cell.precision.name}: {cell.why_not}", highlight=False, markup=False
                 )
-        watching = watcher(messages, [cell.job for cell in plan.runnable])
+        watching = watcher(messages, len(plan.runnable))
         interrupted = False
         try:
             run_plan(plan, folder, watching, nvml, options.timeout, explicit=not options.all)

@@ -18,9 +18,10 @@ from schemas.record import CellRecord, MemoryReading
 class Watcher:
     """Follows a run and tells of it in plain lines: one when a cell begins, one when it ends."""
 
-    def __init__(self, console: Console, jobs: list[Job]) -> None:
+    def __init__(self, console: Console, cells: int) -> None:
         self.console = console
-        self.jobs = jobs
+        self.cells = cells
+        self.begun = 0
         self.finished_s: list[float] = []
 
     def __enter__(self) -> Self:
@@ -33,6 +34,7 @@ class Watcher:
 
     def begin(self, job: Job) -> None:
         self.job = job
+        self.begun += 1
         self.began_s = time.monotonic()
         self.trials: list[Trial] = []
         self.phase = "start"
@@ -63,7 +65,7 @@ class Watcher:
         self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def _position(self) -> str:
-        return f"[{self.jobs.index(self.job) + 1}/{len(self.jobs)}]"
+        return f"[{self.begun}/{self.cells}]"
 
 
 class LiveWatcher(Watcher):
@@ -112,10 +114,10 @@ class LiveWatcher(Watcher):
             cell_s = estimate_s if cell_s is None else min(cell_s, estimate_s)
         if cell_s is None:
             return None
-        others = len(self.jobs) - self.jobs.index(self.job) - 1
         typical_s = max([cell_s, *self.finished_s])
-        return cell_s - elapsed_s + others * typical_s
+        return cell_s - elapsed_s + (self.cells - self.begun) * typical_s
 
 
-def watcher(console: Console, jobs: list[Job]) -> Watcher:
-    return LiveWatcher(console, jobs) if console.is_terminal else Watcher(console, jobs)
+def watcher(console: Console, cells: int) -> Watcher:
+    """The watcher that fits where the messages go."""
+    return LiveWatcher(console, cells) if console.is_terminal else Watcher(console, cells)
