@@ -29,7 +29,7 @@ def ratio(value: float | None) -> str:
 
 
 def percent(value: float | None) -> str:
-    return ABSENT if value is None else f"{value * 100:.0f} %"
+    return ABSENT if value is None else f"{value * 100:.0f}%"
 
 
 def duration(value_s: float) -> str:

@@ -25,8 +25,8 @@ class Column(NamedTuple):
 SPEED = [
     Column("TTFT ms", lambda row: milliseconds(row.ttft_s)),
     Column("decode tok/s", lambda row: rate(row.decode_tok_s)),
-    Column("end-to-end tok/s", lambda row: rate(row.end_to_end_tok_s)),
-    Column("vs FP16", lambda row: ratio(row.end_to_end_versus_baseline)),
+    Column("vs FP16", lambda row: ratio(row.decode_versus_baseline)),
+    Column("end to end tok/s", lambda row: rate(row.end_to_end_tok_s)),
 ]
 GPU_MEMORY = [
     Column("loaded MiB", lambda row: mib(row.loaded_bytes)),
@@ -45,7 +45,7 @@ CPU_MEMORY = [
 def columns(run: Run) -> list[Column]:
     """The columns that fit the device of a run."""
     on_cpu = all(job.device == "cpu" for job in run.plan.jobs)
-    return [Column("precision", lambda row: row.label), *SPEED, *(CPU_MEMORY if on_cpu else GPU_MEMORY)]
+    return [Column("precision", lambda row: row.precision), *SPEED, *(CPU_MEMORY if on_cpu else GPU_MEMORY)]
 
 
 def title(run: Run) -> str:
@@ -70,7 +70,7 @@ def print_summary(run: Run, path: Path) -> None:
     table = Table(title=title(run), title_justify="left", title_style="bold", box=SIMPLE_HEAD)
     shown = columns(run)
     for index, column in enumerate(shown):
-        table.add_column(column.heading, justify="right" if index else "left", overflow="fold")
+        table.add_column(column.heading, justify="right" if index else "left", no_wrap=index == 0)
     for row in rows:
         table.add_row(*(column.show(row) for column in shown))
     console.print(table)
