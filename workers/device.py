@@ -69,6 +69,9 @@ class CudaDevice(Device):
             )
         self.torch = torch.device(name)
         torch.cuda.set_device(self.torch)
+        # cuDNN's attention, torch's first choice on Hopper, builds a plan for every new length of the KV
+        # cache, some 50 ms a token until all lengths have been met; the other kernels take any length.
+        torch.backends.cuda.enable_cudnn_sdp(False)
         properties = torch.cuda.get_device_properties(self.torch)
         self.name = properties.name
         self.uuid = f"GPU-{properties.uuid}"

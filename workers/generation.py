@@ -17,6 +17,9 @@ from transformers import DynamicCache, PreTrainedModel
 from workers.device import Device
 from workers.prompts import Batch
 
+FEWEST_STEPS = 8
+"""Decode steps that are made however late it is, since a rate from fewer says little."""
+
 
 class Generation(NamedTuple):
     """Wall spans lie between two synchronisations of the device."""
@@ -38,7 +41,7 @@ def generate(
     between: Callable[[], None] = lambda: None,
     deadline_ns: int | None = None,
 ) -> Generation:
-    """Generate `new_tokens` per row, or fewer where `deadline_ns` (monotonic) passes.
+    """Generate `new_tokens` per row, or fewer where `deadline_ns` (monotonic) passes, but a few at least.
 
     `between` is called after prefill and before decode, outside of both spans.
     """
@@ -56,7 +59,7 @@ def generate(
     start_ns = time.monotonic_ns()
     times.mark()
     for step in range(new_tokens - 1):
-        if deadline_ns is not None and time.monotonic_ns() > deadline_ns:
+        if deadline_ns is not None and step >= FEWEST_STEPS and time.monotonic_ns() > deadline_ns:
             break
         token = _step(model, token, cache, *inputs.decode(step))
         tokens.append(token)

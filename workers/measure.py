@@ -28,17 +28,18 @@ WARMUP_SHARE = 0.25
 SAMPLE_CHARACTERS = 200
 
 
-def measure(job: Job, load: Load, channel: Channel) -> None:
-    """Run the job from its imports to Done, sending frames as things happen."""
-    # The budget counts from here: preparation is done once and kept, so it isn't part of measuring.
-    deadline_ns = None if job.budget_s is None else time.monotonic_ns() + int(job.budget_s * 1e9)
+def measure(job: Job, load: Load, channel: Channel, began_ns: int) -> None:
+    """Run the job from its imports to Done, sending frames as things happen.
+
+    The budget, if there is one, counts from `began_ns` (monotonic).
+    """
+    deadline_ns = None if job.budget_s is None else began_ns + int(job.budget_s * 1e9)
     versions = _import_packages(job.packages)
+    channel.enter("context")
     device = open_device(job)
     channel.send(_ready(device, versions))
 
     enter = partial(_enter, channel, device)
-    enter("context")
-    device.release_unused()
     enter("load")
     loaded = load(job)
     device.release_unused()

@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
 from orchestrator.interpreter import own_interpreter
 from orchestrator.plan import Plan, check, choose_device, choose_interpreters
 from orchestrator.precisions import Precision
+from orchestrator.report.summary import open_console
 from orchestrator.units import duration
 from schemas.environment import Gpu
 from schemas.options import Options
@@ -31,12 +31,12 @@ def print_precisions(precisions: Mapping[str, Precision], options: Options, gpus
             ", ".join(precision.requirements),
             precision.summary,
         )
-    Console().print(table, markup=False)
+    open_console().print(table)
 
 
 def print_plan(plan: Plan) -> None:
     """The cells of a plan in the order they would run, and what is left out."""
-    console = Console()
+    console = open_console()
     for cell in plan.runnable:
         job = cell.job
         console.print(

@@ -1,10 +1,10 @@
 """Torch's memory and NVML's side by side, one table per precision."""
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
 from orchestrator.memory import phase_memory
+from orchestrator.report.summary import open_console
 from orchestrator.units import mib
 from orchestrator.warnings import run_warnings
 from schemas.record import CellRecord, Run
@@ -23,7 +23,7 @@ CPU_HEADINGS = (("resident set", "process_bytes"), ("peak seen", "sampled_peak_b
 
 def print_memory(run: Run, cells: list[CellRecord]) -> None:
     """One table per cell, in MiB: each phase as it ended, and its peaks."""
-    console = Console()
+    console = open_console()
     for cell in cells:
         on_gpu = cell.ready is not None and cell.ready.device_uuid is not None
         headings = GPU_HEADINGS if on_gpu else CPU_HEADINGS

@@ -14,6 +14,8 @@ from orchestrator.units import mib, milliseconds, percent, rate, ratio
 from orchestrator.warnings import run_warnings
 from schemas.record import Run
 
+PAGE_COLUMNS = 120
+
 
 class Column(NamedTuple):
     """A heading and how its figure is read off a row."""
@@ -63,11 +65,17 @@ def title(run: Run) -> str:
     )
 
 
+def open_console() -> Console:
+    """Stdout; as wide as a page where it is no terminal, whose width is then unknown."""
+    console = Console()
+    return console if console.is_terminal else Console(width=PAGE_COLUMNS)
+
+
 def print_summary(run: Run, path: Path) -> None:
     """Print the table, why some rows are empty, the warnings, and where the raw facts lie."""
-    console = Console()
+    console = open_console()
     rows = summarize(run.cells)
-    table = Table(title=title(run), title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+    table = Table(title=title(run), title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
     shown = columns(run)
     for index, column in enumerate(shown):
         table.add_column(column.heading, justify="right" if index else "left", no_wrap=index == 0)
