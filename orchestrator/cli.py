@@ -56,12 +56,10 @@ def orchestrate(json_: bool, list_: bool, dry_run: bool, **given: Any) -> int:
             print_plan(plan)
             return 0
         folder = start_run(options, plan, nvml, gpu_reason)
-        messages = Console(stderr=True)
+        messages = Console(stderr=True, highlight=False, markup=False)
         for cell in plan.cells:
             if cell.why_not:
-                messages.print(
-                    f"left out {cell.precision.name}: {cell.why_not}", highlight=False, markup=False
-                )
+                messages.print(f"left out {cell.precision.name}: {cell.why_not}", soft_wrap=True)
         watching = watcher(messages, len(plan.runnable))
         interrupted = False
         try:
