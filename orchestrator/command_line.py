@@ -44,14 +44,16 @@ def _click_option(field: shapes.Field) -> Command:
     if isinstance(described.type, shapes.BoolType):
         return click.option(*flags, is_flag=True, help=help_text)
     repeatable = isinstance(described.type, shapes.ListType | shapes.DictType)
-    # Text as it was typed: the Struct alone says what is valid.
-    default = None if field.default in (msgspec.NODEFAULT, None) else str(field.default)
+    # Text as it was typed, defaults included: the Struct alone says what is valid.
+    default = None if repeatable or field.default is None else str(field.default)
     return click.option(
         *flags,
+        type=str,
         multiple=repeatable,
+        default=default,
+        show_default=default is not None,
         metavar=_metavar(field.name, described.type),
         help=help_text,
-        show_default=default or False,
     )
 
 

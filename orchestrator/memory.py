@@ -48,8 +48,7 @@ def summarize_memory(cell: CellRecord) -> MemorySummary:
     phases = phase_memory(cell)
     load = next((phase for phase in phases if phase.phase == "load"), None)
     later = phases[phases.index(load) + 1 :] if load else []
-    on_gpu = cell.ready is not None and cell.ready.device_uuid is not None
-    if on_gpu:
+    if on_gpu(cell):
         return MemorySummary(
             on_gpu=True,
             loaded_bytes=load.allocated_bytes if load else None,
@@ -62,6 +61,11 @@ def summarize_memory(cell: CellRecord) -> MemorySummary:
         peak_bytes=_highest(phase.sampled_peak_bytes for phase in later),
         nvml_peak_bytes=None,
     )
+
+
+def on_gpu(cell: CellRecord) -> bool:
+    """Whether the worker used an NVIDIA GPU, by its own word."""
+    return cell.ready is not None and cell.ready.device_uuid is not None
 
 
 def phase_memory(cell: CellRecord) -> list[PhaseMemory]:

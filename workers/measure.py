@@ -147,17 +147,19 @@ def _text(tokenizer: PreTrainedTokenizerBase | None, ids: list[int]) -> str | No
 
 def _import_packages(packages: list[str]) -> dict[str, str]:
     """Import what the worker's header names, and tell the version of each."""
-    modules_of: dict[str, list[str]] = {}
-    for module, distributions in importlib.metadata.packages_distributions().items():
-        for distribution in distributions:
-            modules_of.setdefault(distribution.lower().replace("_", "-"), []).append(module)
     versions = {}
     for package in packages:
-        version = importlib.metadata.version(package)
-        candidates = modules_of.get(package.lower().replace("_", "-"), [package])
-        importlib.import_module(min(candidates, key=len))
-        versions[package] = version
+        distribution = importlib.metadata.distribution(package)
+        importlib.import_module(_module_name(distribution))
+        versions[package] = distribution.version
     return versions
+
+
+def _module_name(distribution: importlib.metadata.Distribution) -> str:
+    """What to import for a distribution: `awq` for autoawq, most often just its name."""
+    name = distribution.name.replace("-", "_")
+    declared = (distribution.read_text("top_level.txt") or name).split()
+    return name if name in declared else declared[0]
 
 
 def _ready(device: Device, versions: dict[str, str]) -> Ready:

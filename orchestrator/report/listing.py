@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping
 
+import click
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from orchestrator.interpreter import own_interpreter
 from orchestrator.plan import Plan, check, choose_device, choose_interpreters
 from orchestrator.precisions import Precision
-from orchestrator.report.summary import open_console
+from orchestrator.report.console import open_console
 from orchestrator.units import duration
 from schemas.environment import Gpu
 from schemas.options import Options
@@ -36,24 +37,16 @@ def print_precisions(precisions: Mapping[str, Precision], options: Options, gpus
 
 def print_plan(plan: Plan) -> None:
     """The cells of a plan in the order they would run, and what is left out."""
-    console = open_console()
-    for cell in plan.runnable:
-        job = cell.job
-        console.print(
-            f"{job.precision}: {job.model.name} on {job.device}, {len(job.workload.prompts)} prompts × "
-            f"{job.workload.new_tokens} new tokens, batch {job.workload.batch_size}, "
-            f"under {cell.interpreter.path}",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
-        )
+    if notice := plan.cells[0].job.model.notice:
+        click.echo(notice)
     for cell in plan.cells:
-        if cell.why_not:
-            console.print(
-                f"{cell.precision.name}: left out, {cell.why_not}",
-                highlight=False,
-                markup=False,
-                soft_wrap=True,
+        job, load = cell.job, cell.job.workload
+        if cell.why_not is None:
+            click.echo(
+                f"{job.precision}: {job.model.name} on {job.device}, {len(load.prompts)} prompts × "
+                f"{load.new_tokens} new tokens, batch {load.batch_size}, under {cell.interpreter.path}"
             )
+        else:
+            click.echo(f"{job.precision}: left out, {cell.why_not}")
     if plan.budget_s is not None:
-        console.print(f"budget: {duration(plan.budget_s)}", highlight=False)
+        click.echo(f"budget: {duration(plan.budget_s)}")

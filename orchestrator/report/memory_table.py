@@ -1,10 +1,11 @@
 """Torch's memory and NVML's side by side, one table per precision."""
 
+import click
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from orchestrator.memory import phase_memory
-from orchestrator.report.summary import open_console
+from orchestrator.memory import on_gpu, phase_memory
+from orchestrator.report.console import open_console
 from orchestrator.units import mib
 from orchestrator.warnings import run_warnings
 from schemas.record import CellRecord, Run
@@ -25,8 +26,7 @@ def print_memory(run: Run, cells: list[CellRecord]) -> None:
     """One table per cell, in MiB: each phase as it ended, and its peaks."""
     console = open_console()
     for cell in cells:
-        on_gpu = cell.ready is not None and cell.ready.device_uuid is not None
-        headings = GPU_HEADINGS if on_gpu else CPU_HEADINGS
+        headings = GPU_HEADINGS if on_gpu(cell) else CPU_HEADINGS
         table = Table(
             title=f"{cell.label}, MiB at the end of each phase", title_justify="left", box=SIMPLE_HEAD
         )
@@ -36,9 +36,7 @@ def print_memory(run: Run, cells: list[CellRecord]) -> None:
         for phase in phase_memory(cell):
             table.add_row(phase.phase, *(mib(getattr(phase, field)) for _, field in headings))
         console.print(table)
-        if on_gpu:
-            console.print(
-                f"device in use before the worker: {mib(cell.baseline_device_bytes)} MiB\n", highlight=False
-            )
+        if on_gpu(cell):
+            click.echo(f"device in use before the worker: {mib(cell.baseline_device_bytes)} MiB\n")
     for line in run_warnings(run):
-        console.print(f"• {line}", highlight=False, markup=False, soft_wrap=True)
+        click.echo(f"• {line}")

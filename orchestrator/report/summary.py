@@ -4,17 +4,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import click
 import msgspec
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
 from orchestrator.metrics import CellMetrics, summarize
+from orchestrator.report.console import open_console
 from orchestrator.units import mib, milliseconds, percent, rate, ratio
 from orchestrator.warnings import run_warnings
 from schemas.record import Run
-
-PAGE_COLUMNS = 120
 
 
 class Column(NamedTuple):
@@ -65,12 +64,6 @@ def title(run: Run) -> str:
     )
 
 
-def open_console() -> Console:
-    """Stdout; as wide as a page where it is no terminal, whose width is then unknown."""
-    console = Console()
-    return console if console.is_terminal else Console(width=PAGE_COLUMNS)
-
-
 def print_summary(run: Run, path: Path) -> None:
     """Print the table, why some rows are empty, the warnings, and where the raw facts lie."""
     console = open_console()
@@ -83,20 +76,11 @@ def print_summary(run: Run, path: Path) -> None:
         table.add_row(*(column.show(row) for column in shown))
     console.print(table)
     for line in notes(run, rows):
-        console.print(f"• {line}", highlight=False, markup=False, soft_wrap=True)
-    console.print(
-        f"\nrun folder: {path}\n  records   {path / 'records.jsonl'}\n  samples   {path / 'samples'}",
-        end="",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )
-    console.print(
-        f"\n  logs      {path / 'logs'}\nmemory by phase: qbench-memory {path}",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )
+        click.echo(f"• {line}")
+    click.echo(f"\nrun folder: {path}")
+    for name in ("records.jsonl", "samples", "logs"):
+        click.echo(f"  {path / name}")
+    click.echo(f"memory by phase: qbench-memory {path}")
 
 
 def notes(run: Run, rows: list[CellMetrics]) -> list[str]:
