@@ -93,9 +93,10 @@ class LiveWatcher(Watcher):
                 name, value = ("VRAM", reading.device_bytes)
             parts.append(f"{name} {mib(value)} MiB")
         left_s = self._time_left_s()
-        parts.append(f"{duration(time.monotonic() - self.began_s)} so far")
         if left_s is not None:
-            parts.append(f"about {duration(left_s)} left")
+            parts.append(f"~{duration(left_s)} left")
+        else:
+            parts.append(f"{duration(time.monotonic() - self.began_s)} so far")
         self.live.update(Text(" · ".join(parts), no_wrap=True, overflow="ellipsis"))
 
     def _trials_planned(self) -> int:

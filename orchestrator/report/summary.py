@@ -68,7 +68,14 @@ def print_summary(run: Run, path: Path) -> None:
     """Print the table, why some rows are empty, the warnings, and where the raw facts lie."""
     console = open_console()
     rows = summarize(run.cells)
-    table = Table(title=title(run), title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(
+        title=title(run),
+        title_justify="left",
+        title_style="bold",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
     shown = columns(run)
     for index, column in enumerate(shown):
         table.add_column(column.heading, justify="right" if index else "left", no_wrap=index == 0)
