@@ -97,7 +97,7 @@ def choose_device(value: str, gpus: list[Gpu]) -> str:
     if value == "cpu":
         return value
     kind, _, index = value.partition(":")
-    if kind != "cuda" or not (index or "0").isdigit():
+    if kind != "cuda" or not (index or "0").isdecimal():
         raise BadInput("--device", value, "is no device", "Take cpu, cuda, cuda:N or auto")
     if int(index or 0) >= len(gpus):
         has = f"only {len(gpus)} GPUs" if gpus else "no NVIDIA GPU"

@@ -63,6 +63,7 @@ def read_run(path: Path) -> Run:
     try:
         plan = _read(path / "plan.json", RunPlan)
         environment = _read(path / "environment.json", Environment)
+        cells = list(_read_cells(path))
     except OSError as error:
         raise BadInput(
             "RUN",
@@ -74,7 +75,7 @@ def read_run(path: Path) -> Run:
         raise BadInput(
             "RUN", str(path), f"can't be read: {error}", "Read it with the version that wrote it"
         ) from error
-    return Run(plan=plan, environment=environment, cells=list(_read_cells(path)))
+    return Run(plan=plan, environment=environment, cells=cells)
 
 
 def _read_cells(path: Path) -> list[CellRecord]:

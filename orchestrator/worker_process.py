@@ -60,7 +60,8 @@ class WorkerProcess:
         self.process.wait()
         for pipe in (self.process.stdin, self.process.stdout):
             if pipe is not None:
-                pipe.close()
+                with suppress(BrokenPipeError):  # of what a dead worker was still to be told
+                    pipe.close()
 
     @property
     def pid(self) -> int:
@@ -112,7 +113,7 @@ class WorkerProcess:
     def _decode(self, line: bytes) -> AnyFrame:
         try:
             return self.decoder.decode(line)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             return Failed(kind="crashed", message=f"the worker sent a line that is no frame: {error}")
 
     def _describe_death(self) -> Failed:
