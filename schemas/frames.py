@@ -1,6 +1,9 @@
 """Frames: what a worker tells its parent, one JSON object a line, in this order.
 
-    Phase("start") · [Phase("prepare")] · Ready · Phase(…)… with Trial between · Done | Failed
+    Phase("start") · [Phase("prepare")] · Phase("context") · Ready · Phase("load") · Loaded ·
+    Phase("warmup") · for each trial Phase("prefill") · Phase("decode") · Trial · Phase("end") · Done
+
+Failed may take any place and is then the last; Progress may stand anywhere.
 
 Times are nanoseconds of CLOCK_MONOTONIC, which parent and worker share on one host, so that the
 parent's memory samples and the worker's phases can be laid over each other.

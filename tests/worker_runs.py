@@ -41,7 +41,7 @@ class WorkerRun(NamedTuple):
 
 
 def make_job(precision: str, model: Path | str, cache: Path, **others: object) -> Job:
-    """A small job; `others` are fields of Workload or of Job. A model is a folder, a GGUF or a random name."""
+    """A small job for a folder, a GGUF file or a random name; `others` are fields of Workload or Job."""
     kind = "random" if isinstance(model, str) else "gguf" if model.suffix == ".gguf" else "folder"
     known = find_precisions()
     needs = known[precision].requirements if precision in known else []

@@ -57,7 +57,7 @@ class Calibrator(AwqQuantizer):
         self, x: Any, w_mean: Any, x_mean: Any, module2inspect: torch.nn.Module, *args: Any
     ) -> Any:
         # AutoAWQ tries a scale on the live weights and restores them from `{k: v.cpu()}`. On a CPU
-        # `.cpu()` is the live tensor itself, so nothing is restored and each try adds to the damage.
+        # `.cpu()` is the live tensor itself, so nothing is restored and a try's scale stays in the weights.
         hook = module2inspect.register_state_dict_post_hook(_clone_entries)
         try:
             return super()._compute_best_scale(x, w_mean, x_mean, module2inspect, *args)

@@ -153,12 +153,12 @@ def _classify(error: Exception) -> tuple[FailureKind, str | None]:
     text = str(error)
     if isinstance(error, Unsupported):
         return "unsupported", error.hint
-    if isinstance(error, ImportError):
+    if isinstance(error, ModuleNotFoundError):
         name = (error.name or "").split(".")[0]
         return "missing-package", f"pip install {name}" if name else None
     # Under memory pressure a failing NVML call turns torch's own out-of-memory into an internal assert.
     if isinstance(error, MemoryError) or "out of memory" in text or "NVML_SUCCESS == r" in text:
         return "out-of-memory", "take a smaller model, fewer tokens or a smaller batch"
-    if isinstance(error, OSError) and "model" in text:
-        return "bad-model", "check --model; the log has the whole message"
+    if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":
+        return "bad-model", "check --model and --checkpoint; the log has the whole message"
     return "error", None

@@ -1,0 +1,142 @@
+"""Hand-made records: what a worker might have said and the parent seen, with figures easy to reckon with."""
+
+from typing import Any
+
+from schemas.environment import Environment, Gpu
+from schemas.frames import Done, Loaded, Phase, PhaseName, Ready, TorchMemory, Trial
+from schemas.job import Job, ModelSource, Workload
+from schemas.options import Options
+from schemas.record import CellRecord, MemoryReading, PhaseEdge, Run, RunPlan
+
+MIB = 2**20
+
+H100 = Gpu(
+    index=0,
+    uuid="GPU-1",
+    name="H100",
+    memory_bytes=80 * 2**30,
+    compute_capability=(9, 0),
+    memory_info_version=2,
+)
+T4 = Gpu(
+    index=1,
+    uuid="GPU-2",
+    name="T4",
+    memory_bytes=16 * 2**30,
+    compute_capability=(7, 5),
+    memory_info_version=2,
+)
+
+DONE = Done(at_ns=0, trials_planned=1, trials_measured=1, sample_text="Paris")
+
+
+def make_job(precision: str = "fp16", **fields: Any) -> Job:
+    defaults: dict[str, Any] = {
+        "model": ModelSource(kind="folder", location="models/tiny", name="tiny"),
+        "workload": Workload(prompts=["one"], new_tokens=5, warmup=1),
+        "device": "cuda:0",
+        "cache_folder": "cache",
+    }
+    return Job(precision=precision, **(defaults | fields))
+
+
+def make_trial(index: int = 0, **fields: Any) -> Trial:
+    """Five tokens a row: one from a prefill of 0.1 s, four from 0.4 s of decode."""
+    defaults: dict[str, Any] = {
+        "batch_size": 1,
+        "prompt_tokens": 10,
+        "new_tokens": 5,
+        "prefill_s": 0.1,
+        "decode_s": 0.4,
+        "token_s": [0.1] * 4,
+        "enqueue_s": 0.3,
+        "token_ids": [1, 2, 3, 4, 5],
+    }
+    return Trial(index=index, **(defaults | fields))
+
+
+def make_ready(uuid: str | None = "GPU-1", **versions: str) -> Ready:
+    return Ready(
+        pid=7,
+        at_ns=0,
+        python="3.12.3",
+        versions=versions or {"torch": "2.11.0", "transformers": "5.17.0"},
+        device="cpu" if uuid is None else "cuda:0",
+        device_name="CPU" if uuid is None else "H100",
+        device_uuid=uuid,
+    )
+
+
+def make_loaded(weight_bytes: int = 100 * MIB) -> Loaded:
+    return Loaded(
+        weight_bytes={"float16": weight_bytes}, linear_classes={}, compute_dtype="float16", parameters=1
+    )
+
+
+def torch_memory(allocated: int, reserved: int | None = None, peak: int | None = None) -> TorchMemory:
+    reserved = allocated if reserved is None else reserved
+    return TorchMemory(
+        requested_bytes=allocated,
+        allocated_bytes=allocated,
+        active_bytes=allocated,
+        inactive_split_bytes=0,
+        reserved_bytes=reserved,
+        peak_allocated_bytes=allocated if peak is None else peak,
+        peak_reserved_bytes=reserved,
+    )
+
+
+def edge(
+    name: PhaseName,
+    at_ns: int,
+    *,
+    torch: TorchMemory | None = None,
+    process: int | None = None,
+    device: int | None = None,
+    reason: str | None = None,
+    trial: int | None = None,
+) -> PhaseEdge:
+    reading = MemoryReading(at_ns=at_ns, process_bytes=process, device_bytes=device, reason=reason)
+    return PhaseEdge(phase=Phase(name=name, at_ns=at_ns, trial=trial, torch=torch), reading=reading)
+
+
+def sample(at_ns: int, *, process: int | None = None, device: int | None = None) -> MemoryReading:
+    return MemoryReading(at_ns=at_ns, process_bytes=process, device_bytes=device)
+
+
+def make_cell(precision: str = "fp16", **fields: Any) -> CellRecord:
+    defaults: dict[str, Any] = {
+        "label": precision.upper(),
+        "bits_per_weight": 16.0,
+        "outcome": DONE,
+        "job": make_job(precision),
+        "ready": make_ready(),
+        "loaded": make_loaded(),
+        "trials": [make_trial()],
+    }
+    return CellRecord(precision=precision, **(defaults | fields))
+
+
+def make_run(*cells: CellRecord, jobs: list[Job] | None = None, gpu_reason: str | None = None) -> Run:
+    """A run of these cells; its jobs are the cells' own unless given."""
+    found = [cell.job for cell in cells if cell.job]
+    return Run(
+        plan=RunPlan(
+            command=["qbench-orchestrate"],
+            options=Options(),
+            jobs=found if jobs is None else jobs,
+            skipped={},
+        ),
+        environment=Environment(
+            qbench="0.1.0",
+            commit=None,
+            python="3.12.3",
+            platform="Linux",
+            cpu="a CPU",
+            cpu_count=2,
+            memory_bytes=2**34,
+            gpus=[] if gpu_reason else [H100],
+            gpu_reason=gpu_reason,
+        ),
+        cells=list(cells),
+    )

@@ -1,0 +1,238 @@
+"""The laws of the house, each shown on fresh interpreters or on the source itself.
+
+The parent imports no torch; `schemas` needs msgspec alone; a new precision is one new file; only the
+command line exits.
+"""
+
+import ast
+import pkgutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+from worker_runs import ROOT, copy_packages, environment
+
+import orchestrator
+from orchestrator.precisions import find_precisions
+from schemas.frames import Done
+from schemas.record import CellRecord
+
+HEAVY = ("torch", "transformers", "accelerate", "bitsandbytes", "awq", "numpy", "workers")
+BURNT = 77
+
+
+def python(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+    """A fresh interpreter on its own, without the working directory on its path."""
+    command = [sys.executable, "-P", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, **options)  # type: ignore[call-overload]
+
+
+def modules_of(package: Path, name: str) -> list[str]:
+    found = pkgutil.walk_packages([str(package)], f"{name}.")
+    return [module.name for module in found if not module.name.endswith("__main__")]
+
+
+@pytest.fixture
+def mines(tmp_path: Path) -> Path:
+    """A folder for PYTHONPATH in which importing a heavy package ends the process at once."""
+    for name in HEAVY[:-1]:
+        (tmp_path / "mines" / name).mkdir(parents=True)
+        (tmp_path / "mines" / name / "__init__.py").write_text(f"import os\nos._exit({BURNT})\n")
+    return tmp_path / "mines"
+
+
+# The parent is light
+
+
+def test_no_module_of_the_parent_imports_anything_heavy() -> None:
+    names = modules_of(ROOT / "orchestrator", "orchestrator")
+    assert {"orchestrator.run", "orchestrator.report.summary", "orchestrator.worker_cli"} <= set(names)
+    code = f"import sys, importlib\nfor name in {names}: importlib.import_module(name)\n"
+    done = python("-c", code + f"print([name for name in {HEAVY} if name in sys.modules])")
+    assert done.stdout == "[]\n", done.stderr
+
+
+def test_the_mines_go_off(mines: Path) -> None:
+    done = python("-c", "import torch", env=environment(PYTHONPATH=str(mines)))
+    assert done.returncode == BURNT
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "said"),
+    [
+        ("orchestrate", ["--list"], "LLM.int8"),
+        ("orchestrate", ["--help"], "--new-tokens"),
+        ("orchestrate", ["--all", "--dry-run", "-m", "random:qwen2.5-0.5b"], "fp16: "),
+        ("worker", ["--list"], "LLM.int8"),
+        ("memory", ["--help"], "RUN"),
+        ("report", ["--help"], "RUN"),
+    ],
+)
+def test_commands_answer_without_torch(
+    script: str, arguments: list[str], said: str, mines: Path, tmp_path: Path
+) -> None:
+    command = [Path(sys.executable).with_name(f"qbench-{script}"), *arguments]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment(PYTHONPATH=str(mines)), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert said in done.stdout
+
+
+def test_schemas_need_msgspec_alone(tmp_path: Path) -> None:
+    for package in (ROOT / "schemas", Path(msgspec.__file__).parent):
+        (tmp_path / package.name).symlink_to(package)
+    names = ["schemas", *modules_of(ROOT / "schemas", "schemas")]
+    assert "schemas.job" in names
+    code = f"""
+import sys, importlib
+sys.path.append({str(tmp_path)!r})
+for name in {names}: importlib.import_module(name)
+ours = {{name.partition(".")[0] for name in sys.modules}} - sys.stdlib_module_names - {{"__main__"}}
+print(sorted(ours))
+from schemas.job import decode_job
+"""
+    done = python("-I", "-S", "-c", code)
+    assert done.stdout.startswith("['msgspec', 'schemas']\n"), done.stdout + done.stderr
+
+
+def test_workers_import_nothing_heavy_before_stdout_is_set_aside() -> None:
+    modules = [precision.module for precision in find_precisions().values()]
+    code = f"import sys, importlib\nfor name in {modules}: importlib.import_module(name)\n"
+    done = python("-c", code + f"print([name for name in {HEAVY[:-1]} if name in sys.modules])")
+    assert done.stdout == "[]\n", done.stderr
+
+
+# A new precision is one new file
+
+
+def test_workers_are_short_and_alike() -> None:
+    for precision in find_precisions().values():
+        tree = ast.parse(precision.path.read_text())
+        functions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+        assert "load" in functions, precision.name
+        assert len(precision.path.read_text().splitlines()) <= 45, precision.name
+
+
+def test_no_module_but_the_workers_own_names_a_precision() -> None:
+    """Nowhere in the parent is there a list of precisions that a new one would have to be added to."""
+    for path in source_files(ROOT / "orchestrator"):
+        constants = {node.value for node in ast.walk(ast.parse(path.read_text())) if is_text(node)}
+        named = constants & (set(find_precisions()) - {"fp16"})  # the baseline, which ratios are to
+        assert not named, (path.name, named)
+
+
+@pytest.mark.slow
+def test_a_new_file_is_a_new_precision(tiny_llama: Path, tmp_path: Path) -> None:
+    house = copy_packages(tmp_path / "house", ("orchestrator", "workers", "schemas"))
+    new = (house / "workers/fp32.py").read_text()
+    for old, other in (('32"', '33"'), ("bits_per_weight = 32", "bits_per_weight = 33")):
+        new = new.replace(old, other)
+    (house / "workers/another.py").write_text(new)
+    (tmp_path / "prompts.txt").write_text("Why is the sky blue?\nName a river.\n")
+    outside = environment(PYTHONPATH=str(house), QBENCH_CACHE=str(tmp_path / "cache"))
+    options = ["-p", "fp33", "-p", "fp32", "-m", tiny_llama, "--new-tokens", 10, "--device", "cpu"]
+    options += ["--prompts", "prompts.txt", "--out", "run"]
+    done = python("-m", "orchestrator", *options, cwd=tmp_path, env=outside)
+    assert done.returncode == 0, done.stderr
+    assert "fp33" in done.stdout
+    lines = (tmp_path / "run/records.jsonl").read_bytes()
+    first, second = msgspec.json.Decoder(CellRecord).decode_lines(lines)
+    assert (first.precision, first.label, first.bits_per_weight) == ("fp33", "FP33", 33)
+    assert isinstance(first.outcome, Done)
+    assert [trial.token_ids for trial in first.trials] == [trial.token_ids for trial in second.trials]
+    listed = python("-m", "orchestrator", "--list", cwd=tmp_path, env=outside).stdout
+    assert "fp33" in listed
+
+
+@pytest.mark.slow
+def test_the_example_in_contributing_is_a_precision(tiny_llama: Path, tmp_path: Path) -> None:
+    house = copy_packages(tmp_path / "house", ("orchestrator", "workers", "schemas"))
+    example = (ROOT / "CONTRIBUTING.md").read_text().partition("```python\n")[2].partition("```")[0]
+    (house / "workers/nf4_bnb.py").write_text(example)
+    outside = environment(PYTHONPATH=str(house), QBENCH_CACHE=str(tmp_path / "cache"))
+    options = ["-p", "nf4", "-m", tiny_llama, "--new-tokens", 2, "--device", "cpu", "--out", "run"]
+    done = python("-m", "orchestrator", *options, cwd=tmp_path, env=outside)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (record,) = msgspec.json.Decoder(CellRecord).decode_lines((tmp_path / "run/records.jsonl").read_bytes())
+    assert record.loaded is not None
+    assert "Linear4bit" in record.loaded.linear_classes
+
+
+# Who may do what
+
+
+def source_files(package: Path) -> Iterator[Path]:
+    yield from sorted(package.rglob("*.py"))
+
+
+def is_text(node: ast.AST) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)
+
+
+ENDINGS = {("sys", "exit"), ("os", "_exit"), ("os", "abort")}
+
+
+def exits(path: Path) -> bool:
+    """Whether a module can end the process: sys.exit, os._exit, exit(), quit(), or raise SystemExit."""
+    return any(map(is_ending, ast.walk(ast.parse(path.read_text()))))
+
+
+def is_ending(node: ast.AST) -> bool:
+    match node:
+        case ast.Attribute(value=ast.Name(id=module), attr=name):
+            return (module, name) in ENDINGS
+        case ast.ImportFrom(module=module, names=aliases):
+            return any((module, alias.name) in ENDINGS for alias in aliases)
+        case ast.Name(id=name):
+            return name in {"exit", "quit", "SystemExit"}
+    return False
+
+
+def imports(path: Path, package: str) -> bool:
+    """Whether a module imports `package` or anything in it, at any place."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        match node:
+            case ast.Import(names=aliases):
+                names = [alias.name for alias in aliases]
+            case ast.ImportFrom(module=str(module), level=0):
+                names = [module]
+            case _:
+                continue
+        if package in (name.partition(".")[0] for name in names):
+            return True
+    return False
+
+
+def everywhere() -> dict[str, Path]:
+    return {
+        str(path.relative_to(ROOT)): path
+        for package in ("orchestrator", "workers", "schemas")
+        for path in source_files(ROOT / package)
+    }
+
+
+def test_only_the_command_line_exits() -> None:
+    # bundle is a program of its own, for `make bundle`; a worker is one by its protocol.
+    may = {"orchestrator/command_line.py", "orchestrator/bundle.py", "workers/protocol.py"}
+    assert {name for name, path in everywhere().items() if exits(path)} == may
+
+
+def test_only_one_module_speaks_to_nvml() -> None:
+    assert {name for name, path in everywhere().items() if imports(path, "pynvml")} == {
+        "orchestrator/nvml.py"
+    }
+
+
+def test_the_halves_meet_in_schemas_alone() -> None:
+    for name, path in everywhere().items():
+        if name.startswith("schemas/"):
+            assert not imports(path, "workers"), name
+        if not name.startswith("orchestrator/"):
+            assert not imports(path, "orchestrator"), name
+        else:
+            assert not imports(path, "workers"), name
+    assert Path(orchestrator.__file__).parent == ROOT / "orchestrator"

@@ -1,0 +1,161 @@
+"""What is on disk: read back as it was written, whole cells only, and never one run over another."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+from records import DONE, MIB, edge, make_cell, make_run, sample, torch_memory
+
+from orchestrator.errors import BadInput
+from orchestrator.store import RunFolder, read_run
+from schemas.frames import Failed
+from schemas.record import CellRecord, SamplerStats, Skipped
+
+FP16 = make_cell(
+    "fp16",
+    edges=[edge("start", 1), edge("load", 5, torch=torch_memory(7), process=9, device=10), edge("end", 9)],
+    samples=[sample(2, device=3 * MIB), sample(4, process=1), sample(6)],
+    sampler=SamplerStats(source="nvml", samples=3, period_s=0.1, cpu_s=0.01, wall_s=1.0),
+    started_at="2026-01-01T00:00:00+00:00",
+    wall_s=1.5,
+    log="logs/fp16.log",
+)
+INT8 = make_cell("int8", outcome=Failed(kind="out-of-memory", message="no room"), trials=[], ready=None)
+AWQ = make_cell("awq", outcome=Skipped(reason="the budget is spent"), job=None, trials=[])
+
+APPEND_FOREVER = """
+import sys
+from pathlib import Path
+from records import MIB, make_cell, make_run, sample
+from orchestrator.store import RunFolder
+
+run = make_run()
+folder = RunFolder.create(Path(sys.argv[1]), run.plan, run.environment)
+number = 0
+while True:
+    cell = make_cell(f"p{number}", bits_per_weight=float(number), samples=[sample(number)] * 20)
+    folder.append(cell)
+    print(number, flush=True)
+    number += 1
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    run = make_run(FP16)
+    return RunFolder.create(tmp_path / "deep" / "run", run.plan, run.environment)
+
+
+def cells_of(folder: RunFolder) -> list[CellRecord]:
+    return read_run(folder.path).cells
+
+
+def test_a_run_comes_back_as_it_was(folder: RunFolder) -> None:
+    for cell in (FP16, INT8, AWQ):
+        folder.append(cell)
+    run = make_run(FP16)
+    assert read_run(folder.path) == msgspec.structs.replace(run, cells=[FP16, INT8, AWQ])
+
+
+def test_a_run_without_a_finished_cell_can_be_read(folder: RunFolder) -> None:
+    assert cells_of(folder) == []
+
+
+def test_samples_have_a_file_of_their_own(folder: RunFolder) -> None:
+    folder.append(FP16)
+    assert len((folder.path / "samples" / "fp16.jsonl").read_bytes().splitlines()) == 3
+    line = msgspec.json.decode((folder.path / "records.jsonl").read_bytes())
+    assert line["samples"] == []
+    assert line["sampler"]["samples"] == 3
+    assert cells_of(folder)[0].samples == FP16.samples
+
+
+def test_lost_samples_do_not_cost_the_record(folder: RunFolder) -> None:
+    folder.append(FP16)
+    (folder.path / "samples" / "fp16.jsonl").unlink()
+    assert cells_of(folder) == [msgspec.structs.replace(FP16, samples=[])]
+
+
+@pytest.mark.parametrize("kept_bytes", [1, 100, -1])
+def test_a_torn_last_line_is_passed_over(folder: RunFolder, kept_bytes: int) -> None:
+    folder.append(FP16)
+    whole = (folder.path / "records.jsonl").read_bytes()
+    (folder.path / "records.jsonl").write_bytes(whole + whole[:kept_bytes])
+    assert cells_of(folder) == [FP16]
+
+
+def test_a_spoilt_line_in_between_is_named_not_passed_over(folder: RunFolder) -> None:
+    folder.append(FP16)
+    records = folder.path / "records.jsonl"
+    records.write_bytes(b'{"precision": 5}\n' + records.read_bytes())
+    with pytest.raises(BadInput, match="can't be read"):
+        read_run(folder.path)
+
+
+def test_a_taken_folder_is_refused_and_left_as_it_is(folder: RunFolder) -> None:
+    before = (folder.path / "plan.json").read_bytes()
+    other = make_run(INT8)
+    with pytest.raises(BadInput, match="holds a run already") as caught:
+        RunFolder.create(folder.path, other.plan, other.environment)
+    assert caught.value.option == "--out"
+    assert (folder.path / "plan.json").read_bytes() == before
+
+
+def test_a_folder_without_a_run_may_be_used(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    run = make_run(FP16)
+    folder = RunFolder.create(tmp_path, run.plan, run.environment)
+    folder.append(FP16)
+    assert cells_of(folder) == [FP16]
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_a_file_in_the_way_is_bad_input(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    run = make_run(FP16)
+    for path in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(BadInput, match="can't be made"):
+            RunFolder.create(path, run.plan, run.environment)
+
+
+def test_what_is_no_run_folder_is_bad_input(tmp_path: Path, folder: RunFolder) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "empty", tmp_path / "file", tmp_path / "absent"):
+        with pytest.raises(BadInput, match="is no run folder"):
+            read_run(path)
+    (folder.path / "environment.json").unlink()
+    with pytest.raises(BadInput, match=r"no .*environment\.json"):
+        read_run(folder.path)
+
+
+def test_a_plan_of_another_make_is_bad_input(folder: RunFolder) -> None:
+    (folder.path / "plan.json").write_text('{"command": 5}')
+    with pytest.raises(BadInput, match="Read it with the version that wrote it"):
+        read_run(folder.path)
+
+
+def test_every_appended_cell_survives_a_kill(tmp_path: Path) -> None:
+    """A writer is killed at full speed: what it had said it wrote is there, and nothing half."""
+    paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parent.parent)])
+    writer = subprocess.Popen(
+        [sys.executable, "-c", APPEND_FOREVER, str(tmp_path / "run")],
+        env=os.environ | {"PYTHONPATH": paths},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert writer.stdout is not None
+    for line in writer.stdout:
+        if int(line) >= 30:
+            break
+    writer.send_signal(signal.SIGKILL)
+    said = [int(line) for line in writer.stdout]
+    writer.wait()
+    cells = read_run(tmp_path / "run").cells
+    assert [cell.bits_per_weight for cell in cells] == list(range(len(cells)))
+    assert len(cells) >= (said[-1] if said else 30) + 1
+    assert all(cell.outcome == DONE and len(cell.samples) == 20 for cell in cells)
