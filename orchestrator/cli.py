@@ -15,7 +15,7 @@ from orchestrator.command_line import read_options, run_command, takes_options
 from orchestrator.machine import describe_machine
 from orchestrator.models import resolve_model
 from orchestrator.nvml import Nvml, NvmlUnavailable
-from orchestrator.plan import Plan, choose_precisions, make_plan
+from orchestrator.plan import Plan, make_plan
 from orchestrator.precisions import find_precisions
 from orchestrator.progress import watcher
 from orchestrator.report.listing import print_plan, print_precisions
@@ -23,6 +23,7 @@ from orchestrator.report.summary import as_json, print_summary
 from orchestrator.run import run_plan
 from orchestrator.store import RunFolder, read_run
 from schemas.frames import Failed
+from schemas.job import ModelSource
 from schemas.options import Options
 from schemas.record import Run, RunPlan
 
@@ -82,11 +83,12 @@ def open_nvml(stack: ExitStack) -> tuple[Nvml | None, str | None]:
 
 
 def lay_out(options: Options, nvml: Nvml | None) -> Plan:
-    """The plan of these options on this machine; cheap mistakes are found before anything is fetched."""
-    precisions = find_precisions()
-    choose_precisions(options, precisions)
-    model = resolve_model(options.model, cache_folder(), say=lambda line: click.echo(line, err=True))
-    return make_plan(options, precisions, model, nvml.gpus() if nvml else [], cache_folder())
+    """The plan of these options on this machine."""
+
+    def find_model() -> ModelSource:
+        return resolve_model(options.model, cache_folder(), say=lambda line: click.echo(line, err=True))
+
+    return make_plan(options, find_precisions(), find_model, nvml.gpus() if nvml else [], cache_folder())
 
 
 def start_run(options: Options, plan: Plan, nvml: Nvml | None, gpu_reason: str | None) -> RunFolder:

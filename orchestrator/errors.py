@@ -26,5 +26,5 @@ class BadInput(QbenchError):
         self.fix = fix
 
     def __str__(self) -> str:
-        line = f"{self.option} {self.value}: {self.problem}. {self.fix}."
+        line = f"{f'{self.option} {self.value}'.strip()}: {self.problem}. {self.fix}."
         return " ".join(line.split())

@@ -7,7 +7,7 @@ what NVML saw.
 """
 
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import dropwhile, pairwise
 
 import msgspec
 
@@ -53,7 +53,7 @@ def summarize_memory(cell: CellRecord) -> MemorySummary:
             on_gpu=True,
             loaded_bytes=load.allocated_bytes if load else None,
             peak_bytes=_highest(phase.peak_allocated_bytes for phase in later),
-            nvml_peak_bytes=_highest(phase.process_bytes for phase in later),
+            nvml_peak_bytes=_highest(_process_bytes_after_load(cell)),
         )
     return MemorySummary(
         on_gpu=False,
@@ -61,6 +61,11 @@ def summarize_memory(cell: CellRecord) -> MemorySummary:
         peak_bytes=_highest(phase.sampled_peak_bytes for phase in later),
         nvml_peak_bytes=None,
     )
+
+
+def _process_bytes_after_load(cell: CellRecord) -> Iterator[int | None]:
+    edges = dropwhile(lambda edge: edge.phase.name != "warmup", cell.edges)
+    yield from (edge.reading.process_bytes for edge in edges if edge.reading)
 
 
 def on_gpu(cell: CellRecord) -> bool:

@@ -1,6 +1,6 @@
 """From options to jobs: which precisions, on which device, under which interpreter. No process is started."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,13 +40,18 @@ class Plan(NamedTuple):
 def make_plan(
     options: Options,
     precisions: Mapping[str, Precision],
-    model: ModelSource,
+    find_model: Callable[[], ModelSource],
     gpus: list[Gpu],
     cache_folder: Path,
 ) -> Plan:
-    """Lay out a run. Raises `BadInput` for whatever in `options` doesn't fit together."""
+    """Lay out a run. Raises `BadInput` for whatever in `options` doesn't fit together.
+
+    The model is looked for last, since it may have to be fetched.
+    """
     chosen = choose_precisions(options, precisions)
+    choose(precisions, options.checkpoint, "--checkpoint")
     device = choose_device(options.device, gpus)
+    interpreters = choose_interpreters(options.python, precisions)
     workload = Workload(
         prompts=read_prompts(options.prompts),
         prompt_tokens=options.prompt_tokens,
@@ -54,26 +59,33 @@ def make_plan(
         batch_size=options.batch_size,
         warmup=options.warmup,
     )
-    interpreters = choose_interpreters(options.python, precisions)
-    choose(precisions, options.checkpoint, "--checkpoint")
-    cells = []
-    for precision in chosen:
-        interpreter = interpreters.get(precision.name, own_interpreter())
-        job = Job(
-            precision=precision.name,
-            model=model,
-            workload=workload,
-            device=device,
-            packages=[Requirement(need).name for need in precision.requirements],
-            checkpoint=options.checkpoint.get(precision.name),
-            seed=options.seed,
-            cache_folder=str(cache_folder),
+    obstacles = {
+        precision.name: check(precision, device, gpus, interpreters[precision.name]) for precision in chosen
+    }
+    if options.all and None not in obstacles.values():
+        first = chosen[0].name
+        raise BadInput("--all", "", f"nothing can run here: {first} {obstacles[first]}", "See --list")
+    model = find_model()
+    cells = [
+        Cell(
+            precision,
+            interpreters[precision.name],
+            Job(
+                precision=precision.name,
+                model=model,
+                workload=workload,
+                device=device,
+                packages=[Requirement(need).name for need in precision.requirements],
+                checkpoint=options.checkpoint.get(precision.name),
+                seed=options.seed,
+                cache_folder=str(cache_folder),
+            ),
+            obstacles[precision.name],
         )
-        cells.append(Cell(precision, interpreter, job, check(precision, device, gpus, interpreter)))
-    budget_s = options.budget
-    if budget_s is None and device == "cpu":
-        budget_s = CPU_BUDGET_S
-    return Plan(cells, budget_s)
+        for precision in chosen
+    ]
+    default_budget_s = CPU_BUDGET_S if device == "cpu" else None
+    return Plan(cells, options.budget or default_budget_s)
 
 
 def choose_precisions(options: Options, precisions: Mapping[str, Precision]) -> list[Precision]:
@@ -108,9 +120,10 @@ def choose_device(value: str, gpus: list[Gpu]) -> str:
 def choose_interpreters(
     chosen: Mapping[str, str], precisions: Mapping[str, Precision]
 ) -> dict[str, Interpreter]:
-    """Precision → interpreter, where `--python` names one."""
+    """Precision → the interpreter that `--python` names for it, else the parent's own."""
     choose(precisions, chosen, "--python")
-    return {name: find_interpreter(path) for name, path in chosen.items()}
+    own = own_interpreter()
+    return {name: find_interpreter(chosen[name]) if name in chosen else own for name in precisions}
 
 
 def check(precision: Precision, device: str, gpus: list[Gpu], interpreter: Interpreter) -> str | None:

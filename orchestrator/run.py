@@ -83,9 +83,10 @@ def run_cell(
     start_s = time.monotonic()
     command = worker_command(cell.interpreter, cell.precision.module)
     environment = worker_environment(cell.interpreter, lent)
+    # The observation first: it reads how much of the GPU is in use before there is a worker.
     with (
-        WorkerProcess(command, environment, cell.job, log) as worker,
         Observation(cell.job.device, nvml) as seen,
+        WorkerProcess(command, environment, cell.job, log) as worker,
     ):
         seen.watch_resident_set(worker.pid)
         for frame in worker.frames(timeout_s):

@@ -71,8 +71,8 @@ def follow(cell: Cell, nvml: Nvml | None, timeout_s: float) -> int:
         command = worker_command(cell.interpreter, cell.precision.module)
         environment = worker_environment(cell.interpreter, lent)
         with (
-            WorkerProcess(command, environment, cell.job, log=None) as worker,
             Observation(cell.job.device, nvml) as seen,
+            WorkerProcess(command, environment, cell.job, log=None) as worker,
         ):
             seen.watch_resident_set(worker.pid)
             for frame in worker.frames(timeout_s):

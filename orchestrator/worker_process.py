@@ -23,6 +23,7 @@ from schemas.job import Job
 
 GRACE_S = 3.0
 """How long a worker may take to end after it is asked to."""
+SIGNAL_NAMES = {number.value: number.name for number in signal.Signals}
 
 
 class WorkerProcess:
@@ -98,10 +99,14 @@ class WorkerProcess:
         assert self.process.stdout is not None
         descriptor = self.process.stdout.fileno()
         pending = b""
+        ended = False
         with selectors.DefaultSelector() as selector:
             selector.register(descriptor, selectors.EVENT_READ)
             while True:
                 if not selector.select(tick_s):
+                    if ended:  # and has nothing left to say, though a child of its own may hold the pipe
+                        return
+                    ended = self.process.poll() is not None
                     yield None
                     continue
                 chunk = os.read(descriptor, 65_536)
@@ -120,7 +125,7 @@ class WorkerProcess:
         status = self.process.wait()
         if status >= 0:
             return Failed(kind="crashed", message=f"the worker ended with status {status} and no word")
-        name = signal.Signals(-status).name
+        name = SIGNAL_NAMES.get(-status, f"signal {-status}")
         hint = "the kernel kills what takes too much memory: see dmesg" if name == "SIGKILL" else None
         return Failed(kind="crashed", message=f"the worker was killed by {name}", hint=hint)
 

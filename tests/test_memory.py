@@ -126,7 +126,6 @@ def test_summary_on_a_gpu_is_torchs_footprint_and_the_peaks_after_load() -> None
     assert summary.nvml_peak_bytes == 2130
 
 
-@pytest.mark.xfail(reason="merging keeps the last end of a recurring phase, not its highest process bytes")
 def test_nvmls_peak_is_the_highest_of_all_edges_after_load() -> None:
     edges = [
         edge("load", 0, process=5),

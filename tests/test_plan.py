@@ -30,7 +30,7 @@ MODEL = ModelSource(kind="folder", location="models/tiny", name="tiny")
 
 def plan_of(gpus: list[Gpu] | None = None, **options: Any) -> Plan:
     chosen = Options(**({"precision": ["fp16"]} | options))
-    return make_plan(chosen, PRECISIONS, MODEL, gpus or [], Path("cache"))
+    return make_plan(chosen, PRECISIONS, lambda: MODEL, gpus or [], Path("cache"))
 
 
 def bad_input(**options: Any) -> str:
@@ -135,7 +135,7 @@ def test_checkpoint_and_python_for_an_unknown_precision() -> None:
 
 
 def test_each_precision_has_its_interpreter() -> None:
-    assert choose_interpreters({}, PRECISIONS) == {}
+    assert all(interpreter.own for interpreter in choose_interpreters({}, PRECISIONS).values())
     assert choose_interpreters({"awq": sys.executable}, PRECISIONS)["awq"].own
     assert "is no program that can be run" in bad_input(python={"awq": "no/such/python"})
 
@@ -197,3 +197,12 @@ def test_a_file_that_gives_no_prompt(tmp_path: Path, content: bytes | None, prob
 
 def test_a_folder_is_no_file_of_prompts(tmp_path: Path) -> None:
     assert "can't be read" in bad_input(prompts=str(tmp_path))
+
+
+def test_where_nothing_can_run_no_model_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    def find_model() -> ModelSource:
+        raise AssertionError("the model was looked for")
+
+    monkeypatch.setattr("orchestrator.plan.check", lambda *_: "needs torch")
+    with pytest.raises(BadInput, match=r"--all: nothing can run here: fp32 needs torch"):
+        make_plan(Options(all=True), PRECISIONS, find_model, [], Path("cache"))

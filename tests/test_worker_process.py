@@ -247,7 +247,6 @@ def test_a_job_longer_than_a_pipe_arrives_whole() -> None:
     assert json.loads(told.message) == prompts
 
 
-@pytest.mark.xfail(reason="frames() waits for the pipe's end alone, so it waits out the timeout")
 def test_a_death_is_told_though_a_child_still_holds_the_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker_process, "GRACE_S", 0.3)
     started_s = time.monotonic()

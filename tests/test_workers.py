@@ -24,7 +24,7 @@ from orchestrator.interpreter import own_interpreter, worker_command, worker_env
 from orchestrator.precisions import find_precisions
 from schemas.frames import AnyFrame, Done, Failed, Loaded, Phase, Progress, Ready, Trial
 from schemas.job import Job
-from workers.generation import FEWEST_STEPS
+from workers.measure import FEWEST_STEPS
 from workers.prompts import make_batches
 
 pytestmark = pytest.mark.slow

@@ -17,9 +17,6 @@ from transformers import DynamicCache, PreTrainedModel
 from workers.device import Device
 from workers.prompts import Batch
 
-FEWEST_STEPS = 8
-"""Decode steps that are made however late it is, since a rate from fewer says little."""
-
 
 class Generation(NamedTuple):
     """Wall spans lie between two synchronisations of the device."""
@@ -40,8 +37,11 @@ def generate(
     device: Device,
     between: Callable[[], None] = lambda: None,
     deadline_ns: int | None = None,
+    fewest_steps: int = 1,
 ) -> Generation:
-    """Generate `new_tokens` per row, or fewer where `deadline_ns` (monotonic) passes, but a few at least.
+    """Generate `new_tokens` per row, or fewer where `deadline_ns` (monotonic) passes.
+
+    However late it is, `fewest_steps` decode steps are made.
 
     `between` is called after prefill and before decode, outside of both spans.
     """
@@ -59,7 +59,7 @@ def generate(
     start_ns = time.monotonic_ns()
     times.mark()
     for step in range(new_tokens - 1):
-        if deadline_ns is not None and step >= FEWEST_STEPS and time.monotonic_ns() > deadline_ns:
+        if deadline_ns is not None and step >= fewest_steps and time.monotonic_ns() > deadline_ns:
             break
         token = _step(model, token, cache, *inputs.decode(step))
         tokens.append(token)

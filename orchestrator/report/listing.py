@@ -6,7 +6,6 @@ import click
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from orchestrator.interpreter import own_interpreter
 from orchestrator.plan import Plan, check, choose_device, choose_interpreters
 from orchestrator.precisions import Precision
 from orchestrator.report.console import open_console
@@ -23,8 +22,7 @@ def print_precisions(precisions: Mapping[str, Precision], options: Options, gpus
     for heading in ("precision", "bits", "here", "needs", "what it is"):
         table.add_column(heading, overflow="fold", no_wrap=heading == "precision")
     for precision in precisions.values():
-        interpreter = interpreters.get(precision.name, own_interpreter())
-        why = check(precision, device, gpus, interpreter)
+        why = check(precision, device, gpus, interpreters[precision.name])
         table.add_row(
             precision.name,
             f"{precision.bits_per_weight:g}",
