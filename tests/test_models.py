@@ -259,7 +259,7 @@ def test_embedded_model_is_the_default_without_a_hub(
     model = resolve_model(None, tmp_path)
     assert (model.kind, model.name) == ("gguf", "smollm2-135m-instruct")
     assert model.notice == (
-        "Qwen/Qwen2.5-0.5B-Instruct: the Hub can't be reached; "
+        "Qwen/Qwen2.5-0.5B-Instruct can't be had (the Hub can't be reached): "
         "measured the embedded smollm2-135m-instruct instead"
     )
 
