@@ -44,10 +44,10 @@ def load_awq_model(job: Job) -> LoadedModel:
     Fusing needs AutoAWQ's prebuilt kernels of 2024, which current torch can't load; without them AutoAWQ
     leaves the layers apart by itself.
     """
-    if job.model.is_random:
-        return LoadedModel(_random_awq_model(job), None)
-    checkpoint = job.checkpoint or str(packed_folder(job))
     with _runnable_on(job.device):
+        if job.model.is_random:
+            return LoadedModel(_random_awq_model(job), None)
+        checkpoint = job.checkpoint or str(packed_folder(job))
         loaded = AutoAWQForCausalLM.from_quantized(checkpoint, fuse_layers=False, device_map={"": job.device})
     return LoadedModel(loaded.model.eval(), load_tokenizer(job))
 
