@@ -3,6 +3,7 @@
 Each test looks at a real worker process, started and fed as the parent does it, on a tiny model on the CPU.
 """
 
+import errno
 import importlib
 import importlib.metadata
 import json
@@ -26,6 +27,7 @@ from schemas.frames import AnyFrame, Done, Failed, Loaded, Phase, Progress, Read
 from schemas.job import Job
 from workers.measure import FEWEST_STEPS
 from workers.prompts import make_batches
+from workers.protocol import describe_failure
 
 pytestmark = pytest.mark.slow
 
@@ -462,3 +464,21 @@ def alive(process: psutil.Process) -> bool:
         return bool(process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "hint"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "error", "QBENCH_CACHE"),
+        (OSError("no file named model.safetensors"), "bad-model", "--model"),
+        (RuntimeError("CUDA out of memory. Tried to allocate"), "out-of-memory", "smaller"),
+        (RuntimeError("NVML_SUCCESS == r INTERNAL ASSERT FAILED"), "out-of-memory", "smaller"),
+        (ModuleNotFoundError("No module named 'awq'", name="awq"), "missing-package", "pip install awq"),
+        (ImportError("cannot import name X from transformers", name="transformers"), "error", None),
+    ],
+)
+def test_failures_are_classed_by_what_helps(error: Exception, kind: str, hint: str | None) -> None:
+    failed = describe_failure(error)
+    assert failed.kind == kind
+    assert failed.message in str(error)
+    assert failed.hint is None if hint is None else hint in (failed.hint or "")

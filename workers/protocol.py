@@ -159,6 +159,8 @@ def _classify(error: Exception) -> tuple[FailureKind, str | None]:
     # Under memory pressure a failing NVML call turns torch's own out-of-memory into an internal assert.
     if isinstance(error, MemoryError) or "out of memory" in text or "NVML_SUCCESS == r" in text:
         return "out-of-memory", "take a smaller model, fewer tokens or a smaller batch"
+    if "No space left on device" in text:
+        return "error", "free some disk, or set QBENCH_CACHE to a folder on a larger one"
     if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":
         return "bad-model", "check --model and --checkpoint; the log has the whole message"
     return "error", None
