@@ -7,7 +7,7 @@
 # [tool.qbench]
 # precision = "awq"
 # label = "AWQ INT4 (AutoAWQ)"
-# bits_per_weight = 4.25
+# bits_per_weight = 4.16
 # devices = ["cpu", "cuda"]
 # min_compute_capability = 7.5
 # ///
