@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from orchestrator.command_line import run_command
-from orchestrator.report.summary import as_json, as_markdown, print_summary
+from orchestrator.report.summary import as_csv, as_json, as_markdown, print_summary
 from orchestrator.store import read_run
 
 
@@ -17,7 +17,7 @@ def main() -> None:
 @click.command("qbench-report")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option(
-    "--format", "form", type=click.Choice(["table", "md", "json"]), default="table", show_default=True,
+    "--format", "form", type=click.Choice(["table", "md", "csv", "json"]), default="table", show_default=True,
     help="How to print the summary.",
 )  # fmt: skip
 def report(run: Path, form: str) -> int:
@@ -26,5 +26,6 @@ def report(run: Path, form: str) -> int:
     if form == "table":
         print_summary(measured, run)
     else:
-        click.echo(as_markdown(measured) if form == "md" else as_json(measured))
+        show = {"md": as_markdown, "csv": as_csv, "json": as_json}[form]
+        click.echo(show(measured).rstrip("\n"))
     return 0

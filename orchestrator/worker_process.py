@@ -9,6 +9,7 @@ import os
 import selectors
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext, suppress
@@ -46,7 +47,10 @@ class WorkerProcess:
                 stderr=log,  # None: the parent's own
                 start_new_session=True,
             )
-        self._write(msgspec.json.encode(self.job) + b"\n")
+        # From a thread, since a job may be longer than the pipe's buffer and the worker slow to read it, or
+        # too broken to; the deadline is kept by those who wait for frames.
+        job = msgspec.json.encode(self.job) + b"\n"
+        threading.Thread(target=self._write, args=(job,), name="send-job", daemon=True).start()
         return self
 
     def __exit__(

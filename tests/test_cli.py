@@ -1,5 +1,6 @@
 """The commands, run as a user runs them: what they print where, how they end, and what they leave behind."""
 
+import csv
 import json
 import os
 import re
@@ -283,13 +284,18 @@ def test_a_run_is_not_written_over(qbench: Qbench, measured: Measured) -> None:
 
 
 @pytest.mark.slow
-def test_the_report_says_in_three_forms_what_the_records_say(qbench: Qbench, measured: Measured) -> None:
+def test_the_report_says_in_four_forms_what_the_records_say(qbench: Qbench, measured: Measured) -> None:
     rows = {row.precision: row for row in summarize(measured.run.cells)}
     forms = {
-        form: qbench("report", measured.folder, "--format", form).stdout for form in ("table", "md", "json")
+        form: qbench("report", measured.folder, "--format", form).stdout
+        for form in ("table", "md", "csv", "json")
     }
     summary = json.loads(forms["json"])
     assert {row["precision"]: row["decode_tok_s"] for row in summary["rows"]} == {
+        name: row.decode_tok_s for name, row in rows.items()
+    }
+    in_csv = csv.DictReader(forms["csv"].splitlines())
+    assert {row["precision"]: float(row["decode_tok_s"]) for row in in_csv} == {
         name: row.decode_tok_s for name, row in rows.items()
     }
     assert summary["qbench"] == orchestrator.__version__

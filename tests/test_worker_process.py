@@ -247,6 +247,16 @@ def test_a_job_longer_than_a_pipe_arrives_whole() -> None:
     assert json.loads(told.message) == prompts
 
 
+def test_a_long_job_that_nobody_reads_holds_no_deadline_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_process, "GRACE_S", 0.3)
+    job = make_job(workload=Workload(prompts=["word " * 2000] * 50))
+    command = [sys.executable, "-I", "-S", "-c", "import time; time.sleep(60)"]
+    with WorkerProcess(command, dict(os.environ), job, None) as worker:
+        *_, last = worker.frames(timeout_s=1)
+    assert isinstance(last, Failed)
+    assert last.kind == "timeout"
+
+
 def test_a_death_is_told_though_a_child_still_holds_the_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker_process, "GRACE_S", 0.3)
     started_s = time.monotonic()

@@ -1,5 +1,7 @@
 """The summary of a run: one row per precision, and below it what a reader must know to believe it."""
 
+import csv
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -111,6 +113,15 @@ def as_markdown(run: Run) -> str:
     ]
     lines += ["| " + " | ".join(column.show(row) for column in shown) + " |" for row in rows]
     return "\n".join([*lines, "", *(f"- {line}" for line in notes(run, rows))])
+
+
+def as_csv(run: Run) -> str:
+    """A line of unformatted figures per precision, under their names in `CellMetrics`."""
+    text = io.StringIO()
+    table = csv.DictWriter(text, CellMetrics.__struct_fields__, lineterminator="\n")
+    table.writeheader()
+    table.writerows(msgspec.structs.asdict(row) for row in summarize(run.cells))
+    return text.getvalue()
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
