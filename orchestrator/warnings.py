@@ -17,7 +17,15 @@ HOST_BOUND_SHARE = 0.95
 
 def run_warnings(run: Run) -> list[str]:
     """Everything worth a warning in a run, most general first."""
-    about = (_notices, _device, _mixed_versions, _shortened, _paced_by_host, _hidden_memory)
+    about = (
+        _notices,
+        _device,
+        _mixed_versions,
+        _shortened,
+        _unequal_prompts,
+        _paced_by_host,
+        _hidden_memory,
+    )
     return [line for find in about for line in find(run)]
 
 
@@ -61,6 +69,18 @@ def _shortened_cell(cell: CellRecord, done: Done) -> Iterator[str]:
     if cell.trials[0].cut_short:
         trials += f", {cell.trials[0].new_tokens} of {cell.job.workload.new_tokens} tokens"
     yield f"{cell.precision}: {trials} fitted into {share}"
+
+
+def _unequal_prompts(run: Run) -> Iterator[str]:
+    """A budget lets slow precisions measure the first prompts only, and prefill grows with the prompt."""
+    measured = [cell.trials for cell in run.cells if isinstance(cell.outcome, Done)]
+    counts = {len(trials) for trials in measured}
+    lengths = {trial.prompt_tokens for trials in measured for trial in trials}
+    if len(counts) > 1 and len(lengths) > 1:
+        yield (
+            f"rows rest on {min(counts)} to {max(counts)} prompts of different length, so their TTFT are of "
+            "different prompts: compare prefill_tok_s in qbench-report --format csv"
+        )
 
 
 def _paced_by_host(run: Run) -> Iterator[str]:

@@ -109,3 +109,11 @@ def test_general_things_come_first() -> None:
     job = make_job(model=RANDOM, device="cpu", budget_s=5)
     lines = run_warnings(make_run(make_cell(outcome=outcome, job=job), gpu_reason="no driver"))
     assert [line.split()[0] for line in lines] == ["random", "no", "fp16:"]
+
+
+@pytest.mark.parametrize(("lengths", "warned"), [((10, 90), True), ((64, 64), False)])
+def test_rows_on_different_prompts_are_named(lengths: tuple[int, int], warned: bool) -> None:
+    trials = [make_trial(prompt_tokens=length) for length in lengths]
+    run = make_run(make_cell("fp16", trials=trials), make_cell("awq", trials=trials[:1]))
+    assert any("1 to 2 prompts of different length" in line for line in run_warnings(run)) == warned
+    assert run_warnings(make_run(make_cell("fp16", trials=trials), make_cell("awq", trials=trials))) == []
