@@ -178,6 +178,7 @@ def test_hub_has_it(hub_url: str) -> None:
     assert resolve_in_process("org/found", HF_ENDPOINT=hub_url)[:2] == ("hub", "found")
 
 
+@pytest.mark.slow
 def test_silent_hub_is_given_up_after_three_seconds() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"

@@ -206,6 +206,7 @@ with Nvml.open() as nvml, MemorySampler(NvmlSource(nvml, UUID, pid=1), period_s=
     assert "the GPU is lost" in edge["reason"]
 
 
+@pytest.mark.slow
 def test_sampling_keeps_its_period_and_costs_under_a_hundredth_of_a_core(fake_nvml: FakeNvml) -> None:
     script = """\
 with Nvml.open() as nvml:
