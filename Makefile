@@ -25,7 +25,7 @@ test: lint
 	$(BIN)/pytest
 
 test-fast: $(VENV)/.with-all,dev
-	$(BIN)/pytest -m "not slow and not gpu"
+	$(BIN)/pytest -m "not slow and not gpu" --numprocesses 2
 
 lint: $(VENV)/.with-all,dev
 	$(BIN)/ruff check .
