@@ -69,8 +69,8 @@ class CudaDevice(Device):
             )
         self.torch = torch.device(name)
         torch.cuda.set_device(self.torch)
-        # cuDNN's attention, torch's first choice on Hopper, builds a plan for every new length of the KV
-        # cache, some 50 ms a token until all lengths have been met; the other kernels take any length.
+        # With cuDNN's attention allowed, torch's default on Hopper, every length of the KV cache that is new
+        # costs some 50 ms a token, once per process; with it off none does. See results/README.md.
         torch.backends.cuda.enable_cudnn_sdp(False)
         properties = torch.cuda.get_device_properties(self.torch)
         self.name = properties.name
