@@ -1,9 +1,14 @@
 """Frames: what a worker tells its parent, one JSON object a line, in this order.
 
-    Phase("start") · [Phase("prepare")] · Phase("context") · Ready · Phase("load") · Loaded ·
-    Phase("warmup") · for each trial Phase("prefill") · Phase("decode") · Trial · Phase("end") · Done
+    once a worker   Phase("start") · [Phase("prepare")] · Phase("context") · Ready · Phase("load") · Loaded
+    for each job    Phase("setup") · SetUp · Phase("warmup") · WarmedUp ·
+                    for each trial Phase("prefill") · Phase("decode") · Trial ·
+                    Phase("profile") · Profile · Phase("end") · Done
 
-Failed may take any place and is then the last; Progress may stand anywhere.
+A job that fails ends in Failed instead of Done, at any place; Progress may stand anywhere. A worker that is
+still of use after it says Waiting and reads another Job, which must differ in its workload alone.
+
+The worker that measures the device's peaks says Phase("start") · Phase("context") · Ready · Peaks.
 
 Times are nanoseconds of CLOCK_MONOTONIC, which parent and worker share on one host, so that the
 parent's memory samples and the worker's phases can be laid over each other.
@@ -13,7 +18,9 @@ from typing import Literal
 
 import msgspec
 
-PhaseName = Literal["start", "prepare", "context", "load", "warmup", "prefill", "decode", "end"]
+PhaseName = Literal[
+    "start", "prepare", "context", "load", "setup", "warmup", "prefill", "decode", "profile", "end"
+]
 
 FailureKind = Literal[
     "missing-package", "out-of-memory", "unsupported", "bad-model", "timeout", "crashed", "error"
@@ -79,8 +86,24 @@ class Progress(Frame, frozen=True, kw_only=True):
     total: int | None = None
 
 
+class ForwardCosts(msgspec.Struct, frozen=True, kw_only=True):
+    """What a forward pass must at least move and multiply, counted off the loaded modules."""
+
+    step_weight_bytes: int
+    """Weights with their scales that one decode step reads: all but input embeddings, of which it reads
+    a row; an output head that is tied to them counts once."""
+    kv_bytes_per_token: int
+    """Keys and values of all layers for one position of one sequence."""
+    linear_parameters: int
+    """Weights, unquantized count, of the linear layers that every token passes: all but the head."""
+    head_parameters: int
+    """Weights of the output head, which multiplies one position per sequence."""
+    attention_width: int
+    """Query heads × head dimension, summed over the layers."""
+
+
 class Loaded(Frame, frozen=True, kw_only=True):
-    """What is in memory after load, read off the modules themselves."""
+    """What is in memory after load, read off the modules themselves: the proof of what can run."""
 
     weight_bytes: dict[str, int]
     """Bytes of distinct parameter and buffer storage by dtype, e.g. {"int8": …, "float16": …}."""
@@ -89,6 +112,38 @@ class Loaded(Frame, frozen=True, kw_only=True):
     compute_dtype: str
     parameters: int
     """Elements of the unquantized architecture, tied weights once."""
+    module_classes: dict[str, int] = {}
+    """Class name of every module without children → how many."""
+    unquantized_linears: dict[str, int] = {}
+    """Plain linear layers beside quantized ones: name, with `*` for layer numbers → how many."""
+    off_device: list[str] = []
+    """Parameters and buffers that are not on the job's device."""
+    settings: dict[str, str] = {}
+    """What decides on kernels, in the libraries' words, e.g. {"llm_int8_threshold": "6.0"}."""
+    costs: ForwardCosts | None = None
+    """None in records of before they were counted."""
+
+
+class SetUp(Frame, frozen=True, kw_only=True):
+    """What the decode mode needed before its first token: shapes, compilation, capture."""
+
+    setup_s: float
+    """All of it, compilation included; part of no other figure."""
+    compile_s: float | None = None
+    """The first compiled step, Inductor's work and autotuning in it; None where nothing is compiled."""
+    graph_breaks: int | None = None
+    """Where torch.compile had to fall back to Python, in the whole step; None where nothing is compiled."""
+    cache_tokens: int | None = None
+    """Positions of the static KV cache; None where the cache grows."""
+
+
+class WarmedUp(Frame, frozen=True, kw_only=True):
+    """The untimed trials: how many it took until two in a row agreed."""
+
+    trial_s: list[float]
+    """Wall time of each, prefill and decode, in order."""
+    settled: bool | None
+    """Whether the last two agreed; None where there were not two."""
 
 
 class Trial(Frame, frozen=True, kw_only=True):
@@ -115,6 +170,50 @@ class Trial(Frame, frozen=True, kw_only=True):
     """The budget ended this trial before all its tokens were made."""
 
 
+class Kernel(msgspec.Struct, frozen=True, kw_only=True):
+    """All runs of one GPU kernel, or one kind of copy, in a trace."""
+
+    name: str
+    count: int
+    total_s: float
+
+
+class KernelTimes(msgspec.Struct, frozen=True, kw_only=True):
+    """What the GPU did in `steps` decode steps, or in that many prefills."""
+
+    steps: int
+    busy_s: float
+    """Time in which at least one kernel ran: the union of their intervals, over all steps."""
+    launches: int
+    """Kernels and copies that ran, over all steps."""
+    kernels: list[Kernel]
+    """Those that took longest, longest first."""
+
+
+class Profile(Frame, frozen=True, kw_only=True):
+    """A pass under the profiler, which slows the host: kernel times hold, wall times don't."""
+
+    prefill: KernelTimes | None = None
+    decode: KernelTimes | None = None
+    reason: str | None = None
+    """Why there are no kernel times."""
+
+
+class Peaks(Frame, frozen=True, kw_only=True):
+    """What this device reached when nothing but moving or multiplying was asked of it."""
+
+    read_bytes_per_s: float
+    """Reading memory far larger than any cache, as a decode step reads weights."""
+    copy_bytes_per_s: float
+    """Reading and writing, both counted."""
+    matrix_flop_per_s: dict[str, float]
+    """Torch dtype → multiplications and additions of a large square matrix product."""
+    missing: dict[str, str] = {}
+    """Torch dtype → why there is no rate of it."""
+    measured_s: float
+    """What the measurements took, imports apart."""
+
+
 class Done(Frame, frozen=True, kw_only=True):
     """The worker measured what it was asked for, or what its budget let it."""
 
@@ -134,4 +233,10 @@ class Failed(Frame, frozen=True, kw_only=True):
     traceback: str | None = None
 
 
-AnyFrame = Phase | Ready | Progress | Loaded | Trial | Done | Failed
+class Waiting(Frame, frozen=True, kw_only=True):
+    """The model is still loaded and the device sound: another Job can follow, or the end of stdin."""
+
+
+AnyFrame = (
+    Phase | Ready | Progress | Loaded | SetUp | WarmedUp | Trial | Profile | Peaks | Done | Failed | Waiting
+)

@@ -4,6 +4,9 @@ from typing import Literal
 
 import msgspec
 
+DecodeMode = Literal["eager", "graph", "compile", "generate"]
+"""How decode steps are issued; `workers/decoding.py` says what each measures."""
+
 ModelKind = Literal["hub", "folder", "gguf", "random"]
 
 RANDOM_WEIGHTS_WARNING = "random weights: no quality, and INT8 has no outliers"
@@ -28,20 +31,23 @@ class ModelSource(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Workload(msgspec.Struct, frozen=True, kw_only=True):
-    """What is generated: every batch of prompts once, greedily, exactly `new_tokens` each."""
+    """What is generated, and how: every batch of prompts once, greedily, exactly `new_tokens` each."""
 
     prompts: list[str]
     """Texts of the prompts; each is wrapped in the model's chat template where it has one."""
     prompt_tokens: int | None = None
     """Cut or repeat every prompt to exactly this many tokens; None keeps its natural length."""
+    depth: int = 0
+    """Tokens of context that lie in the KV cache, untimed, before the prompt."""
     new_tokens: int = 128
     batch_size: int = 1
+    decode: DecodeMode = "eager"
     warmup: int = 1
-    """Untimed trials before the timed ones."""
+    """Fewest untimed trials before the timed ones."""
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """One precision on one workload in one fresh process."""
+    """One precision on one workload: a cell. A worker may be given several, one after another."""
 
     precision: str
     model: ModelSource

@@ -1,17 +1,25 @@
 """The options of a run, said once: parser, help, validation and record all follow from this Struct."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
+
+from schemas.job import DecodeMode
 
 Count = Annotated[int, Meta(ge=1, le=131_072)]
 Seconds = Annotated[float, Meta(gt=0)]
 
 
-def option(help: str, short: str | None = None) -> Meta:
-    """Describe one field: its help text, and its one-letter form where it has one."""
-    return Meta(description=help, extra={"short": short})
+Depth = Annotated[int, Meta(ge=0, le=131_072)]
+
+
+def option(help: str, short: str | None = None, form: Literal["names", "range"] | None = None) -> Meta:
+    """Describe one field: its help text, its one-letter form, and how several values stand in one text.
+
+    `names` are parted by commas; a `range` is what `orchestrator.ranges` reads.
+    """
+    return Meta(description=help, extra={"short": short, "form": form})
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,14 +43,36 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     prompts: Annotated[
         str | None, option("Text file with one prompt a line. Default: 20 prompts of our own.")
     ] = None
+    decode: Annotated[
+        list[DecodeMode] | None,
+        option(
+            "How decode steps are issued, each a row: eager, graph (one CUDA graph a step), compile "
+            "(torch.compile), generate (transformers' own). Default: eager,graph on a GPU, eager on a CPU.",
+            form="names",
+        ),
+    ] = None
     prompt_tokens: Annotated[
-        Count | None, option("Cut or repeat every prompt to exactly this many tokens.")
+        list[Count] | None,
+        option(
+            "Cut or repeat every prompt to exactly this many tokens; several, or 128-2048*2, each a row.",
+            form="range",
+        ),
+    ] = None
+    depth: Annotated[
+        list[Depth] | None,
+        option(
+            "Tokens of context before the prompt, untimed; several, or 0-4096+1024, each a row.", form="range"
+        ),
     ] = None
     new_tokens: Annotated[Count, option("Tokens to generate per prompt.")] = 128
     batch_size: Annotated[Count, option("Prompts generated together.")] = 1
     warmup: Annotated[
-        Annotated[int, Meta(ge=0, le=1000)], option("Untimed trials before the timed ones.")
+        Annotated[int, Meta(ge=0, le=1000)],
+        option("Fewest untimed trials; more are made until two in a row agree, or 5 s are spent."),
     ] = 1
+    cooldown: Annotated[
+        Annotated[float, Meta(ge=0, le=3600)], option("Seconds to wait before every row but the first.")
+    ] = 0
     seed: Annotated[Annotated[int, Meta(ge=0)], option("Seed of random weights.")] = 0
     budget: Annotated[
         Seconds | None,

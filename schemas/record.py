@@ -3,11 +3,38 @@
 import msgspec
 
 from schemas.environment import Environment
-from schemas.frames import Done, Failed, Loaded, Phase, Ready, Trial
+from schemas.frames import (
+    Done,
+    Failed,
+    Loaded,
+    Peaks,
+    Phase,
+    Profile,
+    Ready,
+    SetUp,
+    Trial,
+    WarmedUp,
+)
 from schemas.job import Job
 from schemas.options import Options
 
 SCHEMA_VERSION = 1
+
+
+class GpuState(msgspec.Struct, frozen=True, kw_only=True):
+    """How a GPU runs at one instant, from NVML; None for what it would not tell."""
+
+    sm_clock_mhz: int | None = None
+    memory_clock_mhz: int | None = None
+    temperature_c: int | None = None
+    power_w: float | None = None
+    clock_limits: list[str] | None = None
+    """What holds the clocks down, by NVML's names in lower case, e.g. `sw_power_cap`; idling is not among
+    them."""
+    power_limited_s: float | None = None
+    """NVML's counter of time spent under the power limit's restraint; read at phase edges alone."""
+    thermal_limited_s: float | None = None
+    """The same for temperature."""
 
 
 class MemoryReading(msgspec.Struct, frozen=True, kw_only=True):
@@ -21,6 +48,8 @@ class MemoryReading(msgspec.Struct, frozen=True, kw_only=True):
     process_bytes: int | None = None
     device_bytes: int | None = None
     reason: str | None = None
+    gpu: GpuState | None = None
+    """None without an NVIDIA GPU."""
 
 
 class PhaseEdge(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,18 +87,44 @@ class CellRecord(msgspec.Struct, frozen=True, kw_only=True):
     job: Job | None = None
     started_at: str | None = None
     """UTC, ISO 8601."""
+    began_ns: int | None = None
+    """The same instant on the clock of frames and samples."""
     wall_s: float | None = None
     ready: Ready | None = None
     loaded: Loaded | None = None
+    setup: SetUp | None = None
+    warmed_up: WarmedUp | None = None
     edges: list[PhaseEdge] = []
+    """Those of the worker up to its first set-up, then the cell's own."""
     trials: list[Trial] = []
+    profile: Profile | None = None
     samples: list[MemoryReading] = []
     baseline_device_bytes: int | None = None
     """NVML's device-wide use just before the worker was started."""
     sampler: SamplerStats | None = None
     log: str | None = None
-    """Worker's log, relative to the run folder."""
+    """Worker's log, relative to the run folder; cells of one worker share it."""
     schema_version: int = SCHEMA_VERSION
+
+
+class Datasheet(msgspec.Struct, frozen=True, kw_only=True):
+    """What the vendor publishes for a GPU: dense rates at boost clock."""
+
+    source: str
+    read_bytes_per_s: float
+    matrix_flop_per_s: dict[str, float]
+    """Torch dtype → rate."""
+
+
+class PeaksRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """The device's peaks in this run: `peaks.json` of a run folder."""
+
+    outcome: Peaks | Failed
+    wall_s: float
+    """Of the whole process, imports included."""
+    ready: Ready | None = None
+    datasheet: Datasheet | None = None
+    """None where the GPU is not among those known."""
 
 
 class RunPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,3 +144,4 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     plan: RunPlan
     environment: Environment
     cells: list[CellRecord]
+    peaks: PeaksRecord | None = None

@@ -1,0 +1,41 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["torch>=2.6"]
+# ///
+"""The worker that measures no precision but the device itself, so that every row can be held against it.
+
+It is started and talks like the others, with a process of its own so that nothing of it is left on the
+device when they measure. A data sheet is no substitute: it says what a chip could do at its boost clock,
+not what this one does under its power limit, in this host, with this torch.
+"""
+
+from schemas.job import Job, decode_job
+from workers.protocol import Channel, describe_failure
+
+
+def main() -> None:
+    """Read a Job for its device, measure, and send Peaks or Failed."""
+    channel = Channel.take_over()
+    try:
+        measure(decode_job(channel.answers.readline()), channel)
+    except Exception as error:
+        channel.send(describe_failure(error))
+        raise  # for the log and the exit status
+
+
+def measure(job: Job, channel: Channel) -> None:
+    """From the imports to Peaks."""
+    channel.enter("start")
+    from workers.device import open_device
+    from workers.peak_rates import measure_peaks
+    from workers.ready import import_packages, ready_frame
+
+    versions = import_packages(job.packages)
+    channel.enter("context")
+    device = open_device(job)
+    channel.send(ready_frame(device, versions))
+    channel.send(measure_peaks(device))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,42 @@
+"""What a worker says once its packages are imported and its device answers."""
+
+import importlib
+import importlib.metadata
+import os
+import platform
+import time
+from collections.abc import Iterable
+
+from schemas.frames import Ready
+from workers.device import Device
+
+
+def import_packages(packages: Iterable[str]) -> dict[str, str]:
+    """Import what the worker's header names, and tell the version of each."""
+    versions = {}
+    for package in packages:
+        distribution = importlib.metadata.distribution(package)
+        importlib.import_module(_module_name(distribution))
+        versions[package] = distribution.version
+    return versions
+
+
+def ready_frame(device: Device, versions: dict[str, str]) -> Ready:
+    """Who this worker is, under which Python, with which packages, and on which device."""
+    return Ready(
+        pid=os.getpid(),
+        at_ns=time.monotonic_ns(),
+        python=platform.python_version(),
+        versions=versions,
+        device=str(device.torch),
+        device_name=device.name,
+        device_uuid=device.uuid,
+        allocator_settings=os.environ.get("PYTORCH_ALLOC_CONF") or os.environ.get("PYTORCH_CUDA_ALLOC_CONF"),
+    )
+
+
+def _module_name(distribution: importlib.metadata.Distribution) -> str:
+    """What to import for a distribution: `awq` for autoawq, most often just its name."""
+    name = distribution.name.replace("-", "_")
+    declared = (distribution.read_text("top_level.txt") or name).split()
+    return name if name in declared else declared[0]
