@@ -1,4 +1,4 @@
-"""NVML: what the driver itself says about GPUs, their memory and the processes on them.
+"""NVML: what the driver itself says about GPUs, their memory, the processes on them, and how they run.
 
 This is the only module that touches pynvml. NVML is asked, never CUDA: a CUDA context in the parent
 would take some hundred megabytes on the very GPU whose memory is being measured.
@@ -13,9 +13,13 @@ Two figures stand beside each other:
   so the version that answered is remembered with the GPU;
 - process bytes, one process's share: context, modules and allocations. The driver takes a lock while it
   lists processes, and it may not know the share (WDDM) or the pid (containers): then it is None.
+
+How a GPU runs is told by single figures: clocks, temperature, power, what holds the clocks down. Many a
+GPU gives only some of them, so one that is refused is None by itself. Power is an average over about a
+second on most GPUs since Ampere, an instant's value on older ones.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Self
@@ -23,6 +27,7 @@ from typing import Any, Self
 import pynvml
 
 from schemas.environment import Gpu
+from schemas.record import GpuState
 
 _REASONS: dict[int, str] = {
     pynvml.NVML_ERROR_LIBRARY_NOT_FOUND: "no NVIDIA driver library (libnvidia-ml.so.1) on this machine",
@@ -40,6 +45,18 @@ _NO_MEMORY_INFO_V2 = (
     pynvml.NVMLError_NotSupported,
     pynvml.NVMLError_ArgumentVersionMismatch,
 )
+
+_CLOCK_LIMITS: dict[int, str] = {
+    pynvml.nvmlClocksEventReasonApplicationsClocksSetting: "applications_clocks_setting",
+    pynvml.nvmlClocksEventReasonSwPowerCap: "sw_power_cap",
+    pynvml.nvmlClocksEventReasonHwSlowdown: "hw_slowdown",
+    pynvml.nvmlClocksEventReasonSyncBoost: "sync_boost",
+    pynvml.nvmlClocksEventReasonSwThermalSlowdown: "sw_thermal_slowdown",
+    pynvml.nvmlClocksEventReasonHwThermalSlowdown: "hw_thermal_slowdown",
+    pynvml.nvmlClocksEventReasonHwPowerBrakeSlowdown: "hw_power_brake_slowdown",
+    pynvml.nvmlClocksEventReasonDisplayClockSetting: "display_clock_setting",
+}
+"""Bit → name. Idling has a bit too, but limits nothing."""
 
 
 class NvmlUnavailable(Exception):
@@ -75,6 +92,34 @@ def _find_device(uuid: str) -> _Device:
     except _NO_MEMORY_INFO_V2:
         return _Device(handle, memory_info_version=1)
     return _Device(handle, memory_info_version=2)
+
+
+def _told(call: Callable[..., Any], *arguments: Any) -> Any:
+    """What the driver answers, or None where it won't give this one figure.
+
+    Raises `pynvml.NVMLError_GpuIsLost`: then no figure is to be had.
+    """
+    try:
+        return call(*arguments)
+    except pynvml.NVMLError_GpuIsLost:
+        raise
+    except (pynvml.NVMLError, pynvml.NVMLLibraryMismatchError):
+        return None
+
+
+def _clock_limits(handle: Any) -> list[str] | None:
+    bits = _told(pynvml.nvmlDeviceGetCurrentClocksEventReasons, handle)  # drivers before 535 lack it
+    return None if bits is None else [name for bit, name in _CLOCK_LIMITS.items() if bits & bit]
+
+
+def _power_w(handle: Any) -> float | None:
+    power_mw = _told(pynvml.nvmlDeviceGetPowerUsage, handle)
+    return None if power_mw is None else power_mw / 1e3
+
+
+def _limited_s(handle: Any, policy: int) -> float | None:
+    counter = _told(pynvml.nvmlDeviceGetViolationStatus, handle, policy)
+    return None if counter is None else counter.violationTime / 1e9
 
 
 class Nvml:
@@ -135,6 +180,24 @@ class Nvml:
         if len(known) < len(entries):
             return None, "the driver does not tell how much memory a single process uses"
         return sum(known), None
+
+    def state(self, uuid: str, counters: bool) -> GpuState:
+        """How the GPU runs now; `counters` adds the driver's counters of time under restraint, in seconds.
+
+        Raises NvmlUnavailable where the GPU itself does not answer.
+        """
+        with _plain_errors():
+            handle = self._device(uuid).handle
+            return GpuState(
+                sm_clock_mhz=_told(pynvml.nvmlDeviceGetClockInfo, handle, pynvml.NVML_CLOCK_SM),
+                memory_clock_mhz=_told(pynvml.nvmlDeviceGetClockInfo, handle, pynvml.NVML_CLOCK_MEM),
+                # Deprecated, but older drivers lack the call that takes its place.
+                temperature_c=_told(pynvml.nvmlDeviceGetTemperature, handle, pynvml.NVML_TEMPERATURE_GPU),
+                power_w=_power_w(handle),
+                clock_limits=_clock_limits(handle),
+                power_limited_s=_limited_s(handle, pynvml.NVML_PERF_POLICY_POWER) if counters else None,
+                thermal_limited_s=_limited_s(handle, pynvml.NVML_PERF_POLICY_THERMAL) if counters else None,
+            )
 
     def _device(self, uuid: str) -> _Device:
         if uuid not in self._devices:

@@ -1,11 +1,15 @@
-"""The memory sampler: a worker's memory seen from outside while it runs.
+"""The memory sampler: a worker's memory, and how its GPU runs, seen from outside.
 
 Two kinds of look are taken, because they cost differently:
 
 - a *sample* every tenth of a second from a thread of its own shows the course of memory and catches
-  peaks between phases. With NVML it holds the device's bytes alone, a call of some microseconds;
+  peaks between phases. With NVML it holds the device's bytes, a call of some microseconds, and the GPU's
+  clocks, temperature, power and what limits the clocks, 1 to 2 µs each. Energy is not among them: that
+  call takes 4 ms;
 - an *edge* is read once per phase, while the worker stands still and has just read its own allocator. It
-  adds the process's bytes; listing processes takes a lock in the driver, so it is not done in passing.
+  adds the process's bytes; listing processes takes a lock in the driver, so it is not done in passing. It
+  also adds the driver's counters of time under restraint, whose growth between two edges tells what fell
+  between samples.
 
 The thread sleeps on an event between samples: sampling must not take the core that a host-bound worker
 needs. `stats()` says what it did take. Times are CLOCK_MONOTONIC, as in the worker's frames.
@@ -19,6 +23,7 @@ from itertools import pairwise
 from types import TracebackType
 from typing import Protocol, Self
 
+import msgspec
 import psutil
 
 from orchestrator.nvml import Nvml, NvmlUnavailable
@@ -31,14 +36,14 @@ class MemorySource(Protocol):
     name: str
 
     def read(self, processes: bool) -> MemoryReading:
-        """Look now; `processes` asks for the worker's own share too.
+        """Look now; `processes` asks for what an edge holds beyond a sample: the worker's own share.
 
         Raises `psutil.NoSuchProcess` once there is no worker to look at.
         """
 
 
 class NvmlSource:
-    """A GPU's bytes, and the share of one process on it.
+    """A GPU's bytes, how it runs, and the share of one process on it.
 
     `pid` may be set anew: what was started may be a launcher, and `Ready` brings the worker's own.
     """
@@ -54,14 +59,14 @@ class NvmlSource:
         at_ns = time.monotonic_ns()
         try:
             device_bytes = self.nvml.device_bytes(self.uuid)
+            gpu = self.nvml.state(self.uuid, counters=processes)
         except NvmlUnavailable as error:
             return MemoryReading(at_ns=at_ns, reason=str(error))
+        sample = MemoryReading(at_ns=at_ns, device_bytes=device_bytes, gpu=gpu)
         if not processes:
-            return MemoryReading(at_ns=at_ns, device_bytes=device_bytes)
+            return sample
         process_bytes, reason = self.nvml.process_bytes(self.uuid, self.pid)
-        return MemoryReading(
-            at_ns=at_ns, process_bytes=process_bytes, device_bytes=device_bytes, reason=reason
-        )
+        return msgspec.structs.replace(sample, process_bytes=process_bytes, reason=reason)
 
 
 class ResidentSetSource:

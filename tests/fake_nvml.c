@@ -16,6 +16,18 @@
  *     processes_auto BYTES          every live process started as `workers.…` uses that much
  *     process_error CODE            listing processes fails; 13 is how an old driver looks to pynvml
  *     lost 1                        every call on the device fails with NVML_ERROR_GPU_IS_LOST
+ *
+ * How the device runs; a figure that has no line is NVML_ERROR_NOT_SUPPORTED:
+ *
+ *     sm_clock MHZ
+ *     memory_clock MHZ
+ *     temperature CELSIUS
+ *     power_mw MILLIWATTS
+ *     clock_reasons BITS            decimal, nvmlClocksEventReason…: 1 idle, 4 power cap, 32 heat
+ *     throttle_reasons BITS         the same by a driver that knows the call by its older name alone
+ *     violation_power_ns NS         time under the power limit's restraint
+ *     violation_thermal_ns NS
+ *     state_error CODE              all calls for these figures fail, though the device answers
  */
 
 #include <ctype.h>
@@ -29,6 +41,7 @@ enum { MAX_DEVICES = 8, MAX_PROCESSES = 64 };
 enum {
     SUCCESS = 0,
     ERROR_INVALID_ARGUMENT = 2,
+    ERROR_NOT_SUPPORTED = 3,
     ERROR_NOT_FOUND = 6,
     ERROR_INSUFFICIENT_SIZE = 7,
     ERROR_FUNCTION_NOT_FOUND = 13,
@@ -55,11 +68,25 @@ typedef struct {
 } Memory_v2;
 
 typedef struct {
+    unsigned long long reference_time, violation_time;
+} ViolationTime;
+
+enum { CLOCK_SM = 1, CLOCK_MEMORY = 2 };
+enum { POLICY_POWER = 0, POLICY_THERMAL = 1 };
+
+/* NOT_AVAILABLE where the state file has no line for it. */
+typedef struct {
+    unsigned long long sm_clock, memory_clock, temperature, power_mw, clock_reasons, throttle_reasons;
+    unsigned long long violation_power_ns, violation_thermal_ns;
+} Running;
+
+typedef struct {
     char uuid[80], name[80];
     unsigned long long total, reserved, used, processes_auto;
     Process processes[MAX_PROCESSES];
     unsigned process_count;
-    int process_error, lost;
+    Running running;
+    int process_error, state_error, lost;
 } Device;
 
 typedef struct {
@@ -83,6 +110,17 @@ static void read_process(Device *device, const char *rest) {
     }
 }
 
+static void read_running(Running *running, const char *key, unsigned long long number) {
+    if (!strcmp(key, "sm_clock")) running->sm_clock = number;
+    if (!strcmp(key, "memory_clock")) running->memory_clock = number;
+    if (!strcmp(key, "temperature")) running->temperature = number;
+    if (!strcmp(key, "power_mw")) running->power_mw = number;
+    if (!strcmp(key, "clock_reasons")) running->clock_reasons = number;
+    if (!strcmp(key, "throttle_reasons")) running->throttle_reasons = number;
+    if (!strcmp(key, "violation_power_ns")) running->violation_power_ns = number;
+    if (!strcmp(key, "violation_thermal_ns")) running->violation_thermal_ns = number;
+}
+
 static void read_device_line(Device *device, const char *key, const char *rest) {
     unsigned long long number = strtoull(rest, NULL, 10);
     if (!strcmp(key, "total")) device->total = number;
@@ -90,8 +128,10 @@ static void read_device_line(Device *device, const char *key, const char *rest) 
     if (!strcmp(key, "used")) device->used = number;
     if (!strcmp(key, "processes_auto")) device->processes_auto = number;
     if (!strcmp(key, "process_error")) device->process_error = (int)number;
+    if (!strcmp(key, "state_error")) device->state_error = (int)number;
     if (!strcmp(key, "lost")) device->lost = (int)number;
     if (!strcmp(key, "process")) read_process(device, rest);
+    read_running(&device->running, key, number);
 }
 
 static void read_line(State *state, const char *key, const char *rest) {
@@ -101,6 +141,7 @@ static void read_line(State *state, const char *key, const char *rest) {
     if (!strcmp(key, "device") && state->device_count < MAX_DEVICES) {
         Device *device = &state->devices[state->device_count++];
         sscanf(rest, "%79s %79[^\n]", device->uuid, device->name);
+        memset(&device->running, 0xff, sizeof device->running);
     } else if (state->device_count > 0) {
         read_device_line(&state->devices[state->device_count - 1], key, rest);
     }
@@ -286,4 +327,80 @@ int nvmlDeviceGetComputeRunningProcesses_v3(Handle handle, unsigned *count, Proc
     if (processes)
         memcpy(processes, device->processes, *count * sizeof *processes);
     return SUCCESS;
+}
+
+/* Look up how the device runs; what each figure's own function then hands out may still be absent. */
+static int open_running(Handle handle, Running *running) {
+    State state;
+    Device *device;
+    int code = open_device(&state, handle, &device);
+    if (code || device->state_error)
+        return code ? code : device->state_error;
+    *running = device->running;
+    return SUCCESS;
+}
+
+static int give_unsigned(unsigned long long figure, unsigned *to) {
+    if (figure == NOT_AVAILABLE)
+        return ERROR_NOT_SUPPORTED;
+    *to = (unsigned)figure;
+    return SUCCESS;
+}
+
+int nvmlDeviceGetClockInfo(Handle handle, unsigned type, unsigned *clock) {
+    Running running;
+    int code = open_running(handle, &running);
+    if (code)
+        return code;
+    if (type != CLOCK_SM && type != CLOCK_MEMORY)
+        return ERROR_INVALID_ARGUMENT;
+    return give_unsigned(type == CLOCK_SM ? running.sm_clock : running.memory_clock, clock);
+}
+
+int nvmlDeviceGetTemperature(Handle handle, unsigned sensor, unsigned *temperature) {
+    Running running;
+    int code = open_running(handle, &running);
+    if (code)
+        return code;
+    return sensor ? ERROR_INVALID_ARGUMENT : give_unsigned(running.temperature, temperature);
+}
+
+int nvmlDeviceGetPowerUsage(Handle handle, unsigned *power_mw) {
+    Running running;
+    int code = open_running(handle, &running);
+    return code ? code : give_unsigned(running.power_mw, power_mw);
+}
+
+/* A real driver before 535 lacks this function; to pynvml both look the same. */
+int nvmlDeviceGetCurrentClocksEventReasons(Handle handle, unsigned long long *reasons) {
+    Running running;
+    int code = open_running(handle, &running);
+    if (code)
+        return code;
+    if (running.throttle_reasons != NOT_AVAILABLE)
+        return ERROR_FUNCTION_NOT_FOUND;
+    *reasons = running.clock_reasons;
+    return *reasons == NOT_AVAILABLE ? ERROR_NOT_SUPPORTED : SUCCESS;
+}
+
+int nvmlDeviceGetCurrentClocksThrottleReasons(Handle handle, unsigned long long *reasons) {
+    Running running;
+    int code = open_running(handle, &running);
+    if (code)
+        return code;
+    *reasons = running.throttle_reasons;
+    return *reasons == NOT_AVAILABLE ? ERROR_NOT_SUPPORTED : SUCCESS;
+}
+
+int nvmlDeviceGetViolationStatus(Handle handle, unsigned policy, ViolationTime *violation) {
+    Running running;
+    int code = open_running(handle, &running);
+    if (code)
+        return code;
+    if (policy != POLICY_POWER && policy != POLICY_THERMAL)
+        return ERROR_INVALID_ARGUMENT;
+    violation->reference_time = 1;
+    violation->violation_time =
+        policy == POLICY_POWER ? running.violation_power_ns : running.violation_thermal_ns;
+    return violation->violation_time == NOT_AVAILABLE ? ERROR_NOT_SUPPORTED : SUCCESS;
 }

@@ -21,6 +21,13 @@ device {GPU_UUID} Fake H100 80GB
 total 85899345920
 reserved 500000000
 used 1000000
+sm_clock 1980
+memory_clock 2619
+temperature 45
+power_mw 350500
+clock_reasons 0
+violation_power_ns 2500000000
+violation_thermal_ns 0
 """
 
 

@@ -2,11 +2,26 @@
 
 from typing import Any
 
+import msgspec
+
 from schemas.environment import Environment, Gpu
-from schemas.frames import Done, Loaded, Phase, PhaseName, Ready, TorchMemory, Trial
-from schemas.job import Job, ModelSource, Workload
+from schemas.frames import (
+    Done,
+    ForwardCosts,
+    Kernel,
+    KernelTimes,
+    Loaded,
+    Peaks,
+    Phase,
+    PhaseName,
+    Profile,
+    Ready,
+    TorchMemory,
+    Trial,
+)
+from schemas.job import DecodeMode, Job, ModelSource, Workload
 from schemas.options import Options
-from schemas.record import CellRecord, MemoryReading, PhaseEdge, Run, RunPlan
+from schemas.record import CellRecord, GpuState, MemoryReading, PeaksRecord, PhaseEdge, Run, RunPlan
 
 MIB = 2**20
 
@@ -67,9 +82,13 @@ def make_ready(uuid: str | None = "GPU-1", **versions: str) -> Ready:
     )
 
 
-def make_loaded(weight_bytes: int = 100 * MIB) -> Loaded:
+def make_loaded(weight_bytes: int = 100 * MIB, costs: ForwardCosts | None = None) -> Loaded:
     return Loaded(
-        weight_bytes={"float16": weight_bytes}, linear_classes={}, compute_dtype="float16", parameters=1
+        weight_bytes={"float16": weight_bytes},
+        linear_classes={},
+        compute_dtype="float16",
+        parameters=1,
+        costs=costs,
     )
 
 
@@ -95,13 +114,16 @@ def edge(
     device: int | None = None,
     reason: str | None = None,
     trial: int | None = None,
+    gpu: GpuState | None = None,
 ) -> PhaseEdge:
-    reading = MemoryReading(at_ns=at_ns, process_bytes=process, device_bytes=device, reason=reason)
+    reading = MemoryReading(at_ns=at_ns, process_bytes=process, device_bytes=device, reason=reason, gpu=gpu)
     return PhaseEdge(phase=Phase(name=name, at_ns=at_ns, trial=trial, torch=torch), reading=reading)
 
 
-def sample(at_ns: int, *, process: int | None = None, device: int | None = None) -> MemoryReading:
-    return MemoryReading(at_ns=at_ns, process_bytes=process, device_bytes=device)
+def sample(
+    at_ns: int, *, process: int | None = None, device: int | None = None, gpu: GpuState | None = None
+) -> MemoryReading:
+    return MemoryReading(at_ns=at_ns, process_bytes=process, device_bytes=device, gpu=gpu)
 
 
 def make_cell(precision: str = "fp16", **fields: Any) -> CellRecord:
@@ -117,7 +139,12 @@ def make_cell(precision: str = "fp16", **fields: Any) -> CellRecord:
     return CellRecord(precision=precision, **(defaults | fields))
 
 
-def make_run(*cells: CellRecord, jobs: list[Job] | None = None, gpu_reason: str | None = None) -> Run:
+def make_run(
+    *cells: CellRecord,
+    jobs: list[Job] | None = None,
+    gpu_reason: str | None = None,
+    peaks: PeaksRecord | None = None,
+) -> Run:
     """A run of these cells; its jobs are the cells' own unless given."""
     found = [cell.job for cell in cells if cell.job]
     return Run(
@@ -139,4 +166,78 @@ def make_run(*cells: CellRecord, jobs: list[Job] | None = None, gpu_reason: str 
             gpu_reason=gpu_reason,
         ),
         cells=list(cells),
+        peaks=peaks,
     )
+
+
+# Cells as an H100 would give them, from the measured facts in DESIGN.md
+
+QWEN_7B = ForwardCosts(
+    step_weight_bytes=14_141_000_000,
+    kv_bytes_per_token=57_344,
+    linear_parameters=6_525_288_448,
+    head_parameters=544_997_376,
+    attention_width=100_352,
+)
+"""Qwen2.5-7B as FP16: 28 layers of 28 query heads and 4 key-value heads of 128."""
+QWEN_HALF_B = ForwardCosts(
+    step_weight_bytes=988_000_000,
+    kv_bytes_per_token=12_288,
+    linear_parameters=357_826_560,
+    head_parameters=136_134_656,
+    attention_width=21_504,
+)
+H100_PEAKS = PeaksRecord(
+    outcome=Peaks(
+        read_bytes_per_s=2.93e12,
+        copy_bytes_per_s=3.01e12,
+        matrix_flop_per_s={"float16": 700e12},
+        measured_s=2.0,
+    ),
+    wall_s=9.0,
+)
+
+
+def h100_cell(
+    precision: str = "fp16",
+    decode: DecodeMode = "graph",
+    *,
+    tok_s: float,
+    busy_ms: float | None = None,
+    launches: int = 1256,
+    weight_bytes: int | None = None,
+    costs: ForwardCosts | None = QWEN_7B,
+    top: tuple[str, float] | None = None,
+    workload: dict[str, Any] | None = None,
+    **fields: Any,
+) -> CellRecord:
+    """One trial of 64 + 128 tokens at `tok_s`, and a profile of 16 steps where `busy_ms` a step is given.
+
+    `top` is the kernel that took longest, and its share of the busy time.
+    """
+    shape = {"prompts": ["one"], "new_tokens": 128, "decode": decode, **(workload or {})}
+    batch = shape.get("batch_size", 1)
+    steps = 127
+    trial = make_trial(
+        batch_size=batch,
+        prompt_tokens=64,
+        new_tokens=128,
+        decode_s=steps * batch / tok_s,
+        token_s=[batch / tok_s] * steps,
+        token_ids=list(range(128)),
+    )
+    if costs is not None and weight_bytes is not None:
+        costs = msgspec.structs.replace(costs, step_weight_bytes=weight_bytes)
+    profile = None
+    if busy_ms is not None:
+        busy_s = 16 * busy_ms / 1e3
+        kernels = [Kernel(name=top[0], count=16, total_s=top[1] * busy_s)] if top else []
+        times = KernelTimes(steps=16, busy_s=busy_s, launches=16 * launches, kernels=kernels)
+        profile = Profile(decode=times)
+    defaults: dict[str, Any] = {
+        "job": make_job(precision, workload=Workload(**shape)),
+        "loaded": make_loaded(costs=costs),
+        "trials": [trial],
+        "profile": profile,
+    }
+    return make_cell(precision, **(defaults | fields))

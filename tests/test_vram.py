@@ -17,6 +17,19 @@ from fake_nvml import GPU_UUID, ONE_GPU, FakeNvml, fake_nvml_fixture  # noqa: F4
 ROOT = Path(__file__).parent.parent
 OTHER_UUID = "GPU-99999999-2222-3333-4444-555555555555"
 
+STATE = {
+    "sm_clock_mhz": 1980,
+    "memory_clock_mhz": 2619,
+    "temperature_c": 45,
+    "power_w": 350.5,
+    "clock_limits": [],
+    "power_limited_s": None,
+    "thermal_limited_s": None,
+}
+COUNTERS = {"power_limited_s": 2.5, "thermal_limited_s": 0.0}
+LINES = ONE_GPU.splitlines(keepends=True)
+UNKNOWN = dict.fromkeys(STATE, None)
+
 PRELUDE = f"""\
 import os, subprocess, sys, time
 from pathlib import Path
@@ -157,6 +170,119 @@ with Nvml.open() as nvml, worker:
     assert answer_of(fake_nvml, START_WORKER + script) == [612_000_000, None]
 
 
+def test_how_a_gpu_runs_with_and_without_counters(fake_nvml: FakeNvml) -> None:
+    answer = nvml_answer(fake_nvml, "[nvml.state(UUID, counters) for counters in (False, True)]")
+    assert answer == [STATE, STATE | COUNTERS]
+
+
+def test_a_figure_that_is_refused_is_unknown_by_itself(fake_nvml: FakeNvml) -> None:
+    figures = {
+        "sm_clock": "sm_clock_mhz",
+        "memory_clock": "memory_clock_mhz",
+        "temperature": "temperature_c",
+        "power_mw": "power_w",
+        "violation_power_ns": "power_limited_s",
+        "violation_thermal_ns": "thermal_limited_s",
+        "clock_reasons": "clock_limits",
+    }
+    without = ["".join(line for line in LINES if not line.startswith(key + " ")) for key in figures]
+    script = f"""\
+answer = []
+with Nvml.open() as nvml:
+    for state in {without!r}:
+        write_state(state)
+        answer.append(nvml.state(UUID, counters=True))
+"""
+    answers = answer_of(fake_nvml, script)
+    assert answers == [STATE | COUNTERS | {field: UNKNOWN[field]} for field in figures.values()]
+
+
+@pytest.mark.parametrize(
+    ("lines", "limits"),
+    [
+        pytest.param("clock_reasons 1\n", [], id="idle"),
+        pytest.param("clock_reasons 5\n", ["sw_power_cap"], id="idle and capped"),
+        pytest.param("clock_reasons 96\n", ["sw_thermal_slowdown", "hw_thermal_slowdown"], id="hot"),
+        pytest.param(
+            "clock_reasons 511\n",
+            [
+                "applications_clocks_setting",
+                "sw_power_cap",
+                "hw_slowdown",
+                "sync_boost",
+                "sw_thermal_slowdown",
+                "hw_thermal_slowdown",
+                "hw_power_brake_slowdown",
+                "display_clock_setting",
+            ],
+            id="all",
+        ),
+    ],
+)
+def test_what_limits_the_clocks_is_named(fake_nvml: FakeNvml, lines: str, limits: list[str]) -> None:
+    fake_nvml.write(ONE_GPU + lines)
+    assert nvml_answer(fake_nvml, "nvml.state(UUID, counters=False).clock_limits") == limits
+
+
+def test_a_driver_that_knows_the_call_by_its_older_name_alone_does_not_tell(fake_nvml: FakeNvml) -> None:
+    without = "".join(line for line in LINES if not line.startswith("clock_reasons "))
+    fake_nvml.write(without + "throttle_reasons 96\n")
+    assert nvml_answer(fake_nvml, "nvml.state(UUID, counters=False).clock_limits") is None
+
+
+@pytest.mark.parametrize("code", [4, 13, 999])
+def test_a_gpu_that_tells_nothing_of_how_it_runs_still_tells_its_memory(
+    fake_nvml: FakeNvml, code: int
+) -> None:
+    fake_nvml.write(ONE_GPU + f"state_error {code}\n")
+    reading = nvml_answer(fake_nvml, "NvmlSource(nvml, UUID, pid=1).read(processes=False)")
+    assert (reading["device_bytes"], reading["reason"], reading["gpu"]) == (1_000_000, None, UNKNOWN)
+
+
+def test_a_call_too_new_for_the_driver_is_unknown_by_itself(fake_nvml: FakeNvml) -> None:
+    """pynvml says so with an error that is no subclass of NVMLError."""
+    script = """\
+import pynvml
+
+def too_new(handle):
+    raise pynvml.NVMLLibraryMismatchError
+
+pynvml.nvmlDeviceGetPowerUsage = too_new
+with Nvml.open() as nvml:
+    answer = nvml.state(UUID, counters=False)
+"""
+    assert answer_of(fake_nvml, script) == STATE | {"power_w": None}
+
+
+@pytest.mark.parametrize(
+    ("uuid", "lines", "reason"),
+    [
+        (GPU_UUID, "state_error 15\n", "the GPU is lost: it fell off the bus or hangs (see dmesg)"),
+        ("GPU-0", "", "NVML knows no GPU of this UUID"),
+    ],
+)
+def test_a_gpu_that_is_not_there_has_no_state(
+    fake_nvml: FakeNvml, uuid: str, lines: str, reason: str
+) -> None:
+    fake_nvml.write(ONE_GPU + lines)
+    script = f"""\
+with Nvml.open() as nvml:
+    try:
+        answer = nvml.state({uuid!r}, counters=False)
+    except NvmlUnavailable as error:
+        answer = str(error)
+"""
+    assert answer_of(fake_nvml, script) == reason
+
+
+@pytest.mark.parametrize("processes", [False, True])
+def test_a_gpu_lost_between_two_calls_is_a_reason(fake_nvml: FakeNvml, processes: bool) -> None:
+    fake_nvml.write(ONE_GPU + "state_error 15\n")
+    reading = nvml_answer(fake_nvml, f"NvmlSource(nvml, UUID, pid=1).read({processes})")
+    assert (reading["device_bytes"], reading["gpu"]) == (None, None)
+    assert "the GPU is lost" in reading["reason"]
+
+
 @pytest.mark.parametrize(
     ("state", "reason"),
     [
@@ -177,7 +303,7 @@ def test_without_a_driver_library(fake_nvml: FakeNvml, tmp_path: Path) -> None:
     assert why_unavailable(without) == "no NVIDIA driver library (libnvidia-ml.so.1) on this machine"
 
 
-def test_samples_hold_device_bytes_and_edges_the_process_too(fake_nvml: FakeNvml) -> None:
+def test_samples_hold_device_bytes_and_edges_the_process_and_counters_too(fake_nvml: FakeNvml) -> None:
     fake_nvml.write(ONE_GPU + "process 4242 300\n")
     script = """\
 with Nvml.open() as nvml, MemorySampler(NvmlSource(nvml, UUID, pid=4242), period_s=0.02) as sampler:
@@ -187,6 +313,7 @@ with Nvml.open() as nvml, MemorySampler(NvmlSource(nvml, UUID, pid=4242), period
     sample, edge, latest_bytes = answer_of(fake_nvml, script)
     assert (sample["process_bytes"], sample["device_bytes"]) == (None, 1_000_000)
     assert (edge["process_bytes"], edge["device_bytes"], edge["reason"]) == (300, 1_000_000, None)
+    assert (sample["gpu"], edge["gpu"]) == (STATE, STATE | COUNTERS)
     assert latest_bytes == 1_000_000
     assert edge["at_ns"] > sample["at_ns"]
 
@@ -237,6 +364,7 @@ with worker, MemorySampler(ResidentSetSource(worker.pid), period_s=0.02) as samp
 """
     before, edge, after = answer_of(fake_nvml, START_WORKER + script)
     for reading in (edge, after):
+        assert reading["gpu"] is None
         assert 64_000_000 <= reading["process_bytes"] - before["process_bytes"] < 128_000_000
         assert reading["device_bytes"] is None
     assert edge["reason"] == "not on an NVIDIA GPU: resident set of the worker process"
