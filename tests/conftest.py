@@ -1,6 +1,7 @@
 """What many tests need: a model small enough to build on the spot, and the commands as a user has them."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -61,6 +62,28 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_qwen2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_tiny_model(tmp_path_factory.mktemp("models") / "tiny-qwen2", "qwen2")
+
+
+@pytest.fixture(scope="session")
+def lively(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with weights large enough that what it says depends on all that it was told.
+
+    As it is made, it repeats the last token of its prompt whatever came before.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    folder = tmp_path_factory.mktemp("models") / "lively"
+    shutil.copytree(tiny_llama, folder)
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32, tie_word_embeddings=False)
+    with torch.no_grad():
+        for parameter in model.model.layers.parameters():
+            if parameter.dim() == 2:
+                parameter.normal_(0, 0.3)
+        model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight))
+    model.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

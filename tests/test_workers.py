@@ -23,7 +23,7 @@ from worker_runs import PROMPTS, WorkerRun, copy_packages, kept, make_job, run_w
 
 from orchestrator.interpreter import own_interpreter, worker_command, worker_environment
 from orchestrator.precisions import find_precisions
-from schemas.frames import AnyFrame, Done, Failed, Loaded, Phase, Progress, Ready, Trial
+from schemas.frames import AnyFrame, Done, Failed, Loaded, Phase, Progress, Ready, Trial, Waiting
 from schemas.job import Job
 from workers.measure import FEWEST_STEPS
 from workers.prompts import make_batches
@@ -53,25 +53,6 @@ def run(request: pytest.FixtureRequest, ask: ASK, cache: Path) -> WorkerRun:
     """What every precision does with the same small job."""
     model, precision = request.param
     return ask(make_job(precision, request.getfixturevalue(model), cache))
-
-
-@pytest.fixture(scope="module")
-def lively(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model with weights large enough that what it says depends on all that it was told.
-
-    As it is made, it repeats the last token of its prompt whatever came before.
-    """
-    folder = tmp_path_factory.mktemp("models") / "lively"
-    shutil.copytree(tiny_llama, folder)
-    torch.manual_seed(1)
-    model = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32, tie_word_embeddings=False)
-    with torch.no_grad():
-        for parameter in model.model.layers.parameters():
-            if parameter.dim() == 2:
-                parameter.normal_(0, 0.3)
-        model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight))
-    model.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -108,9 +89,9 @@ def phases(run: WorkerRun) -> list[tuple[str, int | None]]:
 
 
 def failure(run: WorkerRun) -> Failed:
-    """The one Failed of a run, which must be its last word and say itself in one line."""
+    """The one Failed of a run, which must be the last of its cell and say itself in one line."""
     failed = run.one(Failed)
-    assert run.frames[-1] is failed
+    assert [frame for frame in run.frames if not isinstance(frame, Waiting)][-1] is failed
     assert run.status == 1
     assert not run.all(Done)
     assert failed.message
@@ -123,16 +104,17 @@ def failure(run: WorkerRun) -> Failed:
 
 def test_frames_come_in_order(run: WorkerRun) -> None:
     trials = [(name, index) for index in range(len(PROMPTS)) for name in ("prefill", "decode")]
-    before = [("start", None), ("context", None), ("load", None), ("warmup", None)]
-    assert phases(run) == [*before, *trials, ("end", None)]
+    before = [("start", None), ("context", None), ("load", None), ("setup", None), ("warmup", None)]
+    assert phases(run) == [*before, *trials, ("profile", None), ("end", None)]
     kinds = [
         frame.name if isinstance(frame, Phase) else type(frame).__name__
         for frame in run.frames
         if not isinstance(frame, Progress) and not (isinstance(frame, Phase) and frame.name == "prepare")
     ]
     trial = ["prefill", "decode", "Trial"]
-    head = ["start", "context", "Ready", "load", "Loaded", "warmup"]
-    assert kinds == [*head, *trial * len(PROMPTS), "end", "Done"]
+    head = ["start", "context", "Ready", "load", "Loaded", "setup", "SetUp", "warmup", "WarmedUp"]
+    tail = ["profile", "Profile", "end", "Done", "Waiting"]
+    assert kinds == [*head, *trial * len(PROMPTS), *tail]
     assert run.status == 0
     times = [frame.at_ns for frame in run.frames if isinstance(frame, Phase | Ready | Done)]
     assert times == sorted(times)

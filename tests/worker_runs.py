@@ -3,9 +3,11 @@
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Thread
 from typing import NamedTuple, TypeVar
 
 import msgspec
@@ -13,7 +15,7 @@ from packaging.requirements import Requirement
 
 from orchestrator.interpreter import lent_packages, own_interpreter, worker_command, worker_environment
 from orchestrator.precisions import find_precisions
-from schemas.frames import AnyFrame, Failed
+from schemas.frames import AnyFrame, Failed, Phase, Waiting
 from schemas.job import Job, ModelSource, Workload
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -61,16 +63,19 @@ def make_job(precision: str, model: Path | str, cache: Path, **others: object) -
 
 
 @contextmanager
-def starting(job: Job, module: str, lent: Path | None = None) -> Iterator[subprocess.Popen[bytes]]:
+def starting(
+    job: Job, module: str, lent: Path | None = None, **variables: str
+) -> Iterator[subprocess.Popen[bytes]]:
     """A worker's process with its pipes, the job not sent yet; killed at the end if it still runs.
 
-    `lent` holds the packages `workers` and `schemas` where they shall not be the project's.
+    `lent` holds the packages `workers` and `schemas` where they shall not be the project's; `variables` are
+    set in the worker's environment.
     """
     own = own_interpreter()
     with lent_packages() as usual:
         process = subprocess.Popen(
             worker_command(own, module),
-            env=worker_environment(own, lent or usual),
+            env=worker_environment(own, lent or usual) | variables,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -88,6 +93,34 @@ def run_worker(job: Job, module: str | None = None, lent: Path | None = None) ->
         out, log = process.communicate(msgspec.json.encode(job) + b"\n", timeout=LIMIT_S)
     frames = msgspec.json.Decoder(AnyFrame).decode_lines(out)
     return WorkerRun(frames, process.returncode, process.pid, log.decode())
+
+
+def run_jobs(jobs: list[Job], **variables: str) -> list[WorkerRun]:
+    """Run several jobs in one worker, which ends after them; what it said of each."""
+    module = find_precisions()[jobs[0].precision].module
+    with starting(jobs[0], module, **variables) as process, tempfile.TemporaryFile() as log:
+        Thread(target=shutil.copyfileobj, args=(process.stderr, log), daemon=True).start()
+        runs = [_run_job(process, job) for job in jobs]
+        process.stdin.write(b"\n")  # type: ignore[union-attr]
+        process.stdin.flush()  # type: ignore[union-attr]
+        status = process.wait(LIMIT_S)
+        return [WorkerRun(frames, status, process.pid, "") for frames in runs]
+
+
+def _run_job(process: subprocess.Popen[bytes], job: Job) -> list[AnyFrame]:
+    assert process.stdin
+    assert process.stdout
+    frames: list[AnyFrame] = []
+    line = msgspec.json.encode(job)
+    while not frames or not isinstance(frames[-1], Waiting):
+        if not frames or isinstance(frames[-1], Phase):  # the job, and a line for every phase edge
+            process.stdin.write(line + b"\n")
+            process.stdin.flush()
+            line = b""
+        said = process.stdout.readline()
+        assert said, "the worker ended"
+        frames.append(msgspec.json.decode(said, type=AnyFrame))
+    return frames
 
 
 def kept(run: Callable[..., WorkerRun] = run_worker) -> Callable[..., WorkerRun]:

@@ -46,10 +46,20 @@ def load_awq_model(job: Job) -> LoadedModel:
     """
     with _runnable_on(job.device):
         if job.model.is_random:
-            return LoadedModel(_random_awq_model(job), None)
+            return LoadedModel(_random_awq_model(job), None, _settings())
         checkpoint = job.checkpoint or str(packed_folder(job))
         loaded = AutoAWQForCausalLM.from_quantized(checkpoint, fuse_layers=False, device_map={"": job.device})
-    return LoadedModel(loaded.model.eval(), load_tokenizer(job))
+        return LoadedModel(loaded.model.eval(), load_tokenizer(job), _settings())
+
+
+def _settings() -> dict[str, str]:
+    """Which of AutoAWQ's three ways a GEMM layer takes here, by its own order of preference."""
+    kernel = "dequantize, then matmul"
+    if gemm.awq_ext is not None:
+        kernel = "awq_ext GEMM"
+    elif gemm.TRITON_AVAILABLE:
+        kernel = "Triton GEMM"
+    return {"awq_kernel": kernel, "awq_fused_layers": "no"}
 
 
 @contextmanager

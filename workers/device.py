@@ -4,6 +4,9 @@ import contextlib
 import ctypes
 import gc
 import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -11,6 +14,9 @@ import torch
 from schemas.frames import TorchMemory
 from schemas.job import Job
 from workers.protocol import Unsupported
+
+STEPS_BEFORE_CAPTURE = 2
+"""Steps in which libraries allocate workspaces and Triton compiles: none of it may happen in a capture."""
 
 
 class StepTimes(Protocol):
@@ -31,6 +37,10 @@ class Device:
     def synchronize(self) -> None:
         """Wait until all issued work is done."""
 
+    def works(self) -> bool:
+        """Whether more can be measured; after some CUDA errors nothing can, until the process ends."""
+        return True
+
     def memory(self) -> TorchMemory | None:
         """The caching allocator now, synchronised; its peaks start anew from here."""
         return None
@@ -44,6 +54,16 @@ class Device:
 
     def step_times(self) -> StepTimes:
         return HostClock()
+
+    def replayable(self, step: Callable[[], None], compiled: bool) -> Callable[[], None]:
+        """`step` as a CUDA graph: one launch instead of a thousand. Without CUDA only what is compiled.
+
+        Raises `Unsupported` where `step` waits for the GPU in its midst, since what a graph replays has no
+        host to come back to.
+        """
+        if not compiled:
+            raise Unsupported("CUDA graphs need an NVIDIA GPU", "take --decode eager or compile")
+        return step
 
 
 class HostClock:
@@ -79,6 +99,13 @@ class CudaDevice(Device):
     def synchronize(self) -> None:
         torch.cuda.synchronize(self.torch)
 
+    def works(self) -> bool:
+        try:
+            self.synchronize()
+        except RuntimeError:
+            return False
+        return True
+
     def memory(self) -> TorchMemory:
         self.synchronize()
         stats = torch.cuda.memory_stats(self.torch)
@@ -100,6 +127,53 @@ class CudaDevice(Device):
 
     def step_times(self) -> StepTimes:
         return CudaEvents()
+
+    def replayable(self, step: Callable[[], None], compiled: bool) -> Callable[[], None]:
+        for _ in range(STEPS_BEFORE_CAPTURE):
+            step()
+        refuse_waiting(step)
+        self.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):
+                step()
+        except RuntimeError as error:
+            raise Unsupported(
+                f"a decode step of this precision can't be recorded as a CUDA graph: {first_line(error)}",
+                "--decode eager measures it",
+            ) from error
+        return graph.replay
+
+
+def refuse_waiting(step: Callable[[], None]) -> None:
+    """Run `step` once, and raise `Unsupported` if it waits for the GPU, before a capture would break on it.
+
+    A capture that breaks leaves the CUDA context in doubt; a refused synchronisation leaves nothing.
+    """
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+    except RuntimeError as error:
+        if "synchronizing CUDA operation" not in str(error):
+            raise
+        raise Unsupported(
+            f"it waits for the GPU in every step, at {place(error)}, which no CUDA graph can record",
+            "--decode eager measures it",
+        ) from error
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def place(error: BaseException) -> str:
+    """Where `error` came from: the innermost line that isn't torch's own, e.g. `if x.any()` (ops.py:14)."""
+    frames = traceback.extract_tb(error.__traceback__)
+    outside = [frame for frame in frames if "/torch/" not in frame.filename]
+    frame = (outside or list(frames))[-1]
+    return f"`{frame.line}` ({'/'.join(Path(frame.filename).parts[-2:])}:{frame.lineno})"
+
+
+def first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n", 1)[0]
 
 
 class CudaEvents:

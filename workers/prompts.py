@@ -14,10 +14,23 @@ RANDOM_PROMPT_TOKENS = 64
 
 
 class Batch(NamedTuple):
-    """Token ids, shape (batch, tokens), and a mask of the same shape where prompts were padded."""
+    """Token ids, shape (batch, tokens), and a mask of the same shape where prompts were padded.
+
+    `context`, shape (batch, depth), comes before them.
+    """
 
     ids: torch.Tensor
     mask: torch.Tensor | None
+    context: torch.Tensor | None = None
+
+    @property
+    def depth(self) -> int:
+        return 0 if self.context is None else self.context.shape[1]
+
+    @property
+    def prompt_end(self) -> int:
+        """Tokens before the first that is generated: context, padding and prompt."""
+        return self.depth + self.ids.shape[1]
 
 
 def make_batches(job: Job, tokenizer: PreTrainedTokenizerBase | None, vocabulary: int) -> list[Batch]:
@@ -32,7 +45,24 @@ def make_batches(job: Job, tokenizer: PreTrainedTokenizerBase | None, vocabulary
     size = workload.batch_size
     missing = -len(prompts) % size
     prompts += [prompts[index % len(prompts)] for index in range(missing)]
-    return [_batch(prompts[start : start + size], padding) for start in range(0, len(prompts), size)]
+    context = _context(workload, tokenizer, vocabulary, job.seed)
+    return [
+        _batch(prompts[start : start + size], padding)._replace(context=context)
+        for start in range(0, len(prompts), size)
+    ]
+
+
+def _context(
+    workload: Workload, tokenizer: PreTrainedTokenizerBase | None, vocabulary: int, seed: int
+) -> torch.Tensor | None:
+    """The text of all prompts, over and over, or random tokens; the same in every row."""
+    if not workload.depth:
+        return None
+    if tokenizer is None:
+        ids = random_prompt_ids(vocabulary, workload.depth, seed - 1)
+    else:
+        ids = _exactly(tokenizer(" ".join(workload.prompts)).input_ids, workload.depth)
+    return torch.tensor([ids] * workload.batch_size)
 
 
 def _random_prompts(workload: Workload, vocabulary: int, seed: int) -> Iterator[list[int]]:
@@ -48,10 +78,12 @@ def _encode(tokenizer: PreTrainedTokenizerBase, text: str, prompt_tokens: int | 
         ids = tokenizer(text, add_special_tokens=False).input_ids
     else:
         ids = tokenizer(text).input_ids
-    if prompt_tokens is None:
-        return ids
-    repeats = -(-prompt_tokens // len(ids))
-    return (ids * repeats)[:prompt_tokens]
+    return ids if prompt_tokens is None else _exactly(ids, prompt_tokens)
+
+
+def _exactly(ids: list[int], length: int) -> list[int]:
+    repeats = -(-length // len(ids))
+    return (ids * repeats)[:length]
 
 
 def _batch(prompts: list[list[int]], padding: int) -> Batch:

@@ -13,12 +13,21 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import msgspec
 
-from schemas.frames import Failed, FailureKind, Frame, Phase, PhaseName, Progress, TorchMemory
+from schemas.frames import (
+    Failed,
+    FailureKind,
+    Frame,
+    Phase,
+    PhaseName,
+    Progress,
+    TorchMemory,
+    Waiting,
+)
 from schemas.job import Job, decode_job
 from workers import model_source
 
@@ -35,6 +44,9 @@ class LoadedModel(NamedTuple):
 
     model: "PreTrainedModel"
     tokenizer: "PreTrainedTokenizerBase | None"
+    settings: Mapping[str, str] = {}
+    """What decides on kernels and can't be read off the model's config, e.g. which of a layer's kernels is
+    taken."""
 
 
 Load = Callable[[Job], LoadedModel]
@@ -80,11 +92,19 @@ class Channel:
         self.send(Phase(name=name, at_ns=time.monotonic_ns(), trial=trial, torch=memory))
         self.answers.readline()
 
+    def next_job(self) -> Job | None:
+        """Wait for another Job; None where the parent wants no more of this worker."""
+        self.send(Waiting())
+        line = self.answers.readline()
+        return decode_job(line) if line.strip() else None
+
 
 def main(
     load: Load, prepare: Prepare | None = None, is_prepared: Callable[[Job], bool] = lambda job: True
 ) -> None:
-    """Be a worker: read a Job, measure what `load` gives, send frames, exit 0 or 1.
+    """Be a worker: read a Job, measure what `load` gives, send frames, go on with the next Job if one comes.
+
+    Exits 0, or 1 where a job failed.
 
     `prepare` makes what `load` needs (converted, calibrated or packed weights) and keeps it in the
     job's cache folder; it runs in a process of its own, so that nothing of it is left in this one
@@ -106,11 +126,13 @@ def main(
             began_ns = time.monotonic_ns()  # done once and kept, so the budget doesn't count it
         from workers.measure import measure
 
-        measure(job, load, channel, began_ns)
+        all_measured = measure(job, load, channel, began_ns)
     except Exception as error:
         traceback.print_exc()
         channel.send(describe_failure(error))
         sys.exit(TOLD_ITS_FAILURE if preparing else 1)
+    if not all_measured:
+        sys.exit(1)
 
 
 def _prepare(job: Job, prepare: Prepare | None, is_prepared: Callable[[Job], bool], channel: Channel) -> None:

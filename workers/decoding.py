@@ -1,0 +1,185 @@
+"""How decode steps are issued: four ways through one model, to the same greedy tokens.
+
+- eager: the model's forward with a cache that grows, as `generate()` does it without what else that does.
+  Every kernel is launched from Python, so on a fast GPU the host sets the pace.
+- graph: a cache of fixed size, and one CUDA graph for a whole step: forward, argmax, position. The same
+  kernels without the host; what remains is the GPU's own time.
+- compile: the same step through torch.compile first, which fuses kernels, then as a CUDA graph too.
+- generate: transformers' `generate()` itself, for what its users get.
+
+The static cache is as small as the workload allows, since attention reads all of it at every step.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from transformers import DynamicCache, PreTrainedModel
+
+from schemas.frames import SetUp
+from schemas.job import DecodeMode
+from workers.compilation import CompiledStep, forget_compiled
+from workers.device import Device
+from workers.generation import Generate, generate_stepwise
+from workers.prompts import Batch
+from workers.static_cache import StepState, grouped_attention_in
+from workers.transformers_generate import generate_with_transformers
+
+
+@contextmanager
+def decoding(
+    mode: DecodeMode, model: PreTrainedModel, batches: list[Batch], new_tokens: int, device: Device
+) -> Iterator[tuple[Generate, SetUp]]:
+    """Ready to generate from `batches` in this mode, for as long as a `with`; see `SetUp` for what it took.
+
+    Raises `Unsupported` where the precision or the device can't do it.
+    """
+    if mode == "generate":
+        yield partial(generate_with_transformers, model, device), SetUp(setup_s=0.0)
+    elif mode == "eager":
+        yield partial(generate_stepwise, EagerStepper(model, new_tokens, device), device), SetUp(setup_s=0.0)
+    else:
+        with grouped_attention_in(model) as grouped:
+            state = StepState(model, batches, new_tokens, grouped)
+            stepper = StaticStepper(model, state, new_tokens, device)
+            facts = stepper.record(batches[0], compiled=mode == "compile")
+            yield partial(generate_stepwise, stepper, device), facts
+            if mode == "compile":
+                forget_compiled()
+
+
+class EagerStepper:
+    """Forward passes with a growing cache. Positions and masks of all steps are made beforehand."""
+
+    def __init__(self, model: PreTrainedModel, new_tokens: int, device: Device) -> None:
+        self.model = model
+        self.new_tokens = new_tokens
+        self.device = device.torch
+
+    def begin(self, batch: Batch) -> None:
+        self.cache = DynamicCache(config=self.model.config)
+        self.ids = batch.ids.to(self.device)
+        self.positions, self.mask = positions_and_mask(batch, self.new_tokens, self.device)
+        self.seen = batch.depth
+        self.tokens: list[torch.Tensor] = []
+        if batch.context is not None:
+            fill_context(self.model, batch, self.cache, self.positions)
+
+    def prefill(self) -> None:
+        self._forward(self.ids)
+
+    def step(self) -> None:
+        self._forward(self.tokens[-1])
+
+    def token_ids(self) -> torch.Tensor:
+        return torch.cat(self.tokens, dim=1)
+
+    def _forward(self, ids: torch.Tensor) -> None:
+        start, self.seen = self.seen, self.seen + ids.shape[1]
+        logits = self.model(
+            input_ids=ids,
+            position_ids=self.positions[:, start : self.seen],
+            attention_mask=None if self.mask is None else self.mask[:, : self.seen],
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits
+        self.tokens.append(logits[:, -1:].argmax(-1))
+
+
+class StaticStepper:
+    """A step on tensors that stay where they are, so that it can be recorded once and replayed."""
+
+    def __init__(self, model: PreTrainedModel, state: StepState, new_tokens: int, device: Device) -> None:
+        self.model = model
+        self.state = state
+        self.new_tokens = new_tokens
+        self.device = device
+        self.replay: Callable[[], None] = self._step
+
+    def record(self, batch: Batch, compiled: bool) -> SetUp:
+        """Compile the step if asked to, and record it as a CUDA graph where there is CUDA."""
+        start_ns = time.monotonic_ns()
+        self._prefill_anew(batch)
+        compiling = CompiledStep(self._step, self.device) if compiled else None
+        self._prefill_anew(batch)
+        self.replay = self.device.replayable(compiling or self._step, compiled)
+        return SetUp(
+            setup_s=(time.monotonic_ns() - start_ns) / 1e9,
+            compile_s=compiling and compiling.compile_s,
+            graph_breaks=compiling and compiling.graph_breaks,
+            cache_tokens=self.state.capacity,
+        )
+
+    def begin(self, batch: Batch) -> None:
+        self.ids = batch.ids.to(self.device.torch)
+        self.positions, self.mask = positions_and_mask(batch, self.new_tokens, self.device.torch)
+        self.batch = batch
+        self.state.reset(batch, self.mask)
+        if batch.context is not None:
+            fill_context(self.model, batch, self.state.cache, self.positions)
+
+    def prefill(self) -> None:
+        start, end = self.batch.depth, self.batch.prompt_end
+        logits = self.model(
+            input_ids=self.ids,
+            position_ids=self.positions[:, start:end],
+            attention_mask=None if self.mask is None else self.mask[:, :end],
+            past_key_values=self.state.cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits
+        self.state.start(self.batch, logits[:, -1:].argmax(-1), self.positions[:, end : end + 1])
+
+    def step(self) -> None:
+        self.replay()
+
+    def token_ids(self) -> torch.Tensor:
+        return self.state.tokens[:, : int(self.state.made)]
+
+    def _prefill_anew(self, batch: Batch) -> None:
+        self.begin(batch)
+        self.prefill()
+
+    def _step(self) -> None:
+        state = self.state
+        state.open_slot()
+        logits = self.model(
+            input_ids=state.token,
+            position_ids=state.position,
+            attention_mask=state.mask,
+            past_key_values=state.cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits
+        state.advance(logits[:, -1:].argmax(-1))
+
+
+def positions_and_mask(
+    batch: Batch, new_tokens: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Position of every token to be, and a mask of the same shape (batch, all tokens) where rows are padded.
+
+    A row's positions count its own tokens, padding left out.
+    """
+    rows, width = batch.ids.shape
+    total = batch.depth + width + new_tokens
+    if batch.mask is None:
+        return torch.arange(total, device=device).expand(rows, total), None
+    before = torch.ones(rows, batch.depth, dtype=batch.mask.dtype)
+    after = torch.ones(rows, new_tokens, dtype=batch.mask.dtype)
+    mask = torch.cat([before, batch.mask, after], dim=1).to(device)
+    return (mask.cumsum(-1) - 1).clamp(min=0), mask
+
+
+def fill_context(model: PreTrainedModel, batch: Batch, cache: DynamicCache, positions: torch.Tensor) -> None:
+    """Put the batch's context into `cache`, as an earlier turn of the talk would have."""
+    model(
+        input_ids=batch.context.to(positions.device),
+        position_ids=positions[:, : batch.depth],
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    )
