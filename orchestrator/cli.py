@@ -37,10 +37,11 @@ def main() -> None:
 @click.command("qbench-orchestrate")
 @takes_options()
 @click.option("--json", "json_", is_flag=True, help="Print the summary as JSON instead of a table.")
+@click.option("--verbose", "-v", is_flag=True, help="Print what really ran: modules, settings, kernels.")
 @click.option("--list", "list_", is_flag=True, help="List the precisions, and whether each can run here.")
 @click.option("--dry-run", is_flag=True, help="Print what would be measured, and stop.")
 @click.version_option(package_name="qbench")
-def orchestrate(json_: bool, list_: bool, dry_run: bool, **given: Any) -> int:
+def orchestrate(json_: bool, verbose: bool, list_: bool, dry_run: bool, **given: Any) -> int:
     """Measure what each precision of a model costs and buys, each in a fresh process.
 
     Prints a table of speed (prefill and decode apart) and memory (torch and NVML), and keeps the raw
@@ -58,9 +59,8 @@ def orchestrate(json_: bool, list_: bool, dry_run: bool, **given: Any) -> int:
             return 0
         folder = start_run(options, plan, nvml, gpu_reason)
         messages = Console(stderr=True, highlight=False, markup=False)
-        for cell in plan.cells:
-            if cell.why_not:
-                messages.print(f"left out {cell.precision.name}: {cell.why_not}", soft_wrap=True)
+        for name, why in plan.left_out.items():
+            messages.print(f"left out {name}: {why}", soft_wrap=True)
         watching = watcher(messages, len(plan.runnable))
         interrupted = False
         try:
@@ -68,7 +68,7 @@ def orchestrate(json_: bool, list_: bool, dry_run: bool, **given: Any) -> int:
         except KeyboardInterrupt:
             interrupted = True
     run = read_run(folder.path)
-    click.echo(as_json(run)) if json_ else print_summary(run, folder.path)
+    click.echo(as_json(run)) if json_ else print_summary(run, folder.path, verbose)
     if interrupted:
         raise KeyboardInterrupt
     return exit_status(run)
@@ -99,7 +99,7 @@ def start_run(options: Options, plan: Plan, nvml: Nvml | None, gpu_reason: str |
         command=["qbench-orchestrate", *sys.argv[1:]],
         options=options,
         jobs=[cell.job for cell in plan.runnable],
-        skipped={cell.precision.name: cell.why_not for cell in plan.cells if cell.why_not},
+        skipped=plan.left_out,
     )
     return RunFolder.create(path, record, describe_machine(nvml, gpu_reason))
 

@@ -6,13 +6,15 @@ status 2; click's own messages are brought into that form too.
 
 import sys
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 import click
 import msgspec
 from msgspec import inspect as shapes
 
 from orchestrator.errors import BadInput, QbenchError
+from orchestrator.ranges import parse_range
+from schemas.job import DecodeMode
 from schemas.options import Options
 
 BAD_INPUT = 2
@@ -23,9 +25,7 @@ Command = Callable[..., Any]
 
 def takes_options(*names: str) -> Callable[[Command], Command]:
     """Give a click command the fields of Options as its options; all of them, or those named."""
-    struct = shapes.type_info(Options)
-    assert isinstance(struct, shapes.StructType)
-    fields = [field for field in struct.fields if not names or field.name in names]
+    fields = [field for field in _fields() if not names or field.name in names]
 
     def decorate(command: Command) -> Command:
         for field in reversed(fields):
@@ -35,15 +35,26 @@ def takes_options(*names: str) -> Callable[[Command], Command]:
     return decorate
 
 
+def _fields() -> tuple[shapes.Field, ...]:
+    struct = shapes.type_info(Options)
+    assert isinstance(struct, shapes.StructType)
+    return struct.fields
+
+
+def _described(field: shapes.Field) -> shapes.Metadata:
+    assert isinstance(field.type, shapes.Metadata)
+    return field.type
+
+
 def _click_option(field: shapes.Field) -> Command:
-    described = field.type
-    assert isinstance(described, shapes.Metadata)
+    described = _described(field)
     short = (described.extra or {}).get("short")
     flags = [flag for flag in (short, f"--{field.name.replace('_', '-')}") if flag]
     help_text = (described.extra_json_schema or {}).get("description", "")
     if isinstance(described.type, shapes.BoolType):
         return click.option(*flags, is_flag=True, help=help_text)
-    repeatable = isinstance(described.type, shapes.ListType | shapes.DictType)
+    form = (described.extra or {}).get("form")
+    repeatable = form is None and isinstance(described.type, shapes.ListType | shapes.DictType)
     # Text as it was typed, defaults included: the Struct alone says what is valid.
     default = None if repeatable or field.default is None else str(field.default)
     return click.option(
@@ -52,20 +63,33 @@ def _click_option(field: shapes.Field) -> Command:
         multiple=repeatable,
         default=default,
         show_default=default is not None,
-        metavar=_metavar(field.name, described.type),
+        metavar=_metavar(field.name, described.type, form),
         help=help_text,
     )
 
 
-def _metavar(name: str, shape: shapes.Type) -> str:
+def _metavar(name: str, shape: shapes.Type, form: str | None) -> str:
+    if form is not None:
+        return {"names": "NAME,…", "range": "RANGE"}[form]
     if isinstance(shape, shapes.DictType):
         return "NAME=VALUE"
     return {"precision": "NAME"}.get(name, "VALUE")
 
 
+_FORMS = {
+    field.name: form
+    for field in _fields()
+    if (form := (_described(field).extra or {}).get("form")) is not None
+}
+"""Options whose one text holds several values → how it does."""
+
+
 def read_options(given: dict[str, Any]) -> Options:
     """Turn click's values into Options. Raises `BadInput` naming the option, the value and a fix."""
     values = {name: value for name, value in given.items() if value not in (None, ())}
+    for name, form in _FORMS.items():
+        if name in values:
+            values[name] = _read_form(name, values[name], form)
     for name in ("checkpoint", "python"):
         if name in values:
             values[name] = dict(_pair(name, text) for text in values[name])
@@ -75,7 +99,18 @@ def read_options(given: dict[str, Any]) -> Options:
         problem, _, path = str(error).partition(" - at `$.")
         name = path.strip("`").split("[")[0]
         wanted = problem.replace("`", "")
-        raise BadInput(_flag(name), str(values.get(name)), "can't be taken", wanted) from None
+        if wanted.startswith("Invalid enum value"):
+            wanted = f"{wanted}, take some of {', '.join(get_args(DecodeMode))}"
+        raise BadInput(_flag(name), str(given.get(name)), "can't be taken", wanted) from None
+
+
+def _read_form(name: str, text: str, form: str) -> list[str] | list[int]:
+    if form == "names":
+        return list(dict.fromkeys(word.strip() for word in text.split(",")))
+    try:
+        return parse_range(text)
+    except ValueError as error:
+        raise BadInput(_flag(name), text, "is no range", str(error)) from None
 
 
 def _pair(name: str, text: str) -> tuple[str, str]:

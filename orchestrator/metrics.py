@@ -6,6 +6,7 @@ Definitions, as the field uses them:
   trials.
 - decode tok/s: tokens made by decode steps over their wall spans, summed over trials and rows. The first
   token of each row belongs to prefill and is in neither sum.
+- MBU and MFU: `orchestrator.roofs`. Bound: `orchestrator.bounds`.
 - end-to-end tok/s: all new tokens over prefill and decode together. This is what the seed benchmark
   called tok/s.
 """
@@ -15,11 +16,14 @@ from statistics import median
 
 import msgspec
 
+from orchestrator.bounds import Bound, decode_pace, prefill_pace
 from orchestrator.memory import summarize_memory
+from orchestrator.peaks import bandwidth_bytes_per_s, matrix_flop_per_s
+from orchestrator.roofs import roof_tok_s
+from orchestrator.workloads import baseline_of
 from schemas.frames import Done, Failed, Trial
-from schemas.record import CellRecord, Skipped
-
-BASELINE = "fp16"
+from schemas.job import DecodeMode
+from schemas.record import CellRecord, PeaksRecord, Skipped
 
 
 class CellMetrics(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,14 +32,36 @@ class CellMetrics(msgspec.Struct, frozen=True, kw_only=True):
     precision: str
     label: str
     bits_per_weight: float
+    decode: DecodeMode = "eager"
+    prompt_tokens: int | None = None
+    """What every prompt was cut or repeated to; None where each kept its own length."""
+    depth: int = 0
+    batch_size: int = 1
     reason: str | None = None
+    warmup_trials: int | None = None
     trials: int = 0
+    setup_s: float | None = None
+    """Shapes, capture and compilation, in no other figure."""
+    compile_s: float | None = None
     ttft_s: float | None = None
     prefill_tok_s: float | None = None
     decode_tok_s: float | None = None
     end_to_end_tok_s: float | None = None
     decode_versus_baseline: float | None = None
-    """This decode tok/s over FP16's; above 1 is faster."""
+    """This decode tok/s over FP16's in the same decode mode on the same workload; above 1 is faster."""
+    decode_roof_tok_s: float | None = None
+    """Decode tok/s if nothing but the measured memory bandwidth held it back."""
+    decode_mbu: float | None = None
+    decode_bound: Bound | None = None
+    decode_busy_share: float | None = None
+    """Part of a decode step in which the GPU worked."""
+    decode_busy_s: float | None = None
+    """Time in which the GPU worked, per decode step."""
+    kernels_per_token: float | None = None
+    """Kernels and copies launched per decode step."""
+    prefill_mfu: float | None = None
+    prefill_bound: Bound | None = None
+    prefill_busy_share: float | None = None
     end_to_end_versus_baseline: float | None = None
     """The seed benchmark's speed-up."""
     weight_bytes: int | None = None
@@ -53,16 +79,19 @@ class CellMetrics(msgspec.Struct, frozen=True, kw_only=True):
     """1 − footprint over FP16's."""
 
 
-def summarize(cells: list[CellRecord]) -> list[CellMetrics]:
-    """One row per cell, with ratios to the FP16 cell where the run has one."""
-    rows = [measure_cell(cell) for cell in cells]
-    baseline = next((row for row in rows if row.precision == BASELINE), None)
-    return rows if baseline is None else [_compare(row, baseline) for row in rows]
+def summarize(cells: list[CellRecord], peaks: PeaksRecord | None = None) -> list[CellMetrics]:
+    """One row per cell, held against the device's peaks and against its FP16 cell where there is one."""
+    rows = {id(cell): measure_cell(cell, peaks) for cell in cells}
+    baselines = [baseline_of(cell, cells) for cell in cells]
+    return [
+        rows[id(cell)] if baseline is None else _compare(rows[id(cell)], rows[id(baseline)])
+        for cell, baseline in zip(cells, baselines, strict=True)
+    ]
 
 
-def measure_cell(cell: CellRecord) -> CellMetrics:
+def measure_cell(cell: CellRecord, peaks: PeaksRecord | None = None) -> CellMetrics:
     """The figures of one cell by itself."""
-    row = CellMetrics(precision=cell.precision, label=cell.label, bits_per_weight=cell.bits_per_weight)
+    row = _identity(cell)
     if not isinstance(cell.outcome, Done):
         return msgspec.structs.replace(row, reason=reason(cell.outcome))
     trials = cell.trials
@@ -70,9 +99,16 @@ def measure_cell(cell: CellRecord) -> CellMetrics:
     decode_s = sum(trial.decode_s for trial in trials)
     weight_bytes = sum(cell.loaded.weight_bytes.values()) if cell.loaded else None
     memory = summarize_memory(cell)
+    bandwidth = bandwidth_bytes_per_s(peaks)
+    flop_per_s = matrix_flop_per_s(peaks, cell.loaded.compute_dtype) if cell.loaded else None
+    decode = decode_pace(cell, bandwidth, flop_per_s)
+    prefill = prefill_pace(cell, bandwidth, flop_per_s)
     return msgspec.structs.replace(
         row,
+        warmup_trials=len(cell.warmed_up.trial_s) if cell.warmed_up else None,
         trials=len(trials),
+        setup_s=cell.setup.setup_s if cell.setup else None,
+        compile_s=cell.setup.compile_s if cell.setup else None,
         ttft_s=median(trial.prefill_s for trial in trials),
         prefill_tok_s=_rate(
             sum(trial.prompt_tokens * trial.batch_size for trial in trials),
@@ -80,11 +116,34 @@ def measure_cell(cell: CellRecord) -> CellMetrics:
         ),
         decode_tok_s=_rate(decode_tokens, decode_s),
         end_to_end_tok_s=end_to_end_tok_s(trials),
+        decode_roof_tok_s=roof_tok_s(cell, bandwidth),
+        decode_mbu=decode.mbu,
+        decode_bound=decode.bound,
+        decode_busy_share=decode.busy_share,
+        decode_busy_s=decode.busy_s_per_step,
+        kernels_per_token=decode.launches_per_step,
+        prefill_mfu=prefill.mfu,
+        prefill_bound=prefill.bound,
+        prefill_busy_share=prefill.busy_share,
         weight_bytes=weight_bytes,
         loaded_bytes=memory.loaded_bytes,
         peak_bytes=memory.peak_bytes,
         nvml_peak_bytes=memory.nvml_peak_bytes,
         footprint_bytes=memory.loaded_bytes if memory.on_gpu else weight_bytes,
+    )
+
+
+def _identity(cell: CellRecord) -> CellMetrics:
+    row = CellMetrics(precision=cell.precision, label=cell.label, bits_per_weight=cell.bits_per_weight)
+    if cell.job is None:
+        return row
+    load = cell.job.workload
+    return msgspec.structs.replace(
+        row,
+        decode=load.decode,
+        prompt_tokens=load.prompt_tokens,
+        depth=load.depth,
+        batch_size=load.batch_size,
     )
 
 

@@ -11,7 +11,7 @@ from orchestrator.errors import BadInput
 from orchestrator.interpreter import Interpreter, find_interpreter, own_interpreter
 from orchestrator.precisions import Precision, choose
 from schemas.environment import Gpu
-from schemas.job import Job, ModelSource, Workload
+from schemas.job import DecodeMode, Job, ModelSource, Workload
 from schemas.options import Options
 
 OWN_PROMPTS = Path(__file__).parent / "prompts.txt"
@@ -29,12 +29,20 @@ class Cell(NamedTuple):
 
 
 class Plan(NamedTuple):
+    """Cells in the order they run; those of one precision follow each other and share a worker."""
+
     cells: list[Cell]
     budget_s: float | None
+    cooldown_s: float
 
     @property
     def runnable(self) -> list[Cell]:
         return [cell for cell in self.cells if cell.why_not is None]
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """Precision → why it is not measured."""
+        return {cell.precision.name: cell.why_not for cell in self.cells if cell.why_not is not None}
 
 
 def make_plan(
@@ -52,13 +60,7 @@ def make_plan(
     choose(precisions, options.checkpoint, "--checkpoint")
     device = choose_device(options.device, gpus)
     interpreters = choose_interpreters(options.python, precisions)
-    workload = Workload(
-        prompts=read_prompts(options.prompts),
-        prompt_tokens=options.prompt_tokens,
-        new_tokens=options.new_tokens,
-        batch_size=options.batch_size,
-        warmup=options.warmup,
-    )
+    workloads = list_workloads(options, device)
     obstacles = {
         precision.name: check(precision, device, gpus, interpreters[precision.name]) for precision in chosen
     }
@@ -83,9 +85,32 @@ def make_plan(
             obstacles[precision.name],
         )
         for precision in chosen
+        # What can't run at all is told once.
+        for workload in (workloads if obstacles[precision.name] is None else workloads[:1])
     ]
     default_budget_s = CPU_BUDGET_S if device == "cpu" else None
-    return Plan(cells, options.budget or default_budget_s)
+    return Plan(cells, options.budget or default_budget_s, options.cooldown)
+
+
+def list_workloads(options: Options, device: str) -> list[Workload]:
+    """Every prompt length at every depth in every decode mode."""
+    default: list[DecodeMode] = ["eager"] if device == "cpu" else ["eager", "graph"]
+    prompts = read_prompts(options.prompts)
+    natural: list[int | None] = [None]
+    return [
+        Workload(
+            prompts=prompts,
+            prompt_tokens=prompt_tokens,
+            depth=depth,
+            new_tokens=options.new_tokens,
+            batch_size=options.batch_size,
+            decode=decode,
+            warmup=options.warmup,
+        )
+        for prompt_tokens in options.prompt_tokens or natural
+        for depth in options.depth or [0]
+        for decode in options.decode or default
+    ]
 
 
 def choose_precisions(options: Options, precisions: Mapping[str, Precision]) -> list[Precision]:

@@ -9,6 +9,7 @@ from rich.live import Live
 from rich.text import Text
 
 from orchestrator.metrics import end_to_end_tok_s, measure_cell
+from orchestrator.names import cell_name, job_name
 from orchestrator.units import duration, mib, rate
 from schemas.frames import AnyFrame, Done, Phase, Progress, Trial
 from schemas.job import Job
@@ -38,14 +39,14 @@ class Watcher:
         self.began_s = time.monotonic()
         self.trials: list[Trial] = []
         self.phase = "start"
-        self.say(f"{self._position()} {job.precision}: started")
+        self.say(f"{self._position()} {job_name(job)}: started")
 
     def see(self, frame: AnyFrame | None, reading: MemoryReading | None) -> None:
         """Take note of a frame, or of the time passing, and of the newest memory sample."""
         if isinstance(frame, Phase):
             self.phase = frame.name
             if frame.name == "prepare":
-                self.say(f"{self._position()} {self.job.precision}: preparing weights, once for this model")
+                self.say(f"{self._position()} {job_name(self.job)}: preparing weights, once for this model")
         elif isinstance(frame, Progress) and frame.total:
             self.phase = f"{frame.message} {frame.done}/{frame.total}"
         elif isinstance(frame, Trial):
@@ -59,7 +60,7 @@ class Watcher:
             told = f"decode {rate(row.decode_tok_s)} tok/s, {row.trials} trials"
         else:
             told = f"failed, {row.reason}"
-        self.say(f"{self._position()} {record.precision}: {told}, {duration(took_s)}")
+        self.say(f"{self._position()} {cell_name(record)}: {told}, {duration(took_s)}")
 
     def say(self, line: str) -> None:
         self.console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -83,7 +84,7 @@ class LiveWatcher(Watcher):
 
     def see(self, frame: AnyFrame | None, reading: MemoryReading | None) -> None:
         super().see(frame, reading)
-        parts = [f"{self._position()} {self.job.precision}", self.phase]
+        parts = [f"{self._position()} {job_name(self.job)}", self.phase]
         if self.trials:
             parts.append(f"{rate(end_to_end_tok_s(self.trials))} tok/s")
             parts.append(f"trial {len(self.trials)}/{self._trials_planned()}")

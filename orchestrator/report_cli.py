@@ -20,11 +20,12 @@ def main() -> None:
     "--format", "form", type=click.Choice(["table", "md", "csv", "json"]), default="table", show_default=True,
     help="How to print the summary.",
 )  # fmt: skip
-def report(run: Path, form: str) -> int:
+@click.option("--verbose", "-v", is_flag=True, help="With the table, print what really ran.")
+def report(run: Path, form: str, verbose: bool) -> int:
     """Print the summary of the run folder RUN, from its records alone."""
     measured = read_run(run)
     if form == "table":
-        print_summary(measured, run)
+        print_summary(measured, run, verbose)
     else:
         show = {"md": as_markdown, "csv": as_csv, "json": as_json}[form]
         click.echo(show(measured).rstrip("\n"))

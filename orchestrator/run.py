@@ -1,25 +1,30 @@
-"""A run: one fresh worker process after another, each watched from outside while it measures.
+"""A run: one fresh worker process per precision, each watched from outside while it measures its cells.
 
 The parent sleeps in a `select` between frames, so it takes no core from the worker, whose decode loop
 on a fast GPU is bound by the host.
 """
 
 import time
+from collections import deque
 from contextlib import ExitStack
 from datetime import UTC, datetime
+from itertools import groupby
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 import msgspec
 
 from orchestrator.interpreter import lent_packages, worker_command, worker_environment
-from orchestrator.nvml import Nvml, NvmlUnavailable
+from orchestrator.nvml import Nvml
+from orchestrator.observation import Observation
+from orchestrator.peaks import measure_peaks
 from orchestrator.plan import Cell, Plan
 from orchestrator.progress import Watcher
 from orchestrator.store import RunFolder
-from orchestrator.vram import MemorySampler, NvmlSource, ResidentSetSource
 from orchestrator.worker_process import WorkerProcess
-from schemas.frames import AnyFrame, Done, Failed, Loaded, Phase, Ready, Trial
-from schemas.record import CellRecord, MemoryReading, PhaseEdge, Skipped
+from schemas.frames import Done, Failed, Phase
+from schemas.record import CellRecord, Skipped
 
 
 def run_plan(
@@ -31,21 +36,34 @@ def run_plan(
     """
     budget = Budget(plan.budget_s, len(plan.runnable))
     with lent_packages() as lent, watcher:
-        for cell in plan.cells:
-            if cell.why_not is not None:
-                folder.append(_not_run(cell, cell.why_not, explicit))
-                continue
-            share_s = budget.next_share_s()
-            if share_s is not None and share_s <= 0:
-                folder.append(_not_run(cell, f"the budget of {plan.budget_s:g} s is spent", False))
-                continue
-            job = msgspec.structs.replace(cell.job, budget_s=share_s)
-            cell = cell._replace(job=job)
-            watcher.begin(job)
-            record = run_cell(cell, lent, folder.log(job.precision), watcher, nvml, timeout_s)
-            folder.append(record)
-            budget.spend(measuring_s(record))
-            watcher.end(record)
+        if plan.runnable:
+            _keep_peaks(plan.runnable[0], folder, watcher, lent, timeout_s)
+        pause = Pause(plan.cooldown_s)
+        for _, cells in groupby(plan.cells, key=lambda cell: cell.precision.name):
+            queue = deque(cells)
+            while queue:
+                with Worker(queue[0], lent, folder, watcher, nvml, timeout_s) as worker:
+                    _run_queue(queue, worker, plan, budget, pause, explicit)
+
+
+def _run_queue(
+    queue: deque[Cell], worker: "Worker", plan: Plan, budget: "Budget", pause: "Pause", explicit: bool
+) -> None:
+    """Take cells off the queue for as long as `worker` is of use."""
+    while queue and worker.usable:
+        cell = queue.popleft()
+        if cell.why_not is not None:
+            worker.folder.append(_not_run(cell, cell.why_not, explicit))
+            continue
+        share_s = budget.next_share_s()
+        if share_s is not None and share_s <= 0:
+            worker.folder.append(_not_run(cell, f"the budget of {plan.budget_s:g} s is spent", False))
+            continue
+        pause.wait()
+        job = msgspec.structs.replace(cell.job, budget_s=share_s)
+        record = worker.measure(cell._replace(job=job))
+        worker.folder.append(record)
+        budget.spend(measuring_s(record))
 
 
 class Budget:
@@ -66,118 +84,150 @@ class Budget:
             self.left_s -= seconds
 
 
+class Pause:
+    """The cooldown: before every cell but the first, so that none inherits the heat of another."""
+
+    def __init__(self, cooldown_s: float) -> None:
+        self.next_s = 0.0
+        self.cooldown_s = cooldown_s
+
+    def wait(self) -> None:
+        time.sleep(self.next_s)
+        self.next_s = self.cooldown_s
+
+
 def measuring_s(record: CellRecord) -> float:
     """The cell's wall time without preparation, which is done once and kept."""
     wall_s = record.wall_s or 0.0
+    began_ns = record.began_ns or 0
     prepare = next((edge.phase for edge in record.edges if edge.phase.name == "prepare"), None)
-    if prepare is None or record.ready is None:
+    if prepare is None or record.ready is None or prepare.at_ns < began_ns:
         return wall_s
     return wall_s - (record.ready.at_ns - prepare.at_ns) / 1e9
 
 
-def run_cell(
-    cell: Cell, lent: Path, log: Path, watcher: Watcher, nvml: Nvml | None, timeout_s: float
-) -> CellRecord:
-    """Run one worker to its end and gather all that it said and all that was seen of it."""
-    started_at = datetime.now(UTC).isoformat(timespec="seconds")
-    start_s = time.monotonic()
-    command = worker_command(cell.interpreter, cell.precision.module)
-    environment = worker_environment(cell.interpreter, lent)
-    # The observation first: it reads how much of the GPU is in use before there is a worker.
-    with (
-        Observation(cell.job.device, nvml) as seen,
-        WorkerProcess(command, environment, cell.job, log) as worker,
-    ):
-        seen.watch_resident_set(worker.pid)
-        for frame in worker.frames(timeout_s):
-            if frame is not None:
-                seen.take(frame)
-            if isinstance(frame, Phase):
-                worker.acknowledge()
-            watcher.see(frame, seen.latest)
-    return CellRecord(
-        precision=cell.precision.name,
-        label=cell.precision.label,
-        bits_per_weight=cell.precision.bits_per_weight,
-        outcome=seen.outcome,
-        job=cell.job,
-        started_at=started_at,
-        wall_s=time.monotonic() - start_s,
-        ready=seen.ready,
-        loaded=seen.loaded,
-        edges=seen.edges,
-        trials=seen.trials,
-        samples=seen.sampler.samples if seen.sampler else [],
-        baseline_device_bytes=seen.baseline_device_bytes,
-        sampler=seen.sampler.stats() if seen.sampler else None,
-        log=f"logs/{log.name}",
-    )
+class Worker:
+    """One precision's process, started by its first cell, and given one cell after another.
 
+    It is usable until it ends by itself: after a crash, a deadline, or a failure that leaves its device in
+    doubt the cells that remain are for a fresh one.
+    """
 
-class Observation:
-    """What a worker said, joined with what memory looked like from outside at the same instants."""
-
-    def __init__(self, device: str, nvml: Nvml | None) -> None:
-        self.on_gpu = device != "cpu"
+    def __init__(
+        self,
+        first: Cell,
+        lent: Path,
+        folder: RunFolder,
+        watcher: Watcher,
+        nvml: Nvml | None,
+        timeout_s: float,
+    ) -> None:
+        self.precision = first.precision
+        self.command = worker_command(first.interpreter, first.precision.module)
+        self.environment = worker_environment(first.interpreter, lent)
+        self.folder = folder
+        self.watcher = watcher
         self.nvml = nvml
-        self.ready: Ready | None = None
-        self.loaded: Loaded | None = None
-        self.edges: list[PhaseEdge] = []
-        self.trials: list[Trial] = []
-        self.outcome: Done | Failed = Failed(kind="crashed", message="the worker never spoke")
-        self.sampler: MemorySampler | None = None
-        self._idle_bytes = _idle_bytes(nvml) if nvml and self.on_gpu else {}
+        self.timeout_s = timeout_s
+        self.usable = True
+        self._process: WorkerProcess | None = None
+        self._could_not_load: Failed | None = None
+        self.seen: Observation
+        self.log: Path
         self._stack = ExitStack()
 
-    def __enter__(self) -> "Observation":
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self._stack.close()
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._stack.__exit__(kind, error, traceback)
 
-    @property
-    def latest(self) -> MemoryReading | None:
-        return self.sampler.latest if self.sampler else None
+    def measure(self, cell: Cell) -> CellRecord:
+        """Measure one cell to its end, and gather all that was said and seen of it."""
+        if self._could_not_load is not None:
+            return self._record(cell, self._could_not_load)
+        self.watcher.begin(cell.job)
+        started_at = datetime.now(UTC).isoformat(timespec="seconds")
+        began_ns = time.monotonic_ns()
+        process = self._give(cell)
+        for frame in process.frames(self.timeout_s):
+            if frame is not None:
+                self.seen.take(frame)
+            if isinstance(frame, Phase):
+                process.acknowledge()
+            self.watcher.see(frame, self.seen.latest)
+        record = self._record(
+            cell,
+            self.seen.outcome,
+            started_at=started_at,
+            began_ns=began_ns,
+            wall_s=(time.monotonic_ns() - began_ns) / 1e9,
+        )
+        self.watcher.end(record)
+        self._settle(self.seen.outcome, process)
+        return record
 
-    @property
-    def baseline_device_bytes(self) -> int | None:
-        """The GPU's use just before the worker was started."""
-        uuid = self.ready.device_uuid if self.ready else None
-        return self._idle_bytes.get(uuid) if uuid else None
+    def _give(self, cell: Cell) -> WorkerProcess:
+        if self._process is not None:
+            self.seen.begin_cell()
+            self._process.send(cell.job)
+            return self._process
+        # The observation first: it reads how much of the GPU is in use before there is a worker.
+        self.log = self.folder.new_log(self.precision.name)
+        self.seen = self._stack.enter_context(Observation(cell.job.device, self.nvml))
+        self._process = self._stack.enter_context(
+            WorkerProcess(self.command, self.environment, cell.job, self.log)
+        )
+        self.seen.watch_resident_set(self._process.pid)
+        return self._process
 
-    def watch_resident_set(self, pid: int) -> None:
-        if not self.on_gpu:
-            self.sampler = self._stack.enter_context(MemorySampler(ResidentSetSource(pid)))
+    def _settle(self, outcome: Done | Failed, process: WorkerProcess) -> None:
+        """Find out what the worker is still good for."""
+        waits = process.waits_for_more()
+        if isinstance(outcome, Failed) and not self.seen.is_loaded:
+            self._could_not_load = outcome
+        else:
+            self.usable = waits
 
-    def take(self, frame: AnyFrame) -> None:
-        """Note a frame; at a phase edge the worker stands still, so memory is read right here."""
-        match frame:
-            case Phase():
-                reading = self.sampler.edge() if self.sampler else None
-                self.edges.append(PhaseEdge(phase=frame, reading=reading))
-            case Ready():
-                self.ready = frame
-                # Only torch knows which GPU it took, whatever CUDA_VISIBLE_DEVICES says; and only the
-                # worker knows its own pid, since what was started may have been a launcher.
-                if self.nvml is not None and frame.device_uuid is not None:
-                    source = NvmlSource(self.nvml, frame.device_uuid, frame.pid)
-                    self.sampler = self._stack.enter_context(MemorySampler(source))
-            case Loaded():
-                self.loaded = frame
-            case Trial():
-                self.trials.append(frame)
-            case Done() | Failed():
-                self.outcome = frame
+    def _record(
+        self,
+        cell: Cell,
+        outcome: Done | Failed,
+        started_at: str | None = None,
+        began_ns: int | None = None,
+        wall_s: float | None = None,
+    ) -> CellRecord:
+        seen = self.seen
+        return CellRecord(
+            precision=cell.precision.name,
+            label=cell.precision.label,
+            bits_per_weight=cell.precision.bits_per_weight,
+            outcome=outcome,
+            job=cell.job,
+            started_at=started_at,
+            began_ns=began_ns,
+            wall_s=wall_s,
+            ready=seen.ready,
+            loaded=seen.loaded,
+            setup=seen.setup,
+            warmed_up=seen.warmed_up,
+            edges=seen.edges,
+            trials=seen.trials,
+            profile=seen.profile,
+            samples=seen.samples,
+            baseline_device_bytes=seen.baseline_device_bytes,
+            sampler=seen.sampler.stats() if seen.sampler else None,
+            log=f"logs/{self.log.name}",
+        )
 
 
-def _idle_bytes(nvml: Nvml) -> dict[str, int]:
-    idle = {}
-    for gpu in nvml.gpus():
-        try:
-            idle[gpu.uuid] = nvml.device_bytes(gpu.uuid)
-        except NvmlUnavailable:
-            continue  # the sampler will say so, with its reason, if this is the GPU that is used
-    return idle
+def _keep_peaks(cell: Cell, folder: RunFolder, watcher: Watcher, lent: Path, timeout_s: float) -> None:
+    watcher.say("measuring the device's peaks")
+    cache_folder = Path(cell.job.cache_folder)
+    log = folder.new_log("peaks")
+    folder.keep_peaks(measure_peaks(cell.interpreter, cell.job.device, cache_folder, lent, log, timeout_s))
 
 
 def _not_run(cell: Cell, why: str, failed: bool) -> CellRecord:
@@ -186,4 +236,5 @@ def _not_run(cell: Cell, why: str, failed: bool) -> CellRecord:
         label=cell.precision.label,
         bits_per_weight=cell.precision.bits_per_weight,
         outcome=Failed(kind="unsupported", message=why) if failed else Skipped(reason=why),
+        job=cell.job,
     )

@@ -2,8 +2,9 @@
 
     RUN/plan.json           what was asked for
     RUN/environment.json    the machine
+    RUN/peaks.json          what the device reached, where that was measured
     RUN/records.jsonl       one CellRecord a line, appended and fsynced when its cell ends
-    RUN/samples/NAME.jsonl  the memory samples of one cell
+    RUN/samples/NAME.jsonl  the samples of one cell
     RUN/logs/NAME.log       the stderr of one worker
 
 A run that is killed keeps every finished cell; a line torn by the kill is passed over when read.
@@ -16,8 +17,9 @@ from typing import TypeVar
 import msgspec
 
 from orchestrator.errors import BadInput
+from orchestrator.names import file_stem
 from schemas.environment import Environment
-from schemas.record import CellRecord, MemoryReading, Run, RunPlan
+from schemas.record import CellRecord, MemoryReading, PeaksRecord, Run, RunPlan
 
 T = TypeVar("T")
 
@@ -44,13 +46,20 @@ class RunFolder:
         _write(path / "environment.json", msgspec.json.format(msgspec.json.encode(environment)))
         return cls(path)
 
-    def log(self, name: str) -> Path:
-        return self.path / "logs" / f"{name}.log"
+    def new_log(self, name: str) -> Path:
+        """Where a worker's stderr goes; a second worker of the same name gets a file of its own."""
+        logs = self.path / "logs"
+        taken = len([*logs.glob(f"{name}.log"), *logs.glob(f"{name}.*.log")])
+        return logs / (f"{name}.{taken + 1}.log" if taken else f"{name}.log")
+
+    def keep_peaks(self, record: PeaksRecord) -> None:
+        """Keep what the device reached, or why that is not known."""
+        _write(self.path / "peaks.json", msgspec.json.format(msgspec.json.encode(record)))
 
     def append(self, record: CellRecord) -> None:
         """Keep a finished cell: its samples first, so that a record never lacks them."""
         samples = b"".join(msgspec.json.encode(sample) + b"\n" for sample in record.samples)
-        _write(self.path / "samples" / f"{record.precision}.jsonl", samples)
+        _write(_samples_file(self.path, record), samples)
         line = msgspec.json.encode(msgspec.structs.replace(record, samples=[])) + b"\n"
         with (self.path / "records.jsonl").open("ab") as file:
             file.write(line)
@@ -64,6 +73,7 @@ def read_run(path: Path) -> Run:
         plan = _read(path / "plan.json", RunPlan)
         environment = _read(path / "environment.json", Environment)
         cells = list(_read_cells(path))
+        peaks = _read(path / "peaks.json", PeaksRecord) if (path / "peaks.json").exists() else None
     except OSError as error:
         raise BadInput(
             "RUN",
@@ -75,7 +85,7 @@ def read_run(path: Path) -> Run:
         raise BadInput(
             "RUN", str(path), f"can't be read: {error}", "Read it with the version that wrote it"
         ) from error
-    return Run(plan=plan, environment=environment, cells=cells)
+    return Run(plan=plan, environment=environment, cells=cells, peaks=peaks)
 
 
 def _read_cells(path: Path) -> list[CellRecord]:
@@ -87,10 +97,16 @@ def _read_cells(path: Path) -> list[CellRecord]:
 
 
 def _read_samples(path: Path, cell: CellRecord) -> list[MemoryReading]:
-    file = path / "samples" / f"{cell.precision}.jsonl"
+    file = _samples_file(path, cell)
+    if not file.exists():  # there are none, or the record is of before cells had decode modes
+        file = file.with_name(f"{cell.precision}.jsonl")
     if not file.exists():
         return []
     return msgspec.json.Decoder(MemoryReading).decode_lines(file.read_bytes())
+
+
+def _samples_file(path: Path, cell: CellRecord) -> Path:
+    return path / "samples" / f"{cell.precision if cell.job is None else file_stem(cell.job)}.jsonl"
 
 
 def _read(file: Path, kind: type[T]) -> T:

@@ -1,18 +1,29 @@
 """What a reader must know before believing a table: one plain line each, from pure functions."""
 
+from collections import Counter
 from collections.abc import Iterator
 
+from orchestrator.conditions import DIFFERENCE, FlagKind, flags
 from orchestrator.memory import on_gpu
-from orchestrator.units import duration
+from orchestrator.names import cell_name
+from orchestrator.units import duration, percent
 from schemas.frames import Done
 from schemas.record import CellRecord, Run, Skipped
 
 MIXED_PACKAGES = ("torch", "transformers")
 """Packages whose versions move every figure, so that a mix within a table must be seen."""
 
-
-HOST_BOUND_SHARE = 0.95
-"""Part of decode's wall span spent issuing it, from which on the GPU is taken to wait for the host."""
+MERGED: dict[FlagKind, str] = {
+    "never-settled": (
+        "warm-up never settled: the last two of its trials still differed in {}; the timed trials after it "
+        "are kept"
+    ),
+    "unstable": (
+        f"decode time per token differs by more than {percent(DIFFERENCE)} between trials of {{}}; all are "
+        "kept, so read small differences between rows with care"
+    ),
+}
+"""What is said once where it holds for several cells, which are put in with their differences."""
 
 
 def run_warnings(run: Run) -> list[str]:
@@ -23,7 +34,7 @@ def run_warnings(run: Run) -> list[str]:
         _mixed_versions,
         _shortened,
         _unequal_prompts,
-        _paced_by_host,
+        _conditions,
         _hidden_memory,
     )
     return [line for find in about for line in find(run)]
@@ -83,19 +94,15 @@ def _unequal_prompts(run: Run) -> Iterator[str]:
         )
 
 
-def _paced_by_host(run: Run) -> Iterator[str]:
-    """On a GPU work is issued ahead; if issuing takes as long as doing, the GPU waits for the host."""
-    paced = []
-    for cell in run.cells:
-        decode_s = sum(trial.decode_s for trial in cell.trials)
-        enqueue_s = sum(trial.enqueue_s for trial in cell.trials)
-        if on_gpu(cell) and decode_s and enqueue_s >= HOST_BOUND_SHARE * decode_s:
-            paced.append(cell.precision)
-    if paced:
-        yield (
-            f"the host, not the GPU, set the pace of decode in {', '.join(paced)}: issuing the kernels took "
-            f"over {HOST_BOUND_SHARE:.0%} of the time, so these ratios compare launch overhead, not formats"
-        )
+def _conditions(run: Run) -> Iterator[str]:
+    """A line per flag; but one for all cells where many are alike, as eager decode on a busy host is."""
+    raised = [(cell_name(cell), flag) for cell in run.cells for flag in flags(cell)]
+    counts = Counter(flag.kind for _, flag in raised)
+    merged = {kind: line for kind, line in MERGED.items() if counts[kind] > 1}
+    yield from (f"{name}: {flag.sentence}" for name, flag in raised if flag.kind not in merged)
+    for kind, line in merged.items():
+        cells = (f"{name} ({percent(flag.difference)})" for name, flag in raised if flag.kind == kind)
+        yield line.format(", ".join(cells))
 
 
 def _hidden_memory(run: Run) -> Iterator[str]:

@@ -6,6 +6,7 @@ JSON Lines that a run would read. The worker's stderr is the terminal's.
 
 import signal
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
@@ -17,13 +18,17 @@ from orchestrator.command_line import read_options, run_command, takes_options
 from orchestrator.errors import BadInput
 from orchestrator.interpreter import lent_packages, worker_command, worker_environment
 from orchestrator.nvml import Nvml
+from orchestrator.observation import Observation
 from orchestrator.plan import Cell
 from orchestrator.precisions import find_precisions
 from orchestrator.report.frames import describe
 from orchestrator.report.listing import print_precisions
-from orchestrator.run import Observation
 from orchestrator.worker_process import WorkerProcess
-from schemas.frames import Done, Phase
+from schemas.frames import AnyFrame, Done, Phase
+from schemas.options import Options
+from schemas.record import MemoryReading
+
+Show = Callable[[AnyFrame, MemoryReading | None], str | bytes]
 
 
 def main() -> None:
@@ -35,8 +40,8 @@ def main() -> None:
 @click.command("qbench-worker")
 @click.argument("name", metavar="PRECISION", required=False)
 @takes_options(
-    "model", "checkpoint", "python", "device", "prompts", "prompt_tokens", "new_tokens", "batch_size",
-    "warmup", "seed", "budget", "timeout",
+    "model", "checkpoint", "python", "device", "prompts", "decode", "prompt_tokens", "depth", "new_tokens",
+    "batch_size", "warmup", "seed", "budget", "timeout",
 )  # fmt: skip
 @click.option(
     "--list", "list_", is_flag=True, help="List the precisions, their packages, and which run here."
@@ -54,33 +59,46 @@ def work(name: str | None, list_: bool, **given: Any) -> int:
         if name is None:
             raise BadInput("PRECISION", "", "is missing", "Name one of: " + ", ".join(find_precisions()))
         plan = lay_out(options, nvml)
-        cell = plan.cells[0]
-        if cell.why_not is not None:
-            raise BadInput("PRECISION", name, cell.why_not, "See qbench-worker --list")
-        job = msgspec.structs.replace(cell.job, budget_s=options.budget)
-        return follow(cell._replace(job=job), nvml, options.timeout)
+        if plan.left_out:
+            raise BadInput("PRECISION", name, plan.left_out[name], "See qbench-worker --list")
+        return follow(plan.cells, nvml, options)
 
 
-def follow(cell: Cell, nvml: Nvml | None, timeout_s: float) -> int:
-    """Run a worker and print its frames as they come; 0 if it got to its end."""
-    encoder = msgspec.json.Encoder()
-    readable = sys.stdout.isatty()
-    if cell.job.model.notice:
-        click.echo(cell.job.model.notice, err=True)
+def follow(cells: list[Cell], nvml: Nvml | None, options: Options) -> int:
+    """Run one worker over its cells and print its frames as they come; 0 if it got to the end of each."""
+    first = cells[0]
+    jobs = [msgspec.structs.replace(cell.job, budget_s=options.budget) for cell in cells]
+    show = describe if sys.stdout.isatty() else _raw
+    if first.job.model.notice:
+        click.echo(first.job.model.notice, err=True)
     with lent_packages() as lent:
-        command = worker_command(cell.interpreter, cell.precision.module)
-        environment = worker_environment(cell.interpreter, lent)
+        command = worker_command(first.interpreter, first.precision.module)
+        environment = worker_environment(first.interpreter, lent)
         with (
-            Observation(cell.job.device, nvml) as seen,
-            WorkerProcess(command, environment, cell.job, log=None) as worker,
+            Observation(first.job.device, nvml) as seen,
+            WorkerProcess(command, environment, jobs[0], log=None) as worker,
         ):
             seen.watch_resident_set(worker.pid)
-            for frame in worker.frames(timeout_s):
-                if frame is None:
-                    continue
-                seen.take(frame)
-                if isinstance(frame, Phase):
-                    worker.acknowledge()
-                reading = seen.edges[-1].reading if isinstance(frame, Phase) else None
-                click.echo(describe(frame, reading) if readable else encoder.encode(frame))
-    return 0 if isinstance(seen.outcome, Done) else 1
+            done = _follow_cell(worker, seen, options.timeout, show)
+            for job in jobs[1:]:
+                if not worker.waits_for_more():
+                    return 1
+                seen.begin_cell()
+                worker.send(job)
+                done &= _follow_cell(worker, seen, options.timeout, show)
+    return 0 if done else 1
+
+
+def _follow_cell(worker: WorkerProcess, seen: Observation, timeout_s: float, show: Show) -> bool:
+    for frame in worker.frames(timeout_s):
+        if frame is None:
+            continue
+        seen.take(frame)
+        if isinstance(frame, Phase):
+            worker.acknowledge()
+        click.echo(show(frame, seen.edges[-1].reading if isinstance(frame, Phase) else None))
+    return isinstance(seen.outcome, Done)
+
+
+def _raw(frame: AnyFrame, reading: MemoryReading | None) -> bytes:
+    return msgspec.json.encode(frame)

@@ -15,11 +15,11 @@ from collections.abc import Iterator
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import IO, Self
 
 import msgspec
 
-from schemas.frames import AnyFrame, Done, Failed
+from schemas.frames import AnyFrame, Done, Failed, Peaks, Waiting
 from schemas.job import Job
 
 GRACE_S = 3.0
@@ -36,6 +36,8 @@ class WorkerProcess:
         self.job = job
         self.log = log
         self.decoder: msgspec.json.Decoder[AnyFrame] = msgspec.json.Decoder(AnyFrame)
+        self._read = b""
+        """What came and was not asked for yet."""
 
     def __enter__(self) -> Self:
         with self.log.open("wb") if self.log else nullcontext() as log:
@@ -47,10 +49,7 @@ class WorkerProcess:
                 stderr=log,  # None: the parent's own
                 start_new_session=True,
             )
-        # From a thread, since a job may be longer than the pipe's buffer and the worker slow to read it, or
-        # too broken to; the deadline is kept by those who wait for frames.
-        job = msgspec.json.encode(self.job) + b"\n"
-        threading.Thread(target=self._write, args=(job,), name="send-job", daemon=True).start()
+        self.send(self.job)
         return self
 
     def __exit__(
@@ -58,26 +57,39 @@ class WorkerProcess:
     ) -> None:
         # A worker that said its last word may take a moment to unload; its children get no such moment.
         if error is None:
+            self._close(self.process.stdin)
             self._wait(GRACE_S)
         self._signal_group(signal.SIGTERM)
         self._wait(GRACE_S)
         self._signal_group(signal.SIGKILL)
         self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout):
-            if pipe is not None:
-                with suppress(BrokenPipeError):  # of what a dead worker was still to be told
-                    pipe.close()
+        self._close(self.process.stdin)
+        self._close(self.process.stdout)
 
     @property
     def pid(self) -> int:
         return self.process.pid
+
+    def send(self, job: Job) -> None:
+        """Give the worker a job: its first, or another once it waits for more."""
+        # From a thread, since a job may be longer than the pipe's buffer and the worker slow to read it, or
+        # too broken to; the deadline is kept by those who wait for frames.
+        line = msgspec.json.encode(job) + b"\n"
+        threading.Thread(target=self._write, args=(line,), name="send-job", daemon=True).start()
+
+    def waits_for_more(self, timeout_s: float = 10.0) -> bool:
+        """Whether the worker, its job done or failed, can be given another; it may free memory first."""
+        for frame in self.frames(timeout_s):
+            if frame is not None:
+                return isinstance(frame, Waiting)
+        return False
 
     def acknowledge(self) -> None:
         """Let the worker go on from a phase edge."""
         self._write(b"\n")
 
     def frames(self, timeout_s: float, tick_s: float = 0.25) -> Iterator[AnyFrame | None]:
-        """What the worker sends, up to Done or Failed; None every `tick_s` without news.
+        """What the worker sends, up to Done, Peaks or Failed; None every `tick_s` without news.
 
         A worker that dies, hangs or talks nonsense yields a Failed of the parent's own making.
         """
@@ -95,18 +107,20 @@ class WorkerProcess:
                 continue
             frame = self._decode(line)
             yield frame
-            if isinstance(frame, Done | Failed):
+            if isinstance(frame, Done | Peaks | Failed):
                 return
         yield self._describe_death()
 
     def _lines(self, tick_s: float) -> Iterator[bytes | None]:
         assert self.process.stdout is not None
         descriptor = self.process.stdout.fileno()
-        pending = b""
         ended = False
         with selectors.DefaultSelector() as selector:
             selector.register(descriptor, selectors.EVENT_READ)
             while True:
+                while b"\n" in self._read:
+                    line, _, self._read = self._read.partition(b"\n")
+                    yield line
                 if not selector.select(tick_s):
                     if ended:  # and has nothing left to say, though a child of its own may hold the pipe
                         return
@@ -116,8 +130,7 @@ class WorkerProcess:
                 chunk = os.read(descriptor, 65_536)
                 if not chunk:
                     return
-                *lines, pending = (pending + chunk).split(b"\n")
-                yield from lines
+                self._read += chunk
 
     def _decode(self, line: bytes) -> AnyFrame:
         try:
@@ -135,9 +148,16 @@ class WorkerProcess:
 
     def _write(self, data: bytes) -> None:
         assert self.process.stdin is not None
-        with suppress(BrokenPipeError):  # it has ended; the frames, or their lack, will tell
+        # It has ended, and its pipe is broken or closed by us: the frames, or their lack, will tell.
+        with suppress(BrokenPipeError, ValueError):
             self.process.stdin.write(data)
             self.process.stdin.flush()
+
+    @staticmethod
+    def _close(pipe: IO[bytes] | None) -> None:
+        if pipe is not None:
+            with suppress(BrokenPipeError):  # of what a dead worker was still to be told
+                pipe.close()
 
     def _signal_group(self, number: signal.Signals) -> None:
         with suppress(ProcessLookupError):

@@ -113,7 +113,6 @@ def test_the_table(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert "54%" in line
     assert RANDOM_WEIGHTS_WARNING in shown
     assert "int8: 1 of 20 trials" in shown
-    assert "the host, not the GPU, set the pace of decode in fp16, int8, int8-t0, awq" in shown
 
 
 def test_markdown_and_json_hold_the_same(run: Run, rows: dict[str, CellMetrics]) -> None:

@@ -24,7 +24,7 @@ from schemas.record import CellRecord
 
 ROOT = Path(__file__).parent.parent
 
-# The parent: one cell by hand, its record on stdout. argv: interpreter, folder that holds `workers/`, log.
+# The parent: one cell by hand, its record on stdout. argv: interpreter, folder that holds `workers/`, run.
 PARENT = f"""
 import sys
 from pathlib import Path
@@ -35,20 +35,21 @@ from orchestrator.nvml import Nvml
 from orchestrator.plan import Cell
 from orchestrator.precisions import Precision
 from orchestrator.progress import Watcher
-from orchestrator.run import run_cell
+from orchestrator.run import Worker
+from orchestrator.store import RunFolder
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from records import make_job
 
-python, lent, log = sys.argv[1:]
+python, lent, run = sys.argv[1:]
+Path(run, "logs").mkdir(parents=True)
 precision = Precision(
     name="fp16", module="workers.play", path=Path(lent) / "workers/play.py", label="FP16",
     bits_per_weight=16, devices=["cuda"], requirements=[], summary="plays a worker",
 )
 cell = Cell(precision, Interpreter(python, own=True), make_job(device="cuda:0"), None)
-watcher = Watcher(Console(stderr=True), 1)
-watcher.begin(cell.job)
-with Nvml.open() as nvml:
-    record = run_cell(cell, Path(lent), Path(log), watcher, nvml, 30)
+watcher, folder = Watcher(Console(stderr=True), 1), RunFolder(Path(run))
+with Nvml.open() as nvml, Worker(cell, Path(lent), folder, watcher, nvml, 30) as worker:
+    record = worker.measure(cell)
 print(msgspec.json.encode(record).decode())
 assert "torch" not in sys.modules
 """
@@ -137,9 +138,9 @@ def play(fake: FakeNvml, folder: Path, life: str, python: str = sys.executable) 
     (folder / "workers").mkdir()
     (folder / "workers" / "__init__.py").touch()
     (folder / "workers" / "play.py").write_text(WORKER + life)
-    argv = [sys.executable, "-c", PARENT, python, str(folder), str(folder / "play.log")]
+    argv = [sys.executable, "-c", PARENT, python, str(folder), str(folder / "run")]
     done = subprocess.run(argv, cwd=ROOT, env=fake.env(), capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr + (folder / "play.log").read_text()
+    assert done.returncode == 0, done.stderr + (folder / "run/logs/fp16.log").read_text()
     return msgspec.json.decode(done.stdout, type=CellRecord)
 
 

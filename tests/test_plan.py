@@ -9,6 +9,7 @@ from msgspec.structs import replace
 from records import H100, T4
 
 from orchestrator.errors import BadInput
+from orchestrator.names import file_stem
 from orchestrator.plan import (
     CPU_BUDGET_S,
     Plan,
@@ -86,7 +87,9 @@ def test_the_job_says_all_that_the_options_said(tmp_path: Path) -> None:
     (cell,) = plan_of(
         precision=["int8"],
         prompts=str(tmp_path / "prompts.txt"),
-        prompt_tokens=32,
+        prompt_tokens=[32],
+        depth=[9],
+        decode=["compile"],
         new_tokens=7,
         batch_size=2,
         warmup=0,
@@ -97,7 +100,8 @@ def test_the_job_says_all_that_the_options_said(tmp_path: Path) -> None:
     assert (job.precision, job.model, job.checkpoint, job.seed) == ("int8", MODEL, "some/folder", 3)
     assert job.workload.prompts == ["one", "two"]
     load = job.workload
-    assert (load.prompt_tokens, load.new_tokens, load.batch_size, load.warmup) == (32, 7, 2, 0)
+    assert (load.prompt_tokens, load.depth, load.decode) == (32, 9, "compile")
+    assert (load.new_tokens, load.batch_size, load.warmup) == (7, 2, 0)
     assert {"torch", "bitsandbytes"} <= set(job.packages)
     assert job.cache_folder == "cache"
 
@@ -153,8 +157,27 @@ def test_what_cannot_run_stays_in_the_plan_with_its_reason() -> None:
         index=0, uuid="GPU-0", name="K80", memory_bytes=1, compute_capability=(3, 7), memory_info_version=1
     )
     plan = plan_of([old], precision=["fp32", "int8"])
-    assert [cell.precision.name for cell in plan.runnable] == ["fp32"]
-    assert plan.cells[1].why_not == "needs a GPU of compute capability 7.5; this one has 3.7"
+    assert [cell.precision.name for cell in plan.runnable] == ["fp32", "fp32"]
+    assert plan.left_out == {"int8": "needs a GPU of compute capability 7.5; this one has 3.7"}
+    assert len(plan.cells) == 3  # what can't run is told once, not once for each decode mode
+
+
+def decode_modes(plan: Plan) -> list[str]:
+    return [cell.job.workload.decode for cell in plan.cells]
+
+
+def test_a_gpu_is_measured_with_and_without_a_graph_a_cpu_without() -> None:
+    assert decode_modes(plan_of([H100])) == ["eager", "graph"]
+    assert decode_modes(plan_of([])) == ["eager"]
+    assert decode_modes(plan_of([H100], decode=["generate", "compile"])) == ["generate", "compile"]
+
+
+def test_every_workload_of_a_precision_follows_the_other() -> None:
+    cells = plan_of(precision=["fp16", "bf16"], prompt_tokens=[8, 16], depth=[0, 5], decode=["eager"]).cells
+    assert [cell.precision.name for cell in cells] == ["fp16"] * 4 + ["bf16"] * 4
+    shapes = [(cell.job.workload.prompt_tokens, cell.job.workload.depth) for cell in cells[:4]]
+    assert shapes == [(8, 0), (8, 5), (16, 0), (16, 5)]
+    assert len({file_stem(cell.job) for cell in cells}) == 8
 
 
 def test_the_compute_capability_is_that_of_the_gpu_asked_for() -> None:

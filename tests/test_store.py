@@ -67,7 +67,7 @@ def test_a_run_without_a_finished_cell_can_be_read(folder: RunFolder) -> None:
 
 def test_samples_have_a_file_of_their_own(folder: RunFolder) -> None:
     folder.append(FP16)
-    assert len((folder.path / "samples" / "fp16.jsonl").read_bytes().splitlines()) == 3
+    assert len((folder.path / "samples" / "fp16-eager.jsonl").read_bytes().splitlines()) == 3
     line = msgspec.json.decode((folder.path / "records.jsonl").read_bytes())
     assert line["samples"] == []
     assert line["sampler"]["samples"] == 3
@@ -76,7 +76,7 @@ def test_samples_have_a_file_of_their_own(folder: RunFolder) -> None:
 
 def test_lost_samples_do_not_cost_the_record(folder: RunFolder) -> None:
     folder.append(FP16)
-    (folder.path / "samples" / "fp16.jsonl").unlink()
+    (folder.path / "samples" / "fp16-eager.jsonl").unlink()
     assert cells_of(folder) == [msgspec.structs.replace(FP16, samples=[])]
 
 

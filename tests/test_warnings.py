@@ -74,20 +74,6 @@ def test_what_was_left_out_is_named_but_a_failure_is_the_tables_to_tell() -> Non
     assert run_warnings(make_run(skipped, failed)) == ["int8: left out, the budget of 5 s is spent"]
 
 
-@pytest.mark.parametrize(("enqueue_s", "told"), [(0.37, False), (0.38, True), (0.4, True)])
-def test_a_pace_set_by_the_host_is_told_once_for_all_rows(enqueue_s: float, told: bool) -> None:
-    """Of 0.4 s of decode, so that 0.38 s is the 95% from which on it counts."""
-    cells = [make_cell(name, trials=[make_trial(enqueue_s=enqueue_s)]) for name in ("fp16", "int8")]
-    lines = run_warnings(make_run(*cells, make_cell("awq")))
-    assert len(lines) == told
-    assert all("set the pace of decode in fp16, int8:" in line for line in lines)
-
-
-def test_on_a_cpu_issuing_is_doing() -> None:
-    cell = make_cell(trials=[make_trial(enqueue_s=0.4)], ready=make_ready(None))
-    assert run_warnings(make_run(cell)) == []
-
-
 def hidden_run(uuid: str | None) -> Run:
     edges = [
         edge(name, at_ns, torch=torch_memory(1), device=5, reason=HIDDEN)

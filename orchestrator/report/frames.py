@@ -1,7 +1,21 @@
 """Frames as a person reads them: one line each, for a worker that is run by hand."""
 
-from orchestrator.units import mib, milliseconds, rate
-from schemas.frames import AnyFrame, Done, Failed, Loaded, Phase, Progress, Ready, Trial
+from orchestrator.units import duration, mib, milliseconds, rate
+from schemas.frames import (
+    AnyFrame,
+    Done,
+    Failed,
+    Loaded,
+    Peaks,
+    Phase,
+    Profile,
+    Progress,
+    Ready,
+    SetUp,
+    Trial,
+    Waiting,
+    WarmedUp,
+)
 from schemas.record import MemoryReading
 
 
@@ -19,18 +33,44 @@ def describe(frame: AnyFrame, reading: MemoryReading | None) -> str:
             stored = ", ".join(f"{mib(size)} MiB {dtype}" for dtype, size in frame.weight_bytes.items())
             layers = ", ".join(f"{count} {name}" for name, count in frame.linear_classes.items())
             return f"loaded    {frame.parameters:,} parameters in {stored}; {layers}"
+        case SetUp():
+            return f"set up    in {duration(frame.setup_s)}{_compiled(frame)}"
+        case WarmedUp():
+            times = ", ".join(milliseconds(seconds) for seconds in frame.trial_s)
+            return f"warmed up in {len(frame.trial_s)} trials: {times} ms"
         case Trial():
             speed = rate(len(frame.token_s) * frame.batch_size / frame.decode_s if frame.token_s else None)
             return (
                 f"trial {frame.index:<3} {frame.prompt_tokens} + {frame.new_tokens} tokens × "
                 f"{frame.batch_size}: prefill {milliseconds(frame.prefill_s)} ms, decode {speed} tok/s"
             )
+        case Profile():
+            return f"profile   {frame.reason or _kernels(frame)}"
+        case Peaks():
+            return f"peaks     {rate(frame.read_bytes_per_s / 1e9)} GB/s read"
+        case Waiting():
+            return "waiting   for another job"
         case Done():
             answer = f": {frame.sample_text!r}" if frame.sample_text is not None else ""
             return f"done      {frame.trials_measured} of {frame.trials_planned} trials{answer}"
         case Failed():
             hint = f" ({frame.hint})" if frame.hint else ""
             return f"failed    {frame.kind}: {frame.message}{hint}"
+
+
+def _compiled(frame: SetUp) -> str:
+    if frame.compile_s is None:
+        return ""
+    return f", {duration(frame.compile_s)} of it compiling, {frame.graph_breaks} graph breaks"
+
+
+def _kernels(frame: Profile) -> str:
+    parts = []
+    for name, times in (("prefill", frame.prefill), ("decode", frame.decode)):
+        if times is not None:
+            busy = milliseconds(times.busy_s / times.steps)
+            parts.append(f"{name} {times.launches / times.steps:,.0f} kernels, {busy} ms busy")
+    return ", ".join(parts)
 
 
 def _phase(frame: Phase) -> str:

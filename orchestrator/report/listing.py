@@ -6,11 +6,13 @@ import click
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from orchestrator.names import job_name
 from orchestrator.plan import Plan, check, choose_device, choose_interpreters
 from orchestrator.precisions import Precision
 from orchestrator.report.console import open_console
 from orchestrator.units import duration
 from schemas.environment import Gpu
+from schemas.job import Workload
 from schemas.options import Options
 
 
@@ -41,10 +43,16 @@ def print_plan(plan: Plan) -> None:
         job, load = cell.job, cell.job.workload
         if cell.why_not is None:
             click.echo(
-                f"{job.precision}: {job.model.name} on {job.device}, {len(load.prompts)} prompts × "
-                f"{load.new_tokens} new tokens, batch {load.batch_size}, under {cell.interpreter.path}"
+                f"{job_name(job)}: {job.model.name} on {job.device}, {len(load.prompts)} prompts"
+                f"{_lengths(load)} × {load.new_tokens} new tokens, batch {load.batch_size}, "
+                f"under {cell.interpreter.path}"
             )
         else:
             click.echo(f"{job.precision}: left out, {cell.why_not}")
     if plan.budget_s is not None:
         click.echo(f"budget: {duration(plan.budget_s)}")
+
+
+def _lengths(load: Workload) -> str:
+    prompt = f" of {load.prompt_tokens:,} tokens" if load.prompt_tokens else ""
+    return prompt + (f" after {load.depth:,} of context" if load.depth else "")

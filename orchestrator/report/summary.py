@@ -11,11 +11,16 @@ import msgspec
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from orchestrator.metrics import CellMetrics, summarize
+from orchestrator.divergence import Divergence, divergences
+from orchestrator.explain import explanations
+from orchestrator.metrics import CellMetrics, reason, summarize
+from orchestrator.names import cell_name
 from orchestrator.report.console import open_console
-from orchestrator.units import mib, milliseconds, percent, rate, ratio
+from orchestrator.report.proof import proof
+from orchestrator.units import ABSENT, mib, milliseconds, percent, rate, ratio
 from orchestrator.warnings import run_warnings
-from schemas.record import Run
+from schemas.frames import Failed
+from schemas.record import PeaksRecord, Run
 
 
 class Column(NamedTuple):
@@ -28,9 +33,12 @@ class Column(NamedTuple):
 SPEED = [
     Column("TTFT ms", lambda row: milliseconds(row.ttft_s)),
     Column("decode tok/s", lambda row: rate(row.decode_tok_s)),
-    Column("vs FP16", lambda row: ratio(row.decode_versus_baseline)),
-    Column("end to end tok/s", lambda row: rate(row.end_to_end_tok_s)),
+    Column("vs FP16", lambda row: _versus_fp16(row)),
+    Column("MBU", lambda row: percent(row.decode_mbu)),
 ]
+BOUND = Column("bound", lambda row: row.decode_bound or ABSENT)
+END_TO_END = Column("end to end tok/s", lambda row: rate(row.end_to_end_tok_s))
+PARENTHESES = "ratios in parentheses compare how fast the host launches kernels, not precisions"
 GPU_MEMORY = [
     Column("loaded MiB", lambda row: mib(row.loaded_bytes)),
     Column("peak MiB", lambda row: mib(row.peak_bytes)),
@@ -45,10 +53,25 @@ CPU_MEMORY = [
 ]
 
 
-def columns(run: Run) -> list[Column]:
-    """The columns that fit the device of a run."""
+def columns(run: Run, rows: list[CellMetrics]) -> list[Column]:
+    """The columns that fit the device of a run, and what its rows differ in."""
     on_cpu = all(job.device == "cpu" for job in run.plan.jobs)
-    return [Column("precision", lambda row: row.precision), *SPEED, *(CPU_MEMORY if on_cpu else GPU_MEMORY)]
+    shown = [Column("precision", lambda row: row.precision)]
+    if {row.decode for row in rows} != {"eager"}:
+        shown.append(Column("decode", lambda row: row.decode))
+    if len({row.prompt_tokens for row in rows}) > 1:
+        shown.append(
+            Column("prompt", lambda row: ABSENT if row.prompt_tokens is None else f"{row.prompt_tokens:,}")
+        )
+    if len({row.depth for row in rows}) > 1:
+        shown.append(Column("depth", lambda row: f"{row.depth:,}"))
+    bound = [BOUND] if any(row.decode_bound for row in rows) else []
+    return [*shown, *SPEED, *bound, END_TO_END, *(CPU_MEMORY if on_cpu else GPU_MEMORY)]
+
+
+def _versus_fp16(row: CellMetrics) -> str:
+    shown = ratio(row.decode_versus_baseline)
+    return f"({shown})" if row.decode_bound == "launch" and row.decode_versus_baseline is not None else shown
 
 
 def title(run: Run) -> str:
@@ -59,17 +82,24 @@ def title(run: Run) -> str:
     devices = {cell.ready.device_name for cell in run.cells if cell.ready}
     device = run.environment.cpu if devices == {"CPU"} else ", ".join(sorted(devices)) or job.device
     load = job.workload
-    prompt = f" of {load.prompt_tokens} tokens" if load.prompt_tokens else ""
     return (
-        f"{job.model.name} on {device}: {len(load.prompts)} prompts{prompt} × {load.new_tokens} new tokens, "
-        f"batch {load.batch_size}, greedy, {load.warmup} warm-up"
+        f"{job.model.name} on {device}: {len(load.prompts)} prompts{_lengths(run)} × "
+        f"{load.new_tokens} new tokens, batch {load.batch_size}, greedy"
     )
 
 
-def print_summary(run: Run, path: Path) -> None:
-    """Print the table, why some rows are empty, the warnings, and where the raw facts lie."""
+def _lengths(run: Run) -> str:
+    """What all rows have in common; what they differ in is a column."""
+    prompts = {job.workload.prompt_tokens for job in run.plan.jobs}
+    depths = {job.workload.depth for job in run.plan.jobs}
+    prompt = f" of {prompts.pop()} tokens" if len(prompts) == 1 and None not in prompts else ""
+    return prompt + (f" after {depths.pop():,} of context" if len(depths) == 1 and 0 not in depths else "")
+
+
+def print_summary(run: Run, path: Path, verbose: bool = False) -> None:
+    """Print the table, why its figures are as they are, what to beware of, and where the raw facts lie."""
     console = open_console()
-    rows = summarize(run.cells)
+    rows = summarize(run.cells, run.peaks)
     table = Table(
         title=title(run),
         title_justify="left",
@@ -78,7 +108,7 @@ def print_summary(run: Run, path: Path) -> None:
         pad_edge=False,
         collapse_padding=True,
     )
-    shown = columns(run)
+    shown = columns(run, rows)
     for index, column in enumerate(shown):
         table.add_column(column.heading, justify="right" if index else "left", no_wrap=index == 0)
     for row in rows:
@@ -86,6 +116,9 @@ def print_summary(run: Run, path: Path) -> None:
     console.print(table)
     for line in notes(run, rows):
         click.echo(f"• {line}")
+    if verbose:
+        for line in proof(run):
+            click.echo(line)
     click.echo(f"\nrun folder: {path}")
     for name in ("records.jsonl", "samples", "logs"):
         click.echo(f"  {path / name}")
@@ -93,18 +126,18 @@ def print_summary(run: Run, path: Path) -> None:
 
 
 def notes(run: Run, rows: list[CellMetrics]) -> list[str]:
-    """Why a row has no figures, then the warnings of the run."""
+    """Why a row has no figures, why the others are as they are, then the warnings of the run."""
     failures = [
-        f"{row.precision}: {row.reason}"
-        for row in rows
-        if row.reason and not row.reason.startswith("left out")
+        f"{cell_name(cell)}: {reason(cell.outcome)}" for cell in run.cells if isinstance(cell.outcome, Failed)
     ]
-    return [*failures, *run_warnings(run)]
+    parentheses = [PARENTHESES] if any(_versus_fp16(row).startswith("(") for row in rows) else []
+    return [*failures, *parentheses, *explanations(run), *run_warnings(run)]
 
 
 def as_markdown(run: Run) -> str:
     """The same table and notes, to paste into a text."""
-    rows, shown = summarize(run.cells), columns(run)
+    rows = summarize(run.cells, run.peaks)
+    shown = columns(run, rows)
     lines = [
         f"**{title(run)}**",
         "",
@@ -120,7 +153,7 @@ def as_csv(run: Run) -> str:
     text = io.StringIO()
     table = csv.DictWriter(text, CellMetrics.__struct_fields__, lineterminator="\n")
     table.writeheader()
-    table.writerows(msgspec.structs.asdict(row) for row in summarize(run.cells))
+    table.writerows(msgspec.structs.asdict(row) for row in summarize(run.cells, run.peaks))
     return text.getvalue()
 
 
@@ -130,17 +163,22 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     title: str
     rows: list[CellMetrics]
     notes: list[str]
+    divergences: list[Divergence]
+    """Where decode modes gave different tokens."""
+    peaks: PeaksRecord | None
     qbench: str
     commit: str | None
 
 
 def as_json(run: Run) -> str:
     """The summary as one JSON document."""
-    rows = summarize(run.cells)
+    rows = summarize(run.cells, run.peaks)
     summary = Summary(
         title=title(run),
         rows=rows,
         notes=notes(run, rows),
+        divergences=divergences(run.cells),
+        peaks=run.peaks,
         qbench=run.environment.qbench,
         commit=run.environment.commit,
     )

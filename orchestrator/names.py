@@ -1,0 +1,23 @@
+"""What a cell is called wherever people read of it: in tables, warnings, progress and file names."""
+
+from schemas.job import Job
+from schemas.record import CellRecord
+
+
+def cell_name(cell: CellRecord) -> str:
+    """The precision, and how decode steps are issued where that is not the usual way, e.g. `fp16 graph`."""
+    return cell.precision if cell.job is None else job_name(cell.job)
+
+
+def job_name(job: Job) -> str:
+    """The same of a cell yet to be measured."""
+    decode = job.workload.decode
+    return job.precision if decode == "eager" else f"{job.precision} {decode}"
+
+
+def file_stem(job: Job) -> str:
+    """A name that no other cell of the run has, e.g. `fp16-graph-p512-d4096`."""
+    load = job.workload
+    prompt = "" if load.prompt_tokens is None else f"-p{load.prompt_tokens}"
+    depth = f"-d{load.depth}" if load.depth else ""
+    return f"{job.precision}-{load.decode}{prompt}{depth}"

@@ -1,0 +1,65 @@
+"""Which cells may be compared: those of one workload, and with FP16 only in the same decode mode."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from schemas.frames import Done
+from schemas.job import DecodeMode
+from schemas.record import CellRecord
+
+BASELINE = "fp16"
+
+
+class WorkloadKey(NamedTuple):
+    """What a workload is, apart from its decode mode."""
+
+    prompt_tokens: int | None = None
+    depth: int = 0
+    batch_size: int = 1
+    new_tokens: int = 0
+
+
+def workload_key(cell: CellRecord) -> WorkloadKey:
+    """The same for cells that differ in precision and decode mode only."""
+    if cell.job is None:  # left out before there was a job: it has no figures either
+        return WorkloadKey()
+    load = cell.job.workload
+    return WorkloadKey(load.prompt_tokens, load.depth, load.batch_size, load.new_tokens)
+
+
+def decode_mode(cell: CellRecord) -> DecodeMode:
+    return "eager" if cell.job is None else cell.job.workload.decode
+
+
+def baseline_of(cell: CellRecord, cells: Iterable[CellRecord]) -> CellRecord | None:
+    """The measured FP16 cell of the same workload and decode mode; for an FP16 cell itself."""
+    if cell.precision == BASELINE:
+        return cell if isinstance(cell.outcome, Done) else None
+    measured = (one for one in cells if one.precision == BASELINE and isinstance(one.outcome, Done))
+    alike = (workload_key(cell), decode_mode(cell))
+    return next((one for one in measured if (workload_key(one), decode_mode(one)) == alike), None)
+
+
+def by_workload(cells: Iterable[CellRecord]) -> dict[WorkloadKey, list[CellRecord]]:
+    """Workloads in the order in which they first appear, with their cells."""
+    groups: dict[WorkloadKey, list[CellRecord]] = {}
+    for cell in cells:
+        if cell.job is not None:
+            groups.setdefault(workload_key(cell), []).append(cell)
+    return groups
+
+
+def workload_label(key: WorkloadKey, keys: Iterable[WorkloadKey]) -> str:
+    """What tells a workload from the others of its run, e.g. `depth 4,096`; nothing where it is the only one.
+
+    Prompts of natural length go without mention.
+    """
+    words = {
+        "batch_size": f"batch {key.batch_size:,}",
+        "depth": f"depth {key.depth:,}",
+        "prompt_tokens": f"prompts of {key.prompt_tokens or 0:,} tokens",
+        "new_tokens": f"{key.new_tokens:,} new tokens",
+    }
+    others = list(keys)
+    telling = (name for name in words if any(getattr(one, name) != getattr(key, name) for one in others))
+    return ", ".join(words[name] for name in telling if getattr(key, name) is not None)
