@@ -1,5 +1,6 @@
 # make bench    every precision that can run here, in a virtual environment of its own
 # make test     linters, types, tests
+# make bench-gpu   what the decode modes reach on this GPU, beside the targets set for an H100
 # make bundle   what a GPU machine without a network lacks, in one small folder
 
 VENV := .venv
@@ -16,10 +17,13 @@ TORCH ?= torch==2.13.0
 HAS_GPU := $(wildcard /dev/nvidiactl /proc/driver/nvidia /usr/lib/wsl/lib/libcuda.so.1)
 TORCH_INDEX := $(if $(HAS_GPU),,--extra-index-url https://download.pytorch.org/whl/cpu --retries 1 --timeout 15)
 
-.PHONY: bench test test-fast lint bundle clean
+.PHONY: bench bench-gpu test test-fast lint bundle clean
 
 bench: $(VENV)/.with-all
 	$(BIN)/qbench-orchestrate --all
+
+bench-gpu: $(VENV)/.with-all
+	PYTHONPATH=. $(BIN)/python results/bench_gpu.py bench-gpu
 
 test: lint
 	$(BIN)/pytest

@@ -45,8 +45,9 @@ def decoding(
             state = StepState(model, batches, new_tokens, grouped)
             stepper = StaticStepper(model, state, new_tokens, device)
             facts = stepper.record(batches[0], compiled=mode == "compile")
-            yield partial(generate_stepwise, stepper, device), facts
-            if mode == "compile":
+            try:
+                yield partial(generate_stepwise, stepper, device), facts
+            finally:
                 forget_compiled()
 
 
