@@ -44,8 +44,8 @@ def decoding(
         with grouped_attention_in(model) as grouped:
             state = StepState(model, batches, new_tokens, grouped)
             stepper = StaticStepper(model, state, new_tokens, device)
-            facts = stepper.record(batches[0], compiled=mode == "compile")
             try:
+                facts = stepper.record(batches[0], compiled=mode == "compile")
                 yield partial(generate_stepwise, stepper, device), facts
             finally:
                 forget_compiled()
