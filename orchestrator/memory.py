@@ -47,7 +47,8 @@ def summarize_memory(cell: CellRecord) -> MemorySummary:
     """Footprint after load, and peaks from there on."""
     phases = phase_memory(cell)
     load = next((phase for phase in phases if phase.phase == "load"), None)
-    later = phases[phases.index(load) + 1 :] if load else []
+    # What the profiler holds is its own, and the model was measured without it.
+    later = [phase for phase in phases[phases.index(load) + 1 :] if phase.phase != "profile"] if load else []
     if on_gpu(cell):
         return MemorySummary(
             on_gpu=True,
@@ -64,8 +65,11 @@ def summarize_memory(cell: CellRecord) -> MemorySummary:
 
 
 def _process_bytes_after_load(cell: CellRecord) -> Iterator[int | None]:
-    edges = dropwhile(lambda edge: edge.phase.name != "warmup", cell.edges)
-    yield from (edge.reading.process_bytes for edge in edges if edge.reading)
+    """At the edges from warm-up to the profiler's pass, or to the end where there was none."""
+    edges = list(dropwhile(lambda edge: edge.phase.name != "warmup", cell.edges))
+    profiled = any(edge.phase.name == "profile" for edge in edges)
+    for edge in edges[: -1 if profiled else None]:
+        yield edge.reading.process_bytes if edge.reading else None
 
 
 def on_gpu(cell: CellRecord) -> bool:

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 from orchestrator.conditions import DIFFERENCE, FlagKind, flags
 from orchestrator.memory import on_gpu
-from orchestrator.names import cell_name
 from orchestrator.units import duration, percent
+from orchestrator.workloads import full_name
 from schemas.frames import Done
 from schemas.record import CellRecord, Run, Skipped
 
@@ -37,7 +37,8 @@ def run_warnings(run: Run) -> list[str]:
         _conditions,
         _hidden_memory,
     )
-    return [line for find in about for line in find(run)]
+    # Each line once: what is so of a worker is found in every cell of it.
+    return list(dict.fromkeys(line for find in about for line in find(run)))
 
 
 def _notices(run: Run) -> Iterator[str]:
@@ -58,19 +59,25 @@ def _mixed_versions(run: Run) -> Iterator[str]:
             if cell.ready and package in cell.ready.versions:
                 users.setdefault(cell.ready.versions[package], []).append(cell.precision)
         if len(users) > 1:
-            mix = "; ".join(f"{version} in {', '.join(names)}" for version, names in users.items())
+            mix = "; ".join(
+                f"{version} in {', '.join(dict.fromkeys(names))}" for version, names in users.items()
+            )
             yield f"{package} differs between rows: {mix}"
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(dict.fromkeys(names))
 
 
 def _shortened(run: Run) -> Iterator[str]:
     for cell in run.cells:
         if isinstance(cell.outcome, Done):
-            yield from _shortened_cell(cell, cell.outcome)
+            yield from _shortened_cell(cell, cell.outcome, full_name(cell, run.cells))
         elif isinstance(cell.outcome, Skipped):
-            yield f"{cell.precision}: left out, {cell.outcome.reason}"
+            yield f"{full_name(cell, run.cells)}: left out, {cell.outcome.reason}"
 
 
-def _shortened_cell(cell: CellRecord, done: Done) -> Iterator[str]:
+def _shortened_cell(cell: CellRecord, done: Done, name: str) -> Iterator[str]:
     if done.trials_measured == done.trials_planned and not any(trial.cut_short for trial in cell.trials):
         return
     if cell.job is None or cell.job.budget_s is None:
@@ -79,7 +86,7 @@ def _shortened_cell(cell: CellRecord, done: Done) -> Iterator[str]:
     trials = f"{done.trials_measured} of {done.trials_planned} trials"
     if cell.trials[0].cut_short:
         trials += f", {cell.trials[0].new_tokens} of {cell.job.workload.new_tokens} tokens"
-    yield f"{cell.precision}: {trials} fitted into {share}"
+    yield f"{name}: {trials} fitted into {share}"
 
 
 def _unequal_prompts(run: Run) -> Iterator[str]:
@@ -96,7 +103,7 @@ def _unequal_prompts(run: Run) -> Iterator[str]:
 
 def _conditions(run: Run) -> Iterator[str]:
     """A line per flag; but one for all cells where many are alike, as eager decode on a busy host is."""
-    raised = [(cell_name(cell), flag) for cell in run.cells for flag in flags(cell)]
+    raised = [(full_name(cell, run.cells), flag) for cell in run.cells for flag in flags(cell)]
     counts = Counter(flag.kind for _, flag in raised)
     merged = {kind: line for kind, line in MERGED.items() if counts[kind] > 1}
     yield from (f"{name}: {flag.sentence}" for name, flag in raised if flag.kind not in merged)

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from orchestrator.names import cell_name
 from schemas.frames import Done
 from schemas.job import DecodeMode
 from schemas.record import CellRecord
@@ -63,3 +64,9 @@ def workload_label(key: WorkloadKey, keys: Iterable[WorkloadKey]) -> str:
     others = list(keys)
     telling = (name for name in words if any(getattr(one, name) != getattr(key, name) for one in others))
     return ", ".join(words[name] for name in telling if getattr(key, name) is not None)
+
+
+def full_name(cell: CellRecord, cells: Iterable[CellRecord]) -> str:
+    """A cell's name among the `cells` of its run, with its workload where there are several."""
+    label = workload_label(workload_key(cell), by_workload(cells)) if cell.job else ""
+    return f"{cell_name(cell)} ({label})" if label else cell_name(cell)

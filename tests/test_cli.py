@@ -22,6 +22,7 @@ from conftest import Qbench
 
 import orchestrator
 from orchestrator.metrics import summarize
+from orchestrator.names import cell_name
 from orchestrator.precisions import find_precisions
 from orchestrator.store import read_run
 from schemas.frames import AnyFrame, Done, Failed, Loaded, Phase, Ready, Trial
@@ -393,6 +394,35 @@ def test_the_table_tells_why_a_row_is_empty(qbench: Qbench, half_failed: Measure
     assert f"• fp32: {outcome.kind}: {outcome.message}" in shown
     (row,) = [line for line in shown.splitlines() if line.split()[:1] == ["fp32"]]
     assert set(row.split()[1:]) == {"–"}
+
+
+@pytest.mark.slow
+def test_modes_are_rows_and_verbose_tells_what_ran(qbench: Qbench, lively: Path, tmp_path: Path) -> None:
+    options = ["-p", "fp16", "-p", "int8", "-m", str(lively), "--new-tokens", "6", "--depth", "0,8"]
+    done = qbench("orchestrate", *options, "--decode", "generate,eager,graph", "--verbose", "--out", "run")
+    assert done.returncode == 1  # a graph was asked for, and there is no GPU
+    table, notes = done.stdout.split("•", 1)
+    rows = [line.split() for line in table.splitlines() if line.split()[:1] in (["fp16"], ["int8"])]
+    shown = {(row[1], row[2]) for row in rows}
+    assert shown == {(mode, depth) for mode in ("generate", "eager", "graph") for depth in ("0", "8")}
+    assert "fp16 graph (depth 8): unsupported: CUDA graphs need an NVIDIA GPU" in notes
+    assert "generate() takes no context apart from its prompt" in notes
+    assert "left unquantized: 1 lm_head" in notes
+    assert "llm_int8_threshold 6.0" in notes
+    assert "GB/s" in notes
+    again = qbench("report", "run", "--verbose")
+    assert again.stdout == done.stdout
+    cells = {
+        (cell.precision, cell_name(cell), cell.job.workload.depth): cell
+        for cell in read_run(tmp_path / "run").cells
+        if cell.job
+    }
+    assert len(cells) == 12
+    eager = cells["fp16", "fp16", 0]
+    assert eager.warmed_up
+    assert eager.loaded
+    assert eager.loaded.costs
+    assert eager.loaded.costs.linear_parameters == 294_912
 
 
 @pytest.mark.slow

@@ -331,7 +331,7 @@ def test_a_cell_without_figures_has_no_flags() -> None:
 
 
 def test_lines_name_their_cell_and_stand_after_general_things() -> None:
-    job = make_job(workload=Workload(prompts=["one"], decode="graph"))
+    job = make_job(workload=Workload(prompts=["one"], new_tokens=5, decode="graph"))
     cell = cell_of(0.8, 0.4, 0.4, job=job)
     skewed = msgspec.structs.replace(DONE, trials_planned=5)
     budget = make_cell("int8", outcome=skewed, job=make_job("int8", budget_s=5))

@@ -14,11 +14,11 @@ from rich.table import Table
 from orchestrator.divergence import Divergence, divergences
 from orchestrator.explain import explanations
 from orchestrator.metrics import CellMetrics, reason, summarize
-from orchestrator.names import cell_name
 from orchestrator.report.console import open_console
 from orchestrator.report.proof import proof
 from orchestrator.units import ABSENT, mib, milliseconds, percent, rate, ratio
 from orchestrator.warnings import run_warnings
+from orchestrator.workloads import full_name
 from schemas.frames import Failed
 from schemas.record import PeaksRecord, Run
 
@@ -128,7 +128,9 @@ def print_summary(run: Run, path: Path, verbose: bool = False) -> None:
 def notes(run: Run, rows: list[CellMetrics]) -> list[str]:
     """Why a row has no figures, why the others are as they are, then the warnings of the run."""
     failures = [
-        f"{cell_name(cell)}: {reason(cell.outcome)}" for cell in run.cells if isinstance(cell.outcome, Failed)
+        f"{full_name(cell, run.cells)}: {reason(cell.outcome)}"
+        for cell in run.cells
+        if isinstance(cell.outcome, Failed)
     ]
     parentheses = [PARENTHESES] if any(_versus_fp16(row).startswith("(") for row in rows) else []
     return [*failures, *parentheses, *explanations(run), *run_warnings(run)]
