@@ -11,6 +11,7 @@ from orchestrator.memory import PhaseMemory, phase_memory
 from orchestrator.report.memory_table import print_memory
 from orchestrator.store import read_run
 from orchestrator.warnings import run_warnings
+from orchestrator.workloads import full_name
 
 
 def main() -> None:
@@ -19,7 +20,7 @@ def main() -> None:
 
 
 class MemoryLedger(msgspec.Struct, frozen=True, kw_only=True):
-    """What `--json` prints, all in bytes: precision → its phases in order."""
+    """What `--json` prints, all in bytes: a cell's name → its phases in order."""
 
     phases: dict[str, list[PhaseMemory]]
     notes: list[str]
@@ -41,7 +42,8 @@ def show_memory(run: Path, precision: tuple[str, ...], json_: bool) -> int:
         )
     if json_:
         ledger = MemoryLedger(
-            phases={cell.precision: phase_memory(cell) for cell in cells}, notes=run_warnings(measured)
+            phases={full_name(cell, measured.cells): phase_memory(cell) for cell in cells},
+            notes=run_warnings(measured),
         )
         click.echo(msgspec.json.format(msgspec.json.encode(ledger)).decode())
     else:

@@ -325,7 +325,8 @@ PERPLEXITIES = """\
 
     job = decode_job(sys.argv[1].encode())
     text = heldout_text()
-    packed, tokenizer = load_awq_model(job)
+    loaded = load_awq_model(job)
+    packed, tokenizer = loaded.model, loaded.tokenizer
     packed = packed.float()
     layers = [(name, each) for name, each in packed.named_modules() if isinstance(each, WQLinear_GEMM)]
     for name, each in layers:  # unpacked once, since a CPU is slow to multiply in FP16

@@ -195,7 +195,7 @@ def measured(place: Path, model_options: list[str], cache: Path) -> Measured:
 def test_the_table_goes_to_stdout(measured: Measured) -> None:
     lines = measured.done.stdout.splitlines()
     assert lines[0].startswith("tiny-llama on ")
-    assert "2 prompts × 4 new tokens, batch 1, greedy, 1 warm-up" in measured.done.stdout
+    assert "2 prompts × 4 new tokens, batch 1, greedy" in measured.done.stdout
     rows = {line.split()[0]: line.split() for line in lines if line.strip()}
     assert rows["fp16"][3] == "1.00×"
     assert rows["fp32"][-1] == "-100%"
@@ -209,6 +209,7 @@ def test_the_table_goes_to_stdout(measured: Measured) -> None:
 @pytest.mark.slow
 def test_progress_goes_to_stderr_in_plain_lines(measured: Measured) -> None:
     lines = measured.done.stderr.splitlines()
+    assert lines.pop(0) == "measuring the device's peaks"
     assert [line.split(":")[0] for line in lines] == ["[1/2] fp16"] * 2 + ["[2/2] fp32"] * 2
     assert lines[0].endswith("started")
     assert re.fullmatch(r"\[1/2\] fp16: decode [\d.,]+ tok/s, 2 trials, \d+ s", lines[1])
@@ -231,8 +232,10 @@ def test_the_run_folder_holds_the_raw_facts(measured: Measured, model_options: l
         "plan.json",
         "environment.json",
         "records.jsonl",
-        "samples/fp16.jsonl",
-        "samples/fp32.jsonl",
+        "peaks.json",
+        "samples/fp16-eager.jsonl",
+        "samples/fp32-eager.jsonl",
+        "logs/peaks.log",
         "logs/fp16.log",
         "logs/fp32.log",
     }
@@ -249,7 +252,8 @@ def test_each_cell_tells_how_its_figures_came_about(measured: Measured) -> None:
         )
         names = [edge.phase.name for edge in cell.edges]
         assert names == [
-            "start", "context", "load", "warmup", "prefill", "decode", "prefill", "decode", "end",
+            "start", "context", "load", "setup", "warmup", "prefill", "decode", "prefill", "decode",
+            "profile", "end",
         ]  # fmt: skip
         times = [edge.phase.at_ns for edge in cell.edges]
         assert times == sorted(times)
@@ -317,7 +321,7 @@ def test_memory_by_phase(qbench: Qbench, measured: Measured) -> None:
     (phases,) = ledger["phases"].values()
     assert any("no NVIDIA GPU was used" in note for note in ledger["notes"])
     assert [phase["phase"] for phase in phases] == [
-        "start", "context", "load", "warmup", "prefill", "decode",
+        "start", "context", "load", "setup", "warmup", "prefill", "decode", "profile",
     ]  # fmt: skip
     for phase in phases:
         assert phase["sampled_peak_bytes"] >= phase["process_bytes"] > 0
@@ -599,8 +603,8 @@ def test_a_worker_into_a_pipe_speaks_frames(qbench: Qbench, model_options: list[
     frames: list[AnyFrame] = [decoder.decode(line) for line in done.stdout.splitlines()]
     spoken = [frame for frame in frames if isinstance(frame, Phase | Ready | Loaded | Trial | Done)]
     assert [type(frame).__name__ for frame in spoken] == [
-        "Phase", "Phase", "Ready", "Phase", "Loaded", "Phase",
-        *["Phase", "Phase", "Trial"] * 2, "Phase", "Done",
+        "Phase", "Phase", "Ready", "Phase", "Loaded", "Phase", "Phase",
+        *["Phase", "Phase", "Trial"] * 2, "Phase", "Phase", "Done",
     ]  # fmt: skip
     assert "Loading weights" in done.stderr  # its log is the terminal's
     assert {path.name for path in tmp_path.iterdir()} == set()
@@ -613,7 +617,7 @@ def test_a_worker_on_a_terminal_is_readable(model_options: list[str], tmp_path: 
     assert status == 0
     lines = shown.replace("\r\n", "\n").splitlines()
     begin = [line.split()[0] for line in lines if re.match(r"(→|ready|loaded|trial|done)\s", line)]
-    assert begin == ["→", "→", "ready", "→", "loaded", "→", *["→", "→", "trial"] * 2, "→", "done"]
+    assert begin == ["→", "→", "ready", "→", "loaded", "→", "→", *["→", "→", "trial"] * 2, "→", "→", "done"]
     assert re.search(r"→ load +resident set [\d,]+ MiB", shown)
     assert '{"frame"' not in shown
 

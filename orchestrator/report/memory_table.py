@@ -8,6 +8,7 @@ from orchestrator.memory import on_gpu, phase_memory
 from orchestrator.report.console import open_console
 from orchestrator.units import mib
 from orchestrator.warnings import run_warnings
+from orchestrator.workloads import full_name
 from schemas.record import CellRecord, Run
 
 GPU_HEADINGS = (
@@ -28,7 +29,9 @@ def print_memory(run: Run, cells: list[CellRecord]) -> None:
     for cell in cells:
         headings = GPU_HEADINGS if on_gpu(cell) else CPU_HEADINGS
         table = Table(
-            title=f"{cell.label}, MiB at the end of each phase", title_justify="left", box=SIMPLE_HEAD
+            title=f"{full_name(cell, run.cells)}: {cell.label}, MiB at the end of each phase",
+            title_justify="left",
+            box=SIMPLE_HEAD,
         )
         table.add_column("phase")
         for heading, _ in headings:

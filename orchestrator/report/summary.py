@@ -46,7 +46,7 @@ GPU_MEMORY = [
     Column("saved", lambda row: percent(row.saved_versus_baseline)),
 ]
 CPU_MEMORY = [
-    Column("weights MiB", lambda row: mib(row.weight_bytes)),
+    Column("weight MiB", lambda row: mib(row.weight_bytes)),
     Column("RSS loaded MiB", lambda row: mib(row.loaded_bytes)),
     Column("RSS peak MiB", lambda row: mib(row.peak_bytes)),
     Column("saved", lambda row: percent(row.saved_versus_baseline)),
@@ -120,7 +120,7 @@ def print_summary(run: Run, path: Path, verbose: bool = False) -> None:
         for line in proof(run):
             click.echo(line)
     click.echo(f"\nrun folder: {path}")
-    for name in ("records.jsonl", "samples", "logs"):
+    for name in ("records.jsonl", "peaks.json", "samples", "logs"):
         click.echo(f"  {path / name}")
     click.echo(f"memory by phase: qbench-memory {path}")
 
