@@ -23,14 +23,14 @@ from schemas.record import CellRecord
 Bound = Literal["launch", "bandwidth", "compute", "kernel"]
 
 BUSY_SHARE = 0.75
-"""Part of a step under which the GPU is taken to wait for the host. On an H100, replaying a CUDA graph kept
-it busy for 78% (0.5B, a thousand kernels of 2 µs with gaps between them) to 97%, and eager decode of the same
-models for 10% to 30%: this stands between, near the graphs, since a GPU that idles for a quarter of its time
-isn't shown at its best."""
+"""Part of a step under which the GPU is taken to wait for the host. On an H100, replaying CUDA graphs kept it
+busy throughout, and eager decode of the same models for 7% to 36% of the time (results/h100-modes,
+results/h100-precisions-7b): this stands between, near the graphs, since a GPU that idles for a quarter of its
+time isn't shown at its best."""
 
 NEAR_ROOF = 0.5
 """Part of a measured peak from which on the roof is the bound: another kernel could then win a factor of
-two at most. Plain FP16 matrix-vector kernels of a 7B model reach 57% on an H100, compiled ones 71%."""
+two at most. Decode of a 7B model in FP16 reaches 60% on an H100 with torch's own kernels, 84% compiled."""
 
 
 class Pace(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,16 +9,22 @@ from pathlib import Path
 import msgspec
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from worker_runs import make_job, run_jobs
 
 from schemas.frames import Done, Failed, Loaded, Phase, SetUp, Trial, WarmedUp
 from schemas.job import Job
 from workers import compilation, device, measure, profiling
+from workers.decoding import EagerStepper, StaticStepper
 from workers.device import Device
+from workers.generation import Limits, generate_stepwise
+from workers.prompts import Batch
 from workers.protocol import Unsupported
+from workers.static_cache import StepState, grouped_attention_in
 
 UNEQUAL = ["Name a river.", "Why is the sky blue, and not green, when the sun is high?", "Go"]
 MODES = ("eager", "generate", "compile")
+LAYER_TYPES = ["full_attention", "sliding_attention"]
 
 
 def tokens(job: Job, **environment: str) -> dict[str, list[list[int]]]:
@@ -132,6 +138,85 @@ def test_warm_up_goes_on_until_two_trials_agree(lively: Path, cache: Path) -> No
 )
 def test_two_trials_agree_within_a_fiftieth(trial_s: list[float], expected: bool | None) -> None:
     assert measure.settled(trial_s) is expected
+
+
+# The static cache, step by step without a compiler: what a CUDA graph would record
+
+
+def chatty(architecture: str, **config: object) -> PreTrainedModel:
+    """A random two-layer model whose tokens depend on all that came before."""
+    torch.manual_seed(3)
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(
+            architecture,
+            hidden_size=64,
+            intermediate_size=96,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            vocab_size=128,
+            tie_word_embeddings=False,
+            initializer_range=0.4,
+            **config,
+        )
+    )
+    return model.eval()
+
+
+def padded_batch(rows: int, context: int) -> Batch:
+    """Prompts of unequal length, the longest first."""
+    torch.manual_seed(4)
+    width = 11
+    mask = torch.tensor([[0] * (3 * row) + [1] * (width - 3 * row) for row in range(rows)])
+    ids = torch.randint(1, 128, (rows, width)) * mask
+    before = torch.randint(1, 128, (1, context)).repeat(rows, 1) if context else None
+    return Batch(ids, None if rows == 1 else mask, before)
+
+
+@pytest.mark.parametrize("context", [0, 1, 9])
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize(
+    ("architecture", "config", "groups"),
+    [
+        ("llama", {}, True),
+        ("qwen2", {}, True),
+        ("mistral", {"sliding_window": 6}, False),
+        ("gemma3_text", {"sliding_window": 6, "head_dim": 16, "layer_types": LAYER_TYPES}, False),
+    ],
+)
+@torch.inference_mode()
+def test_a_static_cache_gives_the_tokens_of_a_growing_one(
+    architecture: str, config: dict[str, object], groups: bool, rows: int, context: int
+) -> None:
+    model, cpu, new_tokens = chatty(architecture, **config), Device("cpu"), 14
+    batch, other = padded_batch(rows, context), padded_batch(rows, 0)
+    limits = Limits(new_tokens)
+    growing = generate_stepwise(EagerStepper(model, new_tokens, cpu), cpu, batch, limits).token_ids
+    with grouped_attention_in(model) as grouped:
+        assert grouped is groups
+        state = StepState(model, [other, batch], new_tokens, grouped)
+        stepper = StaticStepper(model, state, new_tokens, cpu)
+        generate_stepwise(stepper, cpu, other, limits)  # whose tokens must be forgotten
+        fixed = generate_stepwise(stepper, cpu, batch, limits).token_ids
+    assert model.config._attn_implementation == "sdpa"
+    assert fixed.tolist() == growing.tolist()
+    assert min(len(set(row)) for row in growing.tolist()) > 3
+
+
+@pytest.mark.slow
+def test_products_of_one_row_compile_to_what_they_are() -> None:
+    torch.manual_seed(0)
+    linear, plain = torch.nn.Linear(64, 48), torch.nn.Linear(48, 32, bias=False)
+
+    def step(vector: torch.Tensor) -> torch.Tensor:
+        return plain(torch.nn.functional.silu(linear(vector)))
+
+    compiled = torch.compile(step, backend=compilation._backend, dynamic=False)
+    with torch.inference_mode():
+        for rows in (1, 3):
+            vector = torch.randn(rows, 64)
+            assert torch.allclose(compiled(vector), step(vector), atol=1e-5)
+    compilation.forget_compiled()
 
 
 # A capture that can't be, without a GPU to refuse it: torch's own switch is played.

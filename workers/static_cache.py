@@ -109,10 +109,9 @@ class StepState:
 
 
 def can_group(model: PreTrainedModel) -> bool:
-    """Whether every layer has plain attention through torch's scaled dot product."""
-    kinds = set(getattr(model.config, "layer_types", None) or ["full_attention"])
-    windowed = getattr(model.config, "sliding_window", None) and kinds != {"full_attention"}
-    return not windowed and kinds == {"full_attention"} and model.config._attn_implementation == "sdpa"
+    """Whether every layer has plain attention, by the cache it gets, through torch's scaled dot product."""
+    layers = StaticCache(config=model.config, max_cache_len=1).layers
+    return model.config._attn_implementation == "sdpa" and {type(layer) for layer in layers} == {StaticLayer}
 
 
 @contextmanager
