@@ -295,10 +295,11 @@ def test_a_torch_that_sees_no_gpu_is_a_failed_row(
     argv = command("orchestrate", "-p", "fp16", "--model", tiny_llama, "--device", "cuda", "--out", "run")
     done = run(argv, tmp_path, gpu_environment)
     assert done.returncode == 1
-    (cell,) = read_run(tmp_path / "run").cells
-    assert isinstance(cell.outcome, Failed)
-    assert cell.outcome.kind == "unsupported"
-    assert "sees no CUDA GPU" in cell.outcome.message
-    assert "--device cpu" in str(cell.outcome.hint)
+    eager, graph = read_run(tmp_path / "run").cells
+    assert eager.outcome == graph.outcome
+    assert isinstance(eager.outcome, Failed)
+    assert eager.outcome.kind == "unsupported"
+    assert "sees no CUDA GPU" in eager.outcome.message
+    assert "--device cpu" in str(eager.outcome.hint)
     assert "fp16: unsupported: torch" in done.stdout
     assert "NVML peak MiB" in done.stdout  # the columns of a GPU, since a GPU was asked for

@@ -127,7 +127,7 @@ def _warm_up(
     for index in range(most):
         if index >= workload.warmup and (settled(trial_s) or time.monotonic_ns() > enough_ns):
             break
-        channel.report("warm-up", index, workload.warmup)
+        channel.report("warm-up", index, most)
         generation = generate(batch, limits)
         trial_s.append(generation.prefill_s + generation.decode_s)
     return WarmedUp(trial_s=trial_s, settled=settled(trial_s))

@@ -28,11 +28,8 @@ def print_memory(run: Run, cells: list[CellRecord]) -> None:
     console = open_console()
     for cell in cells:
         headings = GPU_HEADINGS if on_gpu(cell) else CPU_HEADINGS
-        table = Table(
-            title=f"{full_name(cell, run.cells)}: {cell.label}, MiB at the end of each phase",
-            title_justify="left",
-            box=SIMPLE_HEAD,
-        )
+        click.echo(f"{full_name(cell, run.cells)}: {cell.label}, MiB at the end of each phase")
+        table = Table(box=SIMPLE_HEAD)
         table.add_column("phase")
         for heading, _ in headings:
             table.add_column(heading, justify="right")
