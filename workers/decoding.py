@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from functools import partial
 
 import torch
-from transformers import DynamicCache, PreTrainedModel
+from transformers import Cache, DynamicCache, PreTrainedModel
 
 from schemas.frames import SetUp
 from schemas.job import DecodeMode
@@ -79,15 +79,9 @@ class EagerStepper:
 
     def _forward(self, ids: torch.Tensor) -> None:
         start, self.seen = self.seen, self.seen + ids.shape[1]
-        logits = self.model(
-            input_ids=ids,
-            position_ids=self.positions[:, start : self.seen],
-            attention_mask=None if self.mask is None else self.mask[:, : self.seen],
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits
-        self.tokens.append(logits[:, -1:].argmax(-1))
+        positions = self.positions[:, start : self.seen]
+        mask = None if self.mask is None else self.mask[:, : self.seen]
+        self.tokens.append(next_tokens(self.model, ids, positions, mask, self.cache))
 
 
 class StaticStepper:
@@ -124,15 +118,10 @@ class StaticStepper:
 
     def prefill(self) -> None:
         start, end = self.batch.depth, self.batch.prompt_end
-        logits = self.model(
-            input_ids=self.ids,
-            position_ids=self.positions[:, start:end],
-            attention_mask=None if self.mask is None else self.mask[:, :end],
-            past_key_values=self.state.cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits
-        self.state.start(self.batch, logits[:, -1:].argmax(-1), self.positions[:, end : end + 1])
+        positions = self.positions[:, start:end]
+        mask = None if self.mask is None else self.mask[:, :end]
+        first = next_tokens(self.model, self.ids, positions, mask, self.state.cache)
+        self.state.start(self.batch, first, self.positions[:, end : end + 1])
 
     def step(self) -> None:
         self.replay()
@@ -147,15 +136,26 @@ class StaticStepper:
     def _step(self) -> None:
         state = self.state
         state.open_slot()
-        logits = self.model(
-            input_ids=state.token,
-            position_ids=state.position,
-            attention_mask=state.mask,
-            past_key_values=state.cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits
-        state.advance(logits[:, -1:].argmax(-1))
+        state.advance(next_tokens(self.model, state.token, state.position, state.mask, state.cache))
+
+
+def next_tokens(
+    model: PreTrainedModel,
+    ids: torch.Tensor,
+    positions: torch.Tensor,
+    mask: torch.Tensor | None,
+    cache: Cache,
+) -> torch.Tensor:
+    """Put `ids` through the model, and choose the likeliest token after each row: shape (batch, 1)."""
+    logits = model(
+        input_ids=ids,
+        position_ids=positions,
+        attention_mask=mask,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    ).logits
+    return logits[:, -1:].argmax(-1)
 
 
 def positions_and_mask(
@@ -175,12 +175,6 @@ def positions_and_mask(
     return (mask.cumsum(-1) - 1).clamp(min=0), mask
 
 
-def fill_context(model: PreTrainedModel, batch: Batch, cache: DynamicCache, positions: torch.Tensor) -> None:
+def fill_context(model: PreTrainedModel, batch: Batch, cache: Cache, positions: torch.Tensor) -> None:
     """Put the batch's context into `cache`, as an earlier turn of the talk would have."""
-    model(
-        input_ids=batch.context.to(positions.device),
-        position_ids=positions[:, : batch.depth],
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-    )
+    next_tokens(model, batch.context.to(positions.device), positions[:, : batch.depth], None, cache)

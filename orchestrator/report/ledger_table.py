@@ -1,0 +1,74 @@
+"""The ledgers of several cells side by side, and as bars that one can compare at a glance."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import click
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from orchestrator.ledger import Ledger
+from orchestrator.report.console import open_console
+from orchestrator.units import ABSENT
+
+BAR_COLUMNS = 60
+OUTSIDE = {
+    "context": "CUDA context",
+    "load": "came while loading",
+    "setup": "came in set-up",
+    "warmup": "came in warm-up",
+    "rest": "came later",
+}
+
+
+class Line(NamedTuple):
+    """A row of the ledger: its heading and a figure for each cell, None where there is none."""
+
+    heading: str
+    bytes_: list[int | None]
+
+
+def print_ledgers(ledgers: dict[str, Ledger], phase: str) -> None:
+    """`ledgers` maps a cell's name to its ledger at the end of `phase`."""
+    click.echo(f"MiB at the end of {phase}")
+    table = Table(box=SIMPLE_HEAD)
+    table.add_column("")
+    for name in ledgers:
+        table.add_column(name, justify="right")
+    for line in lines(list(ledgers.values())):
+        table.add_row(line.heading, *map(_mib, line.bytes_))
+    open_console().print(table)
+    for text in bars(ledgers):
+        click.echo(text)
+
+
+def lines(ledgers: list[Ledger]) -> Iterator[Line]:
+    """Terms, their sums, and what is left over, which must be 0."""
+    yield Line("tensors, as requested", [ledger.requested_bytes for ledger in ledgers])
+    yield Line("rounding", [ledger.rounding_bytes for ledger in ledgers])
+    yield Line("pending frees", [ledger.pending_free_bytes for ledger in ledgers])
+    yield Line("split fragments", [ledger.split_fragment_bytes for ledger in ledgers])
+    yield Line("releasable cache", [ledger.releasable_bytes for ledger in ledgers])
+    yield Line("= reserved by torch", [ledger.reserved_bytes for ledger in ledgers])
+    for name, heading in OUTSIDE.items():
+        if any(name in ledger.outside_bytes for ledger in ledgers):
+            yield Line(f"outside: {heading}", [ledger.outside_bytes.get(name) for ledger in ledgers])
+    yield Line("= process, by NVML", [ledger.process_bytes for ledger in ledgers])
+    yield Line("residual", [ledger.residual_bytes for ledger in ledgers])
+
+
+def bars(ledgers: dict[str, Ledger]) -> Iterator[str]:
+    """A bar per cell, all on one scale: tensors █, the rest of what torch holds ▓, outside torch ░."""
+    longest = max((ledger.process_bytes for ledger in ledgers.values()), default=1)
+    width = max(map(len, ledgers), default=0)
+    for name, ledger in ledgers.items():
+        ends = (ledger.requested_bytes, ledger.reserved_bytes, ledger.process_bytes)
+        tensors, torch, whole = (round(BAR_COLUMNS * end / longest) for end in ends)
+        drawn = "█" * tensors + "▓" * (torch - tensors) + "░" * (whole - torch)
+        yield f"{name:>{width}} {drawn} {_mib(ledger.process_bytes)}"
+    yield f"{'':{width}} █ tensors  ▓ other memory of torch's  ░ outside torch"
+
+
+def _mib(value_bytes: int | None) -> str:
+    """With a decimal, since a ledger is there to be added up."""
+    return ABSENT if value_bytes is None else f"{value_bytes / 2**20:,.1f}"
