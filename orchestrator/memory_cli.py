@@ -10,8 +10,10 @@ from orchestrator.command_line import run_command
 from orchestrator.errors import BadInput
 from orchestrator.ledger import Ledger, ledgers
 from orchestrator.memory import PhaseMemory, phase_memory
+from orchestrator.needs import Needs, needs
 from orchestrator.report.ledger_table import print_ledgers
 from orchestrator.report.memory_table import print_memory
+from orchestrator.report.needs_table import print_needs
 from orchestrator.store import read_run
 from orchestrator.warnings import run_warnings
 from orchestrator.workloads import full_name
@@ -28,6 +30,7 @@ class MemoryLedger(msgspec.Struct, frozen=True, kw_only=True):
 
     phases: dict[str, list[PhaseMemory]]
     ledgers: dict[str, dict[PhaseName, Ledger]]
+    needs: dict[str, Needs]
     notes: list[str]
 
 
@@ -51,14 +54,16 @@ def show_memory(run: Path, precision: tuple[str, ...], phase: PhaseName, json_: 
         )
     named = {full_name(cell, measured.cells): cell for cell in cells}
     books = {name: ledgers(cell) for name, cell in named.items()}
+    purposes = {name: need for name, cell in named.items() if (need := needs(cell))}
     if json_:
         phases = {name: phase_memory(cell) for name, cell in named.items()}
-        told = MemoryLedger(phases=phases, ledgers=books, notes=run_warnings(measured))
+        told = MemoryLedger(phases=phases, ledgers=books, needs=purposes, notes=run_warnings(measured))
         click.echo(msgspec.json.format(msgspec.json.encode(told)).decode())
         return 0
     at_phase = {name: book[phase] for name, book in books.items() if phase in book}
     if at_phase:
         print_ledgers(at_phase, phase)
         click.echo()
+        print_needs({name: purposes[name] for name in at_phase if name in purposes})
     print_memory(measured, cells)
     return 0

@@ -9,6 +9,11 @@ def mib(value_bytes: float | None) -> str:
     return ABSENT if value_bytes is None else f"{value_bytes / 2**20:,.0f}"
 
 
+def tenths_mib(value_bytes: float | None) -> str:
+    """Bytes in MiB with a decimal, where figures are there to be added up."""
+    return ABSENT if value_bytes is None else f"{value_bytes / 2**20:,.1f}"
+
+
 def milliseconds(value_s: float | None) -> str:
     """Seconds in milliseconds, with as many digits as a timer of microseconds is worth."""
     if value_s is None:

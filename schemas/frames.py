@@ -168,6 +168,8 @@ class Trial(Frame, frozen=True, kw_only=True):
     """What the first sequence of the batch was given."""
     cut_short: bool = False
     """The budget ended this trial before all its tokens were made."""
+    kv_bytes: int | None = None
+    """Keys and values that the cache's tensors held at the end; None where the cache isn't ours to see."""
 
 
 class Kernel(msgspec.Struct, frozen=True, kw_only=True):

@@ -77,6 +77,9 @@ class EagerStepper:
     def token_ids(self) -> torch.Tensor:
         return torch.cat(self.tokens, dim=1)
 
+    def kv_bytes(self) -> int:
+        return cache_bytes(self.cache)
+
     def _forward(self, ids: torch.Tensor) -> None:
         start, self.seen = self.seen, self.seen + ids.shape[1]
         positions = self.positions[:, start : self.seen]
@@ -129,6 +132,9 @@ class StaticStepper:
     def token_ids(self) -> torch.Tensor:
         return self.state.tokens[:, : int(self.state.made)]
 
+    def kv_bytes(self) -> int:
+        return cache_bytes(self.state.cache)
+
     def _prefill_anew(self, batch: Batch) -> None:
         self.begin(batch)
         self.prefill()
@@ -156,6 +162,12 @@ def next_tokens(
         logits_to_keep=1,
     ).logits
     return logits[:, -1:].argmax(-1)
+
+
+def cache_bytes(cache: Cache) -> int:
+    """Keys and values of all layers, as large as their tensors are."""
+    tensors = (tensor for layer in cache.layers for tensor in (layer.keys, layer.values))
+    return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
 
 def positions_and_mask(

@@ -26,6 +26,8 @@ class Generation(NamedTuple):
     enqueue_s: float
     token_ids: torch.Tensor
     """Shape (batch, new tokens), on the CPU."""
+    kv_bytes: int | None = None
+    """Of the cache's tensors at the end."""
 
 
 class Limits(NamedTuple):
@@ -69,6 +71,9 @@ class Stepper(Protocol):
     def token_ids(self) -> torch.Tensor:
         """All tokens chosen since `begin`, shape (batch, tokens)."""
 
+    def kv_bytes(self) -> int:
+        """What the cache's tensors hold."""
+
 
 def generate_stepwise(
     stepper: Stepper,
@@ -97,7 +102,8 @@ def generate_stepwise(
     enqueue_s = seconds_since(start_ns)
     device.synchronize()
     decode_s = seconds_since(start_ns)
-    return Generation(prefill_s, decode_s, times.intervals_s(), enqueue_s, stepper.token_ids().cpu())
+    tokens = stepper.token_ids().cpu()
+    return Generation(prefill_s, decode_s, times.intervals_s(), enqueue_s, tokens, stepper.kv_bytes())
 
 
 def seconds_since(start_ns: int) -> float:

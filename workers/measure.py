@@ -173,6 +173,7 @@ def _trial(index: int, batch: Batch, generation: Generation, new_tokens: int) ->
         enqueue_s=generation.enqueue_s,
         token_ids=generation.token_ids[0].tolist(),
         cut_short=made < new_tokens,
+        kv_bytes=generation.kv_bytes,
     )
 
 

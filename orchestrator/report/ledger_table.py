@@ -9,7 +9,7 @@ from rich.table import Table
 
 from orchestrator.ledger import Ledger
 from orchestrator.report.console import open_console
-from orchestrator.units import ABSENT
+from orchestrator.units import tenths_mib
 
 BAR_COLUMNS = 60
 OUTSIDE = {
@@ -36,7 +36,7 @@ def print_ledgers(ledgers: dict[str, Ledger], phase: str) -> None:
     for name in ledgers:
         table.add_column(name, justify="right")
     for line in lines(list(ledgers.values())):
-        table.add_row(line.heading, *map(_mib, line.bytes_))
+        table.add_row(line.heading, *map(tenths_mib, line.bytes_))
     open_console().print(table)
     for text in bars(ledgers):
         click.echo(text)
@@ -65,10 +65,5 @@ def bars(ledgers: dict[str, Ledger]) -> Iterator[str]:
         ends = (ledger.requested_bytes, ledger.reserved_bytes, ledger.process_bytes)
         tensors, torch, whole = (round(BAR_COLUMNS * end / longest) for end in ends)
         drawn = "█" * tensors + "▓" * (torch - tensors) + "░" * (whole - torch)
-        yield f"{name:>{width}} {drawn} {_mib(ledger.process_bytes)}"
+        yield f"{name:>{width}} {drawn} {tenths_mib(ledger.process_bytes)}"
     yield f"{'':{width}} █ tensors  ▓ other memory of torch's  ░ outside torch"
-
-
-def _mib(value_bytes: int | None) -> str:
-    """With a decimal, since a ledger is there to be added up."""
-    return ABSENT if value_bytes is None else f"{value_bytes / 2**20:,.1f}"
