@@ -32,6 +32,9 @@ class PhaseMemory(msgspec.Struct, frozen=True, kw_only=True):
     """Highest sample: of the whole device with NVML, of the resident set without."""
     outside_torch_bytes: int | None = None
     """process − reserved; None where either is unknown."""
+    device_over_baseline_bytes: int | None = None
+    """What came to the device since just before the worker started: where NVML won't tell the worker's share,
+    an estimate of it, and no more than that, since others on the GPU move it too."""
 
 
 class MemorySummary(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,15 +84,16 @@ def phase_memory(cell: CellRecord) -> list[PhaseMemory]:
     """Every phase that the worker went through, in order of first entry."""
     merged: dict[PhaseName, PhaseMemory] = {}
     for start, end in pairwise(cell.edges):
-        span = _span(start, end, cell.samples)
+        span = _span(start, end, cell)
         merged[span.phase] = _merge(merged[span.phase], span) if span.phase in merged else span
     return list(merged.values())
 
 
-def _span(start: PhaseEdge, end: PhaseEdge, samples: list[MemoryReading]) -> PhaseMemory:
+def _span(start: PhaseEdge, end: PhaseEdge, cell: CellRecord) -> PhaseMemory:
     torch, reading = end.phase.torch, end.reading
     process_bytes = reading.process_bytes if reading else None
-    during = (sample for sample in samples if start.phase.at_ns <= sample.at_ns <= end.phase.at_ns)
+    device_bytes, baseline_bytes = reading.device_bytes if reading else None, cell.baseline_device_bytes
+    during = (sample for sample in cell.samples if start.phase.at_ns <= sample.at_ns <= end.phase.at_ns)
     edge = () if reading is None else (reading,)
     return PhaseMemory(
         phase=start.phase.name,
@@ -97,11 +101,14 @@ def _span(start: PhaseEdge, end: PhaseEdge, samples: list[MemoryReading]) -> Pha
         reserved_bytes=torch.reserved_bytes if torch else None,
         peak_allocated_bytes=torch.peak_allocated_bytes if torch else None,
         process_bytes=process_bytes,
-        device_bytes=reading.device_bytes if reading else None,
+        device_bytes=device_bytes,
         # The edge counts as a sample too: a phase may be shorter than the sampling period.
         sampled_peak_bytes=_highest(_sampled(sample) for sample in (*during, *edge)),
         outside_torch_bytes=process_bytes - torch.reserved_bytes
         if torch and process_bytes is not None
+        else None,
+        device_over_baseline_bytes=device_bytes - baseline_bytes
+        if device_bytes is not None and baseline_bytes is not None
         else None,
     )
 

@@ -6,6 +6,9 @@ would take some hundred megabytes on the very GPU whose memory is being measured
 Devices are addressed by UUID. NVML counts GPUs in PCI bus order, CUDA may count them by speed or leave
 some out (`CUDA_VISIBLE_DEVICES`), so an index means two things and a UUID only one.
 
+A GPU in MIG mode is cut into slices, each with memory of its own and a UUID, `MIG-…`. To CUDA a slice is a
+GPU, so it is the slice's memory that is asked for; clocks, temperature and power only the whole GPU has.
+
 Two figures stand beside each other:
 
 - device bytes, all that is in use on the GPU, whoever uses it. Version 2 of the call reports what the
@@ -39,6 +42,9 @@ _REASONS: dict[int, str] = {
     pynvml.NVML_ERROR_GPU_IS_LOST: "the GPU is lost: it fell off the bus or hangs (see dmesg)",
     pynvml.NVML_ERROR_NOT_FOUND: "NVML knows no GPU of this UUID",
 }
+
+MIG = "MIG-"
+"""How the UUID of a slice begins."""
 
 _NO_MEMORY_INFO_V2 = (
     pynvml.NVMLError_FunctionNotFound,
@@ -77,6 +83,8 @@ def _plain_errors() -> Iterator[None]:
 @dataclass(frozen=True)
 class _Device:
     handle: Any
+    whole: Any
+    """Handle of the GPU that this is a MIG slice of; of one that is no slice its own."""
     memory_info_version: int
 
     def memory(self) -> Any:
@@ -86,12 +94,20 @@ class _Device:
 
 
 def _find_device(uuid: str) -> _Device:
-    handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
+    handle = whole = pynvml.nvmlDeviceGetHandleByUUID(uuid)
+    if uuid.startswith(MIG):
+        whole = pynvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(handle)
     try:
         pynvml.nvmlDeviceGetMemoryInfo(handle, pynvml.nvmlMemory_v2)
     except _NO_MEMORY_INFO_V2:
-        return _Device(handle, memory_info_version=1)
-    return _Device(handle, memory_info_version=2)
+        return _Device(handle, whole, memory_info_version=1)
+    return _Device(handle, whole, memory_info_version=2)
+
+
+def _canonical(uuid: str) -> str | None:
+    """A slice's UUID as NVML itself spells it: there is an older form, `MIG-GPU-…/gi/ci`."""
+    handle = _told(pynvml.nvmlDeviceGetHandleByUUID, uuid.strip())
+    return None if handle is None else _told(pynvml.nvmlDeviceGetUUID, handle)
 
 
 def _told(call: Callable[..., Any], *arguments: Any) -> Any:
@@ -122,6 +138,31 @@ def _limited_s(handle: Any, policy: int) -> float | None:
     return None if counter is None else counter.violationTime / 1e9
 
 
+def _slices(handle: Any) -> list[str] | None:
+    """UUIDs of the GPU's MIG slices; None where it is not in MIG mode."""
+    mode = _told(pynvml.nvmlDeviceGetMigMode, handle)  # current and pending; refused by what knows no MIG
+    if mode is None or mode[0] != pynvml.NVML_DEVICE_MIG_ENABLE:
+        return None
+    places = range(_told(pynvml.nvmlDeviceGetMaxMigDeviceCount, handle) or 0)
+    found = (_told(pynvml.nvmlDeviceGetMigDeviceHandleByIndex, handle, place) for place in places)
+    return [str(pynvml.nvmlDeviceGetUUID(slice_)) for slice_ in found if slice_ is not None]
+
+
+Listed = list[tuple[int, int | None]]
+"""(pid, bytes) of processes on a GPU; bytes is None where the driver won't say."""
+
+
+def share_of(pid: int, listed: Listed) -> tuple[int | None, str | None]:
+    """(bytes that one of the listed processes uses, None), or (None, why they are not known)."""
+    entries = [used for listed_pid, used in listed if listed_pid == pid]
+    known = [used for used in entries if used is not None]
+    if not entries:
+        return None, f"NVML lists no process {pid}: it has no CUDA context, or a container hides pids"
+    if len(known) < len(entries):
+        return None, "the driver does not tell how much memory a single process uses"
+    return sum(known), None
+
+
 class Nvml:
     """An open NVML session; made by `Nvml.open()`. Threads may share it, as NVML itself allows."""
 
@@ -130,6 +171,8 @@ class Nvml:
 
     def __init__(self) -> None:
         self._devices: dict[str, _Device] = {}
+        self._slices: dict[str, list[str]] = {}
+        """UUID of a GPU in MIG mode → those of its slices."""
         with _plain_errors():
             self.driver = pynvml.nvmlSystemGetDriverVersion()
             count = pynvml.nvmlDeviceGetCount()
@@ -154,12 +197,31 @@ class Nvml:
         """The GPUs that answered when NVML was opened: at least one, in NVML's order."""
         return list(self._gpus)
 
+    def uuids(self) -> list[str]:
+        """All that can be asked for its memory: GPUs, and the slices of those in MIG mode."""
+        return [uuid for gpu in self._gpus for uuid in (gpu.uuid, *self._slices.get(gpu.uuid, []))]
+
+    def uuid_of(self, told: str, visible: str | None) -> str:
+        """Under which UUID NVML knows what a worker computes on: the GPU that torch named, or a MIG slice.
+
+        In a slice torch may give the slice's UUID, though with `GPU-` before it, or that of the whole GPU,
+        as CUDA's version has it. Then `visible`, CUDA_VISIBLE_DEVICES, may name the slice, or there is
+        only one. Where none of that tells, it is the whole GPU.
+        """
+        same = MIG + told.removeprefix("GPU-")
+        if any(same in slices for slices in self._slices.values()):
+            return same
+        slices = self._slices.get(told, [])
+        named = [entry for entry in (visible or "").split(",") if entry.startswith(MIG)]
+        candidates = [_canonical(named[0])] if len(named) == 1 else slices
+        return candidates[0] if len(candidates) == 1 and candidates[0] in slices else told
+
     def device_bytes(self, uuid: str) -> int:
         """Bytes in use on the GPU, by all processes together. Raises NvmlUnavailable."""
         with _plain_errors():
             return int(self._device(uuid).memory().used)
 
-    def processes(self, uuid: str) -> list[tuple[int, int | None]]:
+    def processes(self, uuid: str) -> Listed:
         """(pid, bytes) of each compute process on the GPU; bytes is None where the driver won't say.
 
         A process may stand in the list more than once. Raises NvmlUnavailable.
@@ -171,15 +233,9 @@ class Nvml:
     def process_bytes(self, uuid: str, pid: int) -> tuple[int | None, str | None]:
         """(bytes that one process uses on the GPU, None), or (None, why they are not known)."""
         try:
-            entries = [used for listed, used in self.processes(uuid) if listed == pid]
+            return share_of(pid, self.processes(uuid))
         except NvmlUnavailable as error:
             return None, str(error)
-        known = [used for used in entries if used is not None]
-        if not entries:
-            return None, f"NVML lists no process {pid}: it has no CUDA context, or a container hides pids"
-        if len(known) < len(entries):
-            return None, "the driver does not tell how much memory a single process uses"
-        return sum(known), None
 
     def state(self, uuid: str, counters: bool) -> GpuState:
         """How the GPU runs now; `counters` adds the driver's counters of time under restraint, in seconds.
@@ -187,7 +243,7 @@ class Nvml:
         Raises NvmlUnavailable where the GPU itself does not answer.
         """
         with _plain_errors():
-            handle = self._device(uuid).handle
+            handle = self._device(uuid).whole
             return GpuState(
                 sm_clock_mhz=_told(pynvml.nvmlDeviceGetClockInfo, handle, pynvml.NVML_CLOCK_SM),
                 memory_clock_mhz=_told(pynvml.nvmlDeviceGetClockInfo, handle, pynvml.NVML_CLOCK_MEM),
@@ -220,7 +276,9 @@ class Nvml:
     def _describe(self, index: int) -> Gpu:
         handle = pynvml.nvmlDeviceGetHandleByIndex(index)
         uuid = pynvml.nvmlDeviceGetUUID(handle)
-        device = self._device(uuid)
+        slices = _slices(handle)
+        self._slices[uuid] = slices or []
+        device = self._largest_readable(uuid)
         return Gpu(
             index=index,
             uuid=uuid,
@@ -228,4 +286,15 @@ class Nvml:
             memory_bytes=device.memory().total,
             compute_capability=pynvml.nvmlDeviceGetCudaComputeCapability(handle),
             memory_info_version=device.memory_info_version,
+            mig=slices is not None,
         )
+
+    def _largest_readable(self, uuid: str) -> _Device:
+        """The GPU; or a slice of it, where in MIG mode only those with privileges may ask for the whole."""
+        try:
+            return self._device(uuid)
+        except pynvml.NVMLError_NoPermission:
+            slices = [self._device(slice_) for slice_ in self._slices[uuid]]
+            if not slices:
+                raise
+            return max(slices, key=lambda device: int(device.memory().total))

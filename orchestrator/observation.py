@@ -2,7 +2,8 @@
 
 from contextlib import ExitStack
 
-from orchestrator.nvml import Nvml, NvmlUnavailable
+from orchestrator.idle import idle_bytes
+from orchestrator.nvml import Nvml
 from orchestrator.vram import MemorySampler, NvmlSource, ResidentSetSource
 from schemas.frames import (
     AnyFrame,
@@ -29,7 +30,9 @@ class Observation:
         self.loaded: Loaded | None = None
         self.sampler: MemorySampler | None = None
         self._edges_of_worker: list[PhaseEdge] = []
-        self._idle_bytes = _idle_bytes(nvml) if nvml and self.on_gpu else {}
+        self.nvml_uuid: str | None = None
+        """What NVML is asked about, once the worker has said where it computes."""
+        self._idle_bytes = idle_bytes(nvml) if nvml and self.on_gpu else {}
         self._stack = ExitStack()
         self.begin_cell()
 
@@ -67,8 +70,7 @@ class Observation:
     @property
     def baseline_device_bytes(self) -> int | None:
         """The GPU's use just before the worker was started."""
-        uuid = self.ready.device_uuid if self.ready else None
-        return self._idle_bytes.get(uuid) if uuid else None
+        return self._idle_bytes.get(self.nvml_uuid) if self.nvml_uuid else None
 
     def watch_resident_set(self, pid: int) -> None:
         if not self.on_gpu:
@@ -84,7 +86,8 @@ class Observation:
                 # Only torch knows which GPU it took, whatever CUDA_VISIBLE_DEVICES says; and only the
                 # worker knows its own pid, since what was started may have been a launcher.
                 if self.nvml is not None and frame.device_uuid is not None:
-                    source = NvmlSource(self.nvml, frame.device_uuid, frame.pid)
+                    self.nvml_uuid = self.nvml.uuid_of(frame.device_uuid, frame.cuda_visible_devices)
+                    source = NvmlSource(self.nvml, self.nvml_uuid, frame.pid)
                     self.sampler = self._stack.enter_context(MemorySampler(source))
             case Loaded():
                 self.loaded = frame
@@ -104,13 +107,3 @@ class Observation:
         self.edges.append(PhaseEdge(phase=phase, reading=reading))
         if phase.name == "setup" and not self.is_loaded:
             self._edges_of_worker = list(self.edges)
-
-
-def _idle_bytes(nvml: Nvml) -> dict[str, int]:
-    idle = {}
-    for gpu in nvml.gpus():
-        try:
-            idle[gpu.uuid] = nvml.device_bytes(gpu.uuid)
-        except NvmlUnavailable:
-            continue  # the sampler will say so, with its reason, if this is the GPU that is used
-    return idle

@@ -15,6 +15,7 @@ from typing import Self
 
 import msgspec
 
+from orchestrator.idle import IdleGpu
 from orchestrator.interpreter import lent_packages, worker_command, worker_environment
 from orchestrator.nvml import Nvml
 from orchestrator.observation import Observation
@@ -23,8 +24,8 @@ from orchestrator.plan import Cell, Plan
 from orchestrator.progress import Watcher
 from orchestrator.store import RunFolder
 from orchestrator.worker_process import WorkerProcess
-from schemas.frames import Done, Failed, Phase
-from schemas.record import CellRecord, Skipped
+from schemas.frames import Done, Failed, Phase, Ready
+from schemas.record import CellRecord, Leftover, Skipped
 
 
 def run_plan(
@@ -35,14 +36,15 @@ def run_plan(
     A cell that can't run here is a failure where it was asked for by name (`explicit`), else left out.
     """
     budget = Budget(plan.budget_s, len(plan.runnable))
+    idle = IdleGpu(nvml)
     with lent_packages() as lent, watcher:
         if plan.runnable:
-            _keep_peaks(plan.runnable[0], folder, watcher, lent, timeout_s)
+            idle.note(_keep_peaks(plan.runnable[0], folder, watcher, lent, timeout_s))
         pause = Pause(plan.cooldown_s)
         for _, cells in groupby(plan.cells, key=lambda cell: cell.precision.name):
             queue = deque(cells)
             while queue:
-                with Worker(queue[0], lent, folder, watcher, nvml, timeout_s) as worker:
+                with Worker(queue[0], lent, folder, watcher, nvml, timeout_s, idle) as worker:
                     _run_queue(queue, worker, plan, budget, pause, explicit)
 
 
@@ -121,6 +123,7 @@ class Worker:
         watcher: Watcher,
         nvml: Nvml | None,
         timeout_s: float,
+        idle: IdleGpu | None = None,
     ) -> None:
         self.precision = first.precision
         self.command = worker_command(first.interpreter, first.precision.module)
@@ -129,6 +132,8 @@ class Worker:
         self.watcher = watcher
         self.nvml = nvml
         self.timeout_s = timeout_s
+        self.idle = idle or IdleGpu(None)
+        self.leftover: Leftover | None = None
         self.usable = True
         self._process: WorkerProcess | None = None
         self._could_not_load: Failed | None = None
@@ -174,6 +179,7 @@ class Worker:
             self.seen.begin_cell()
             self._process.send(cell.job)
             return self._process
+        self.leftover = self.idle.wait()
         # The observation first: it reads how much of the GPU is in use before there is a worker.
         self.log = self.folder.new_log(self.precision.name)
         self.seen = self._stack.enter_context(Observation(cell.job.device, self.nvml))
@@ -186,6 +192,7 @@ class Worker:
     def _settle(self, outcome: Done | Failed, process: WorkerProcess) -> None:
         """Find out what the worker is still good for."""
         waits = process.waits_for_more()
+        self.idle.note(self.seen.ready)
         if isinstance(outcome, Failed) and not self.seen.is_loaded:
             self._could_not_load = outcome
         else:
@@ -218,16 +225,23 @@ class Worker:
             profile=seen.profile,
             samples=seen.samples,
             baseline_device_bytes=seen.baseline_device_bytes,
+            leftover=self.leftover,
+            nvml_uuid=seen.nvml_uuid,
             sampler=seen.sampler.stats() if seen.sampler else None,
             log=f"logs/{self.log.name}",
         )
 
 
-def _keep_peaks(cell: Cell, folder: RunFolder, watcher: Watcher, lent: Path, timeout_s: float) -> None:
+def _keep_peaks(
+    cell: Cell, folder: RunFolder, watcher: Watcher, lent: Path, timeout_s: float
+) -> Ready | None:
+    """Measure the device's peaks, and tell which device that was."""
     watcher.say("measuring the device's peaks")
     cache_folder = Path(cell.job.cache_folder)
     log = folder.new_log("peaks")
-    folder.keep_peaks(measure_peaks(cell.interpreter, cell.job.device, cache_folder, lent, log, timeout_s))
+    peaks = measure_peaks(cell.interpreter, cell.job.device, cache_folder, lent, log, timeout_s)
+    folder.keep_peaks(peaks)
+    return peaks.ready
 
 
 def _not_run(cell: Cell, why: str, failed: bool) -> CellRecord:

@@ -7,9 +7,9 @@ Two kinds of look are taken, because they cost differently:
   clocks, temperature, power and what limits the clocks, 1 to 2 µs each. Energy is not among them: that
   call takes 4 ms;
 - an *edge* is read once per phase, while the worker stands still and has just read its own allocator. It
-  adds the process's bytes; listing processes takes a lock in the driver, so it is not done in passing. It
-  also adds the driver's counters of time under restraint, whose growth between two edges tells what fell
-  between samples.
+  adds the process's bytes, and who else is on the GPU; listing processes takes a lock in the driver, so it
+  is not done in passing. It also adds the driver's counters of time under restraint, whose growth between
+  two edges tells what fell between samples.
 
 The thread sleeps on an event between samples: sampling must not take the core that a host-bound worker
 needs. `stats()` says what it did take. Times are CLOCK_MONOTONIC, as in the worker's frames.
@@ -26,14 +26,19 @@ from typing import Protocol, Self
 import msgspec
 import psutil
 
-from orchestrator.nvml import Nvml, NvmlUnavailable
-from schemas.record import MemoryReading, SamplerStats
+from orchestrator.nvml import Listed, Nvml, NvmlUnavailable, share_of
+from schemas.record import ForeignProcess, MemoryReading, SamplerStats
+
+SHORTEST_PERIOD_S = 0.05
+"""Whoever asks the driver more often than 20 times a second begins to measure himself."""
 
 
 class MemorySource(Protocol):
     """Where readings come from; `name` is what SamplerStats calls it."""
 
     name: str
+    enumerations: int
+    """How often processes were listed."""
 
     def read(self, processes: bool) -> MemoryReading:
         """Look now; `processes` asks for what an edge holds beyond a sample: the worker's own share.
@@ -54,6 +59,7 @@ class NvmlSource:
         self.nvml = nvml
         self.uuid = uuid
         self.pid = pid
+        self.enumerations = 0
 
     def read(self, processes: bool) -> MemoryReading:
         at_ns = time.monotonic_ns()
@@ -63,10 +69,36 @@ class NvmlSource:
         except NvmlUnavailable as error:
             return MemoryReading(at_ns=at_ns, reason=str(error))
         sample = MemoryReading(at_ns=at_ns, device_bytes=device_bytes, gpu=gpu)
-        if not processes:
-            return sample
-        process_bytes, reason = self.nvml.process_bytes(self.uuid, self.pid)
-        return msgspec.structs.replace(sample, process_bytes=process_bytes, reason=reason)
+        return self._with_processes(sample) if processes else sample
+
+    def _with_processes(self, sample: MemoryReading) -> MemoryReading:
+        self.enumerations += 1
+        try:
+            listed = self.nvml.processes(self.uuid)
+        except NvmlUnavailable as error:
+            return msgspec.structs.replace(sample, reason=str(error))
+        process_bytes, reason = share_of(self.pid, listed)
+        others = others_than(self.pid, listed)
+        return msgspec.structs.replace(sample, process_bytes=process_bytes, reason=reason, others=others)
+
+
+def others_than(pid: int, listed: Listed) -> list[ForeignProcess] | None:
+    """Who else is listed, in order of pid; helpers that the worker started are no strangers.
+
+    None where the worker itself is not listed: under a hidden pid, any of the others may be it.
+    """
+    pids = {listed_pid for listed_pid, _ in listed}
+    if pid not in pids:
+        return None
+    strangers = sorted(pids - {pid} - _started_by(pid)) if len(pids) > 1 else []
+    return [ForeignProcess(pid=each, used_bytes=share_of(each, listed)[0]) for each in strangers]
+
+
+def _started_by(pid: int) -> set[int]:
+    try:
+        return {child.pid for child in psutil.Process(pid).children(recursive=True)}
+    except psutil.NoSuchProcess:
+        return set()
 
 
 class ResidentSetSource:
@@ -76,6 +108,7 @@ class ResidentSetSource:
     """
 
     name = "resident-set"
+    enumerations = 0
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
@@ -90,15 +123,16 @@ class ResidentSetSource:
 
 
 class MemorySampler:
-    """Samples a source every `period_s` seconds for the length of a `with`.
+    """Samples a source every `period_s` seconds, but at most 20 times a second, for the length of a `with`.
 
     Sampling ends quietly where the worker ends first.
     """
 
     def __init__(self, source: MemorySource, period_s: float = 0.1) -> None:
         self.source = source
-        self.period_s = period_s
+        self.period_s = max(period_s, SHORTEST_PERIOD_S)
         self.samples: list[MemoryReading] = []
+        self._call_s: list[float] = []
         self._cpu_s = self._wall_s = 0.0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._sample, name="memory-sampler", daemon=True)
@@ -137,12 +171,22 @@ class MemorySampler:
             period_s=statistics.median(gaps_ns) / 1e9 if gaps_ns else self.period_s,
             cpu_s=self._cpu_s,
             wall_s=self._wall_s,
+            median_call_s=statistics.median(self._call_s) if self._call_s else None,
+            longest_call_s=max(self._call_s, default=None),
+            missed=sum(self._missed(gap_ns / 1e9) for gap_ns in gaps_ns),
+            enumerations=self.source.enumerations,
         )
+
+    def _missed(self, gap_s: float) -> int:
+        """Samples that should have lain in a gap between two."""
+        return int(gap_s / self.period_s) - 1 if gap_s > 2 * self.period_s else 0
 
     def _sample(self) -> None:
         started_s = time.monotonic()
         with suppress(psutil.NoSuchProcess):
             while not self._stop.is_set():
+                call_began_s = time.monotonic()
                 self.samples.append(self.source.read(processes=False))
+                self._call_s.append(time.monotonic() - call_began_s)
                 self._cpu_s, self._wall_s = time.thread_time(), time.monotonic() - started_s
                 self._stop.wait(self.period_s)

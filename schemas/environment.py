@@ -3,7 +3,7 @@
 import msgspec
 
 
-class Gpu(msgspec.Struct, frozen=True, kw_only=True):
+class Gpu(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One NVIDIA GPU as NVML describes it."""
 
     index: int
@@ -11,9 +11,12 @@ class Gpu(msgspec.Struct, frozen=True, kw_only=True):
     uuid: str
     name: str
     memory_bytes: int
+    """In MIG mode, where a user without privileges may not ask for it, the largest slice's."""
     compute_capability: tuple[int, int]
     memory_info_version: int
     """2 where NVML reports driver-reserved memory apart, 1 where it counts it as used."""
+    mig: bool = False
+    """Cut into slices, each of which is a GPU to CUDA (MIG mode)."""
 
 
 class Environment(msgspec.Struct, frozen=True, kw_only=True):

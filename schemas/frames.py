@@ -76,6 +76,10 @@ class Ready(Frame, frozen=True, kw_only=True):
     """As NVML spells it, `GPU-…`; None on a CPU."""
     allocator_settings: str | None = None
     """PYTORCH_ALLOC_CONF or its older name, since it shifts every memory figure."""
+    cuda_visible_devices: str | None = None
+    """CUDA_VISIBLE_DEVICES as the worker has it: indices, UUIDs or MIG ids. `device` counts in its order."""
+    cuda_device_order: str | None = None
+    """CUDA_DEVICE_ORDER: by speed unless it says PCI_BUS_ID, which is how NVML counts."""
 
 
 class Progress(Frame, frozen=True, kw_only=True):

@@ -37,6 +37,14 @@ class GpuState(msgspec.Struct, frozen=True, kw_only=True):
     """The same for temperature."""
 
 
+class ForeignProcess(msgspec.Struct, frozen=True, kw_only=True):
+    """A process on the GPU that is no part of the worker."""
+
+    pid: int
+    used_bytes: int | None = None
+    """None where the driver won't say."""
+
+
 class MemoryReading(msgspec.Struct, frozen=True, kw_only=True):
     """One look at memory from outside the worker.
 
@@ -48,6 +56,9 @@ class MemoryReading(msgspec.Struct, frozen=True, kw_only=True):
     process_bytes: int | None = None
     device_bytes: int | None = None
     reason: str | None = None
+    others: list[ForeignProcess] | None = None
+    """Who else was on the GPU; None where it was not asked for, as in samples, or can't be told from the
+    worker, since its pid is hidden."""
     gpu: GpuState | None = None
     """None without an NVIDIA GPU."""
 
@@ -69,6 +80,23 @@ class SamplerStats(msgspec.Struct, frozen=True, kw_only=True):
     cpu_s: float
     """CPU time of the sampling thread."""
     wall_s: float
+    median_call_s: float | None = None
+    """How long a sample took to read; None in records of before it was timed."""
+    longest_call_s: float | None = None
+    missed: int | None = None
+    """Samples that fell into gaps of over twice the period asked for."""
+    enumerations: int | None = None
+    """How often processes were listed, for which the driver takes a lock."""
+
+
+class Leftover(msgspec.Struct, frozen=True, kw_only=True):
+    """Memory that the GPU had not given back when a worker was started, though it was waited for."""
+
+    over_baseline_bytes: int
+    """More than before the run's first worker."""
+    waited_s: float
+    holders: list[ForeignProcess] | None = None
+    """All that NVML listed then; None where it would not."""
 
 
 class Skipped(msgspec.Struct, frozen=True, kw_only=True, tag_field="frame", tag="skipped"):
@@ -101,6 +129,10 @@ class CellRecord(msgspec.Struct, frozen=True, kw_only=True):
     samples: list[MemoryReading] = []
     baseline_device_bytes: int | None = None
     """NVML's device-wide use just before the worker was started."""
+    leftover: Leftover | None = None
+    """None where the GPU was as empty as when the run began."""
+    nvml_uuid: str | None = None
+    """What NVML was asked about: the GPU that the worker named, or the MIG slice of it, `MIG-…`."""
     sampler: SamplerStats | None = None
     log: str | None = None
     """Worker's log, relative to the run folder; cells of one worker share it."""

@@ -15,6 +15,10 @@
  *     process PID BYTES|none        none: the driver does not tell (NVML_VALUE_NOT_AVAILABLE)
  *     processes_auto BYTES          every live process started as `workers.…` uses that much
  *     process_error CODE            listing processes fails; 13 is how an old driver looks to pynvml
+ *     memory_error CODE             asking for the memory fails
+ *     slow_us N                     asking for the memory takes that long, or longer
+ *     mig 1                         the device is in MIG mode, even without slices
+ *     slice UUID                    begins a MIG slice of the last device; the lines after it are the slice's
  *     lost 1                        every call on the device fails with NVML_ERROR_GPU_IS_LOST
  *
  * How the device runs; a figure that has no line is NVML_ERROR_NOT_SUPPORTED:
@@ -35,8 +39,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
-enum { MAX_DEVICES = 8, MAX_PROCESSES = 64 };
+enum { MAX_DEVICES = 16, MAX_SLICES = 7, MAX_PROCESSES = 64 };
 
 enum {
     SUCCESS = 0,
@@ -86,7 +91,8 @@ typedef struct {
     Process processes[MAX_PROCESSES];
     unsigned process_count;
     Running running;
-    int process_error, state_error, lost;
+    int process_error, state_error, memory_error, slow_us, mig, lost;
+    size_t whole; /* handle of the device that this is a slice of, or 0 */
 } Device;
 
 typedef struct {
@@ -129,19 +135,35 @@ static void read_device_line(Device *device, const char *key, const char *rest) 
     if (!strcmp(key, "processes_auto")) device->processes_auto = number;
     if (!strcmp(key, "process_error")) device->process_error = (int)number;
     if (!strcmp(key, "state_error")) device->state_error = (int)number;
+    if (!strcmp(key, "memory_error")) device->memory_error = (int)number;
+    if (!strcmp(key, "slow_us")) device->slow_us = (int)number;
+    if (!strcmp(key, "mig")) device->mig = (int)number;
     if (!strcmp(key, "lost")) device->lost = (int)number;
     if (!strcmp(key, "process")) read_process(device, rest);
     read_running(&device->running, key, number);
+}
+
+/* A slice stands among the devices too, but only its handle leads there. */
+static void begin_device(State *state, const char *rest, int is_slice) {
+    size_t whole = state->device_count;
+    while (whole > 0 && state->devices[whole - 1].whole)
+        whole--;
+    Device *device = &state->devices[state->device_count++];
+    sscanf(rest, "%79s %79[^\n]", device->uuid, device->name);
+    memset(&device->running, 0xff, sizeof device->running);
+    if (is_slice) {
+        device->whole = whole;
+        state->devices[whole - 1].mig = 1;
+    }
 }
 
 static void read_line(State *state, const char *key, const char *rest) {
     if (!strcmp(key, "driver")) sscanf(rest, "%79s", state->driver);
     if (!strcmp(key, "init_error")) state->init_error = atoi(rest);
     if (!strcmp(key, "memory_info_version")) state->memory_info_version = atoi(rest);
-    if (!strcmp(key, "device") && state->device_count < MAX_DEVICES) {
-        Device *device = &state->devices[state->device_count++];
-        sscanf(rest, "%79s %79[^\n]", device->uuid, device->name);
-        memset(&device->running, 0xff, sizeof device->running);
+    int is_slice = !strcmp(key, "slice") && state->device_count > 0;
+    if ((is_slice || !strcmp(key, "device")) && state->device_count < MAX_DEVICES) {
+        begin_device(state, rest, is_slice);
     } else if (state->device_count > 0) {
         read_device_line(&state->devices[state->device_count - 1], key, rest);
     }
@@ -200,15 +222,64 @@ int nvmlSystemGetDriverVersion(char *version, unsigned size) {
 int nvmlDeviceGetCount_v2(unsigned *count) {
     State state;
     read_state(&state);
-    *count = state.device_count;
+    *count = 0;
+    for (unsigned place = 0; place < state.device_count; place++)
+        *count += !state.devices[place].whole;
     return SUCCESS;
+}
+
+/* The nth device of those that are slices of `whole`, or of those that are no slices where it is 0. */
+static int nth_handle(const State *state, Handle whole, unsigned nth, Handle *handle) {
+    for (unsigned place = 0; place < state->device_count; place++)
+        if (state->devices[place].whole == whole && nth-- == 0) {
+            *handle = (Handle)place + 1;
+            return SUCCESS;
+        }
+    return whole ? ERROR_NOT_FOUND : ERROR_INVALID_ARGUMENT;
 }
 
 int nvmlDeviceGetHandleByIndex_v2(unsigned index, Handle *handle) {
     State state;
     Device *device;
-    *handle = (Handle)index + 1;
-    return open_device(&state, *handle, &device);
+    read_state(&state);
+    int code = nth_handle(&state, 0, index, handle);
+    return code ? code : open_device(&state, *handle, &device);
+}
+
+int nvmlDeviceGetMigMode(Handle handle, unsigned *current, unsigned *pending) {
+    State state;
+    Device *device;
+    int code = open_device(&state, handle, &device);
+    if (code)
+        return code;
+    *current = *pending = 1;
+    return device->mig ? SUCCESS : ERROR_NOT_SUPPORTED; /* as on a GPU that can't be cut */
+}
+
+int nvmlDeviceGetMaxMigDeviceCount(Handle handle, unsigned *count) {
+    State state;
+    Device *device;
+    int code = open_device(&state, handle, &device);
+    if (code == SUCCESS)
+        *count = device->mig ? MAX_SLICES : 0;
+    return code;
+}
+
+int nvmlDeviceGetMigDeviceHandleByIndex(Handle handle, unsigned index, Handle *slice) {
+    State state;
+    Device *device;
+    int code = open_device(&state, handle, &device);
+    return code ? code : nth_handle(&state, handle, index, slice);
+}
+
+int nvmlDeviceGetDeviceHandleFromMigDeviceHandle(Handle slice, Handle *handle) {
+    State state;
+    Device *device;
+    int code = open_device(&state, slice, &device);
+    if (code)
+        return code;
+    *handle = device->whole;
+    return device->whole ? SUCCESS : ERROR_INVALID_ARGUMENT;
 }
 
 int nvmlDeviceGetHandleByUUID(const char *uuid, Handle *handle) {
@@ -226,8 +297,11 @@ int nvmlDeviceGetHandleByUUID(const char *uuid, Handle *handle) {
 int nvmlDeviceGetIndex(Handle handle, unsigned *index) {
     State state;
     Device *device;
-    *index = (unsigned)handle - 1;
-    return open_device(&state, handle, &device);
+    int code = open_device(&state, handle, &device);
+    *index = 0;
+    for (size_t place = 0; code == SUCCESS && place + 1 < handle; place++)
+        *index += !state.devices[place].whole;
+    return code;
 }
 
 int nvmlDeviceGetName(Handle handle, char *name, unsigned size) {
@@ -252,10 +326,19 @@ int nvmlDeviceGetCudaComputeCapability(Handle handle, int *major, int *minor) {
     return open_device(&state, handle, &device);
 }
 
+/* As open_device, for the calls that ask for memory. */
+static int open_memory(State *state, Handle handle, Device **device) {
+    int code = open_device(state, handle, device);
+    if (code)
+        return code;
+    usleep((*device)->slow_us);
+    return (*device)->memory_error;
+}
+
 int nvmlDeviceGetMemoryInfo(Handle handle, Memory *memory) {
     State state;
     Device *device;
-    int code = open_device(&state, handle, &device);
+    int code = open_memory(&state, handle, &device);
     if (code)
         return code;
     memory->total = device->total;
@@ -267,7 +350,7 @@ int nvmlDeviceGetMemoryInfo(Handle handle, Memory *memory) {
 int nvmlDeviceGetMemoryInfo_v2(Handle handle, Memory_v2 *memory) {
     State state;
     Device *device;
-    int code = open_device(&state, handle, &device);
+    int code = open_memory(&state, handle, &device);
     if (code)
         return code;
     if (state.memory_info_version < 2)

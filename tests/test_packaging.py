@@ -72,7 +72,14 @@ def test_every_precision_has_its_extra(metadata: Message) -> None:
 
 
 def test_developers_have_their_tools(metadata: Message) -> None:
-    assert requirements(metadata, extra="dev") == {"pytest", "pytest-xdist", "hypothesis", "ruff", "mypy"}
+    assert requirements(metadata, extra="dev") == {
+        "pytest",
+        "pytest-xdist",
+        "hypothesis",
+        "matplotlib",
+        "ruff",
+        "mypy",
+    }
 
 
 def test_the_wheel_holds_every_file_of_its_packages(wheel: zipfile.ZipFile) -> None:

@@ -31,6 +31,8 @@ def ready_frame(device: Device, versions: dict[str, str]) -> Ready:
         device=str(device.torch),
         device_name=device.name,
         device_uuid=device.uuid,
+        cuda_visible_devices=os.environ.get("CUDA_VISIBLE_DEVICES"),
+        cuda_device_order=os.environ.get("CUDA_DEVICE_ORDER"),
         allocator_settings=os.environ.get("PYTORCH_ALLOC_CONF") or os.environ.get("PYTORCH_CUDA_ALLOC_CONF"),
     )
 

@@ -1,0 +1,379 @@
+"""Timelines as a picture: one panel per worker, all on one scale of time and one of memory.
+
+matplotlib draws it, since one library gives both forms without a browser or a network: a PNG, and an SVG
+whose text stays text, which an HTML page holds inline without a line of JavaScript. It is imported only
+when a picture is asked for, as it brings numpy, which nothing else in this half needs.
+
+Colours are Okabe and Ito's, which colour-blind readers can tell apart; each series also has a stroke or
+a mark of its own, for print. Names stand where the thing is, moved aside just so far that none covers
+another, with a thin line to its place.
+"""
+
+import io
+import math
+from collections.abc import Callable, Iterable, Iterator
+from html import escape
+from itertools import accumulate, groupby
+from typing import TYPE_CHECKING, NamedTuple
+
+from orchestrator.timeline import PhaseSpan, Point, Timeline
+from schemas.record import Run
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+REQUIREMENT = "matplotlib>=3.8"
+
+NVML, RESERVED, ALLOCATED, PEAK = "#D55E00", "#56B4E9", "#0072B2", "#000000"
+INK, FAINT = "#333333", "#999999"
+SHADES = {"prefill": "#8FCBB4", "decode": "#DDF1EA"}
+OTHER_SHADES = ("#FFFFFF", "#EFEFEF")
+"""In turn, for phases in which nothing is timed."""
+
+STYLE = {
+    "font.family": ["DejaVu Sans", "sans-serif"],
+    "font.size": 8,
+    "text.parse_math": False,  # a `$` in a model's name is no formula
+    "svg.fonttype": "none",
+    "svg.hashsalt": "qbench",
+    "axes.edgecolor": FAINT,
+    "axes.linewidth": 0.6,
+}
+SMALL = 7
+"""Points, of names within a panel."""
+
+# The page in inches.
+WIDTH, LEFT, RIGHT = 11.0, 0.65, 2.0
+TITLE, HEADER, PANEL, FOOTER = 0.3, 0.72, 1.5, 0.8
+LANE = 0.16
+"""Below zero in each panel, where cells are named."""
+LINE = 0.135
+LETTER = 0.052
+"""Height and mean width of small text."""
+DOTS_PER_INCH = 110
+UNSEEN = 0.003
+"""Shorter than this a phase can't be seen, so it is not named either."""
+
+GPU_KEY = (
+    "Torch and the process are read at phase edges, the marks; between them lines are straight. "
+    "Black: the highest that torch had allocated in a phase.\n"
+)
+KEY = "Green: timed, prefill darker than decode. At the foot of each panel: what was being measured."
+
+
+class Stretch(NamedTuple):
+    """Something that lasts, with its name; where it lies on the axis of time, in inches."""
+
+    text: str
+    start: float
+    end: float
+
+    @property
+    def length(self) -> float:
+        return self.end - self.start
+
+
+class Scale(NamedTuple):
+    """What all panels have in common."""
+
+    from_s: float
+    to_s: float
+    top_bytes: float
+    unit: str
+    unit_bytes: int
+
+    def stretch(self, text: str, start_s: float, end_s: float) -> Stretch:
+        """As much of it as the axis shows."""
+        inches_per_s = (WIDTH - LEFT - RIGHT) / (self.to_s - self.from_s)
+        start, end = ((max(at_s, self.from_s) - self.from_s) * inches_per_s for at_s in (start_s, end_s))
+        return Stretch(text, start, end)
+
+    def show(self, value_bytes: float) -> str:
+        """To a MiB, or to the ten of them that a hundredth of a GiB is."""
+        digits = 2 if self.unit == "GiB" else 0
+        return f"{value_bytes / self.unit_bytes:,.{digits}f} {self.unit}"
+
+
+class Name(NamedTuple):
+    """A text that wants to stand at a place along one direction, in inches, and the room it takes there."""
+
+    text: str
+    wanted: float
+    room: float
+
+
+def forms() -> dict[str, Callable[[list[Timeline], str], bytes]]:
+    """File ending → what draws that form."""
+    return {".html": as_html, ".png": as_png}
+
+
+def title(run: Run, name: str) -> str:
+    """What was measured, on what, and in which run."""
+    models = dict.fromkeys(job.model.name for job in run.plan.jobs)
+    devices = dict.fromkeys(cell.ready.device_name for cell in run.cells if cell.ready)
+    device = run.environment.cpu if list(devices) == ["CPU"] else ", ".join(devices) or "an unknown device"
+    return f"Memory of {', '.join(models)} on {device}, run {name}"
+
+
+def as_png(drawn: list[Timeline], heading: str) -> bytes:
+    """Raises `ModuleNotFoundError` without matplotlib."""
+    return _rendered(drawn, heading, "png")
+
+
+def as_html(drawn: list[Timeline], heading: str) -> bytes:
+    """A page that asks for nothing else. Raises `ModuleNotFoundError` without matplotlib."""
+    image = _rendered(drawn, heading, "svg").decode()
+    # A page has a doctype of its own, and the image's would name an address.
+    image = image[image.index("<svg") :]
+    name = escape(heading)
+    return (
+        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8"/>\n<title>{name}</title>\n'
+        "<style>body { margin: 1em; background: white } svg { max-width: 100%; height: auto }</style>\n"
+        f'</head>\n<body>\n<div role="img" aria-label="{name}">\n{image}</div>\n</body>\n</html>\n'
+    ).encode()
+
+
+def _rendered(drawn: list[Timeline], heading: str, form: str) -> bytes:
+    from matplotlib import style
+
+    out = io.BytesIO()
+    # The user's own matplotlibrc does not reach in here, nor our style out.
+    with style.context(["default", STYLE]):
+        figure = _figure(drawn, heading)
+        # With its own metadata the same run would give another file each day, and addresses in it.
+        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type") if form == "svg" else ("Software",))
+        figure.savefig(out, format=form, dpi=DOTS_PER_INCH, metadata=nothing)
+    return out.getvalue()
+
+
+def _figure(drawn: list[Timeline], heading: str) -> "Figure":
+    from matplotlib.figure import Figure
+
+    height = TITLE + len(drawn) * (HEADER + PANEL) + FOOTER
+    figure = Figure(figsize=(WIDTH, height))
+    figure.text(LEFT / WIDTH, 1 - 0.22 / height, heading, fontsize=11, fontweight="bold", va="center")
+    scale = _scale(drawn)
+    for index, timeline in enumerate(drawn):
+        bottom = height - TITLE - (index + 1) * (HEADER + PANEL)
+        place = (LEFT / WIDTH, bottom / height, 1 - (LEFT + RIGHT) / WIDTH, PANEL / height)
+        axes = figure.add_axes(place)
+        _set_axes(axes, scale, last=index == len(drawn) - 1)
+        _draw(axes, timeline, scale)
+    key = GPU_KEY + KEY if any(timeline.on_gpu for timeline in drawn) else KEY
+    figure.text(LEFT / WIDTH, 0.08 / height, key, fontsize=SMALL, color=INK)
+    return figure
+
+
+def _scale(drawn: list[Timeline]) -> Scale:
+    to_s = max(timeline.end_s for timeline in drawn)
+    from_s = min(timeline.first_known_s for timeline in drawn)
+    # A little of what came before, so that the first figure does not sit on the axis.
+    from_s = max(0.0, from_s - 0.03 * (to_s - from_s))
+    top_bytes = 1.08 * (max(timeline.highest_bytes for timeline in drawn) or 2**20)
+    unit, unit_bytes = ("GiB", 2**30) if top_bytes >= 2 * 2**30 else ("MiB", 2**20)
+    return Scale(from_s, max(to_s, from_s + 1e-3), top_bytes, unit, unit_bytes)
+
+
+def _set_axes(axes: "Axes", scale: Scale, last: bool) -> None:
+    top = scale.top_bytes / scale.unit_bytes
+    axes.set_xlim(scale.from_s, scale.to_s)
+    axes.set_ylim(-top * LANE / (PANEL - LANE), top)
+    axes.set_yticks([tick for tick in axes.get_yticks() if 0 <= tick <= top])
+    axes.yaxis.set_major_formatter("{x:,g}")
+    axes.set_ylabel(scale.unit)
+    axes.grid(axis="y", color=FAINT, linewidth=0.3)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(color=FAINT, labelbottom=last)
+    if last:
+        axes.set_xlabel("seconds since the worker's start")
+
+
+def _draw(axes: "Axes", timeline: Timeline, scale: Scale) -> None:
+    over = 1 + (HEADER - 0.22) / PANEL
+    axes.text(0, over, timeline.label, transform=axes.transAxes, fontsize=9, fontweight="bold", va="top")
+    _shade(axes, timeline.phases)
+    _draw_series(axes, timeline, scale)
+    _name_series(axes, timeline, scale)
+    _name_phases(axes, timeline.phases, scale)
+    _name_cells(axes, timeline, scale)
+
+
+def _shade(axes: "Axes", phases: list[PhaseSpan]) -> None:
+    for index, span in enumerate(phases):
+        shade = SHADES.get(span.phase, OTHER_SHADES[index % 2])
+        # With an edge a prefill of some milliseconds is still seen, before the long decode.
+        edge = 0.6 if span.phase == "prefill" else 0
+        low = LANE / PANEL
+        axes.axvspan(span.start_s, span.end_s, ymin=low, color=shade, linewidth=edge, zorder=edge)
+
+
+def _draw_series(axes: "Axes", timeline: Timeline, scale: Scale) -> None:
+    def plot(series: list[Point], **look: object) -> None:
+        held = (math.nan if point.held_bytes is None else point.held_bytes for point in series)
+        ys = [value / scale.unit_bytes for value in held]
+        axes.plot([point.at_s for point in series], ys, **look)  # type: ignore[arg-type]
+
+    if timeline.allocated:
+        allocated = [(point.held_bytes or 0) / scale.unit_bytes for point in timeline.allocated]
+        times = [point.at_s for point in timeline.allocated]
+        axes.fill_between(times, allocated, color=ALLOCATED, alpha=0.18, linewidth=0)
+    plot(timeline.allocated, color=ALLOCATED, linewidth=1.1, marker=".", markersize=3.5)
+    plot(timeline.reserved, color=RESERVED, linewidth=1.2, linestyle="--")
+    plot(timeline.sampled, color=NVML, linewidth=1.0)
+    plot(timeline.process, color=NVML, linestyle="none", marker="o", markersize=3.2, markerfacecolor="white")
+    _draw_peaks(axes, timeline, scale)
+
+
+def _draw_peaks(axes: "Axes", timeline: Timeline, scale: Scale) -> None:
+    """Beneath the curves, so that a peak shows where it rises above them; from the highest on to its name."""
+    marked = [span for span in timeline.phases if span.peak_allocated_bytes]
+    for span in marked:
+        peak = (span.peak_allocated_bytes or 0) / scale.unit_bytes
+        axes.plot([span.start_s, span.end_s], [peak, peak], color=PEAK, linewidth=1.4, zorder=1.5)
+    if highest := _highest(marked):
+        peak = (highest.peak_allocated_bytes or 0) / scale.unit_bytes
+        axes.plot(
+            [highest.end_s, timeline.end_s], [peak] * 2, color=PEAK, linewidth=0.5, linestyle=":", zorder=1.5
+        )
+
+
+def _highest(phases: list[PhaseSpan]) -> PhaseSpan | None:
+    return max(phases, key=lambda span: span.peak_allocated_bytes or 0, default=None)
+
+
+def _name_series(axes: "Axes", timeline: Timeline, scale: Scale) -> None:
+    """To the right of where the curves end, each with its last figure."""
+    ends = sorted(_series_ends(timeline), key=lambda end: end[1])
+    inches_per_byte = (PANEL - LANE) / scale.top_bytes
+    names = [
+        Name(text.format(scale.show(held)), LANE + held * inches_per_byte, LINE) for text, held, _ in ends
+    ]
+    for name, (_, held, colour), at in zip(names, ends, spread(names, 0.0, PANEL), strict=True):
+        axes.annotate(
+            name.text,
+            xy=(timeline.end_s, held / scale.unit_bytes),
+            xytext=(18, 72 * (at - name.wanted)),
+            textcoords="offset points",
+            fontsize=SMALL,
+            color=colour,
+            va="center",
+            annotation_clip=False,
+            bbox={"facecolor": "white", "linewidth": 0, "pad": 0.4},
+            arrowprops=_leader(colour, from_=(0, 0.5)),
+        )
+
+
+def _series_ends(timeline: Timeline) -> Iterator[tuple[str, int, str]]:
+    """Name with a place for the figure, the figure, and the colour."""
+    sampled = "NVML, whole device {}" if timeline.on_gpu else "resident set {}"
+    for text, series, colour in (
+        (sampled, timeline.sampled, NVML),
+        ("○ NVML, process {}", timeline.process, NVML),
+        ("- - torch reserved {}", timeline.reserved, "#2A7FB0"),  # dark enough to read as text
+        ("torch allocated {}", timeline.allocated, ALLOCATED),
+    ):
+        known = [point.held_bytes for point in series if point.held_bytes is not None]
+        if known:
+            yield text, known[-1], colour
+    highest = _highest(timeline.phases)
+    if highest and highest.peak_allocated_bytes:
+        yield f"torch peak {{}}, in {highest.phase}", highest.peak_allocated_bytes, PEAK
+
+
+def _name_phases(axes: "Axes", phases: list[PhaseSpan], scale: Scale) -> None:
+    """Above the panel, with lines down to it."""
+    width = WIDTH - LEFT - RIGHT
+    for name, at in _placed(_stretches(phases, scale), width):
+        axes.annotate(
+            name.text,
+            xy=(name.wanted / width, 1),
+            xycoords="axes fraction",
+            xytext=(at / width, 1 + 0.13 / PANEL),
+            textcoords="axes fraction",
+            fontsize=SMALL,
+            color=INK,
+            ha="center",
+            va="bottom",
+            arrowprops=_leader(FAINT, from_=(0.5, 0)),
+        )
+
+
+def _stretches(phases: list[PhaseSpan], scale: Scale) -> Iterator[Stretch]:
+    """Phases that are long enough to be seen; trials on end are named together."""
+    for timed, group in groupby(phases, key=lambda span: span.phase in SHADES):
+        for spans in [list(group)] if timed else [[span] for span in group]:
+            stretch = scale.stretch(_group_name(spans), spans[0].start_s, spans[-1].end_s)
+            if stretch.length > UNSEEN:
+                yield stretch
+
+
+def _group_name(spans: list[PhaseSpan]) -> str:
+    trials = sum(span.phase == "prefill" for span in spans)
+    text = ", ".join(dict.fromkeys(span.phase for span in spans))
+    return f"{text} ×{trials}" if trials > 1 else text
+
+
+def _name_cells(axes: "Axes", timeline: Timeline, scale: Scale) -> None:
+    """In the lane below zero, with a bar for each."""
+    width = WIDTH - LEFT - RIGHT
+    stretches = []
+    for cell in timeline.cells:
+        text = f"{cell.name}, failed" if cell.failed else cell.name
+        stretches.append(scale.stretch(text, cell.start_s, cell.end_s))
+        ends = [stretches[-1].start / width, stretches[-1].end / width]
+        axes.plot(ends, [0.15 * LANE / PANEL] * 2, color=INK, linewidth=2, transform=axes.transAxes,
+                  solid_capstyle="butt", marker="|", markersize=5)  # fmt: skip
+    for name, at in _placed(stretches, width):
+        axes.text(at / width, 0.6 * LANE / PANEL, name.text, transform=axes.transAxes, fontsize=SMALL,
+                  color=INK, ha="center", va="center")  # fmt: skip
+
+
+def _placed(stretches: Iterable[Stretch], width: float) -> Iterator[tuple[Name, float]]:
+    """Names and where they stand. Where there is no room for all, the longest stretches have theirs."""
+    shown = sorted(stretches, key=lambda stretch: stretch.length, reverse=True)
+    while sum(_room(stretch.text) for stretch in shown) > width:
+        shown.pop()
+    shown.sort(key=lambda stretch: stretch.start)
+    names = [Name(one.text, (one.start + one.end) / 2, _room(one.text)) for one in shown]
+    return zip(names, spread(names, 0.0, width), strict=True)
+
+
+def _leader(colour: str, from_: tuple[float, float]) -> dict[str, object]:
+    """The line from a name to its place; `from_` is where on the text it begins, in shares of it."""
+    return {
+        "arrowstyle": "-",
+        "color": colour,
+        "linewidth": 0.5,
+        "relpos": from_,
+        "shrinkA": 1,
+        "shrinkB": 0,
+    }
+
+
+def _room(text: str) -> float:
+    return LETTER * (len(text) + 3)
+
+
+def spread(names: list[Name], low: float, high: float) -> list[float]:
+    """Where names stand, as near as can be to where they want to, in their order, none over another.
+
+    Least squares: with the room before each taken off, places may only rise, so that neighbours who
+    would cross share the mean of what they want (isotonic regression by pooling).
+    """
+    rooms = [name.room for name in names]
+    before = [total - room / 2 for total, room in zip(accumulate(rooms), rooms, strict=True)]
+    pools: list[list[float]] = []
+    for name, offset in zip(names, before, strict=True):
+        pools.append([name.wanted - offset])
+        while len(pools) > 1 and _mean(pools[-2]) > _mean(pools[-1]):
+            crossing = pools.pop()
+            pools[-1] += crossing
+    starts = [_mean(pool) for pool in pools for _ in pool]
+    latest = max(low, high - sum(rooms))
+    return [min(max(start, low), latest) + offset for start, offset in zip(starts, before, strict=True)]
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
