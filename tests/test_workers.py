@@ -356,7 +356,7 @@ def test_more_than_the_models_context_is_refused(tiny_llama: Path, cache: Path) 
     assert run_worker(fits).one(Trial).prompt_tokens == 500
     over = msgspec.structs.replace(fits, workload=msgspec.structs.replace(fits.workload, prompt_tokens=501))
     failed = failure(run_worker(over))
-    assert (failed.kind, failed.hint) == ("unsupported", "lower --prompt-tokens or --new-tokens")
+    assert (failed.kind, failed.hint) == ("unsupported", "lower --depth, --prompt-tokens or --new-tokens")
     assert "513" in failed.message
     assert "512" in failed.message
 
