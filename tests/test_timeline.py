@@ -23,7 +23,8 @@ from records import MIB, edge, make_cell, make_ready, make_run, sample, torch_me
 from orchestrator.errors import BadInput
 from orchestrator.memory import phase_memory, summarize_memory
 from orchestrator.memory_cli import show_memory
-from orchestrator.report.plot import Name, as_html, as_png, spread, title
+from orchestrator.report.placing import Name, spread
+from orchestrator.report.plot import as_html, as_png, title
 from orchestrator.store import read_run
 from orchestrator.timeline import Timeline, timelines
 from schemas.frames import Failed

@@ -11,11 +11,12 @@ another, with a thin line to its place.
 
 import io
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from html import escape
-from itertools import accumulate, groupby
+from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
 
+from orchestrator.report.placing import Name, Stretch, placed, spread
 from orchestrator.timeline import PhaseSpan, Point, Timeline
 from schemas.record import Run
 
@@ -49,8 +50,7 @@ TITLE, HEADER, PANEL, FOOTER = 0.3, 0.72, 1.5, 0.8
 LANE = 0.16
 """Below zero in each panel, where cells are named."""
 LINE = 0.135
-LETTER = 0.052
-"""Height and mean width of small text."""
+"""Height of small text."""
 DOTS_PER_INCH = 110
 UNSEEN = 0.003
 """Shorter than this a phase can't be seen, so it is not named either."""
@@ -60,18 +60,6 @@ GPU_KEY = (
     "Black: the highest that torch had allocated in a phase.\n"
 )
 KEY = "Green: timed, prefill darker than decode. At the foot of each panel: what was being measured."
-
-
-class Stretch(NamedTuple):
-    """Something that lasts, with its name; where it lies on the axis of time, in inches."""
-
-    text: str
-    start: float
-    end: float
-
-    @property
-    def length(self) -> float:
-        return self.end - self.start
 
 
 class Scale(NamedTuple):
@@ -93,14 +81,6 @@ class Scale(NamedTuple):
         """To a MiB, or to the ten of them that a hundredth of a GiB is."""
         digits = 2 if self.unit == "GiB" else 0
         return f"{value_bytes / self.unit_bytes:,.{digits}f} {self.unit}"
-
-
-class Name(NamedTuple):
-    """A text that wants to stand at a place along one direction, in inches, and the room it takes there."""
-
-    text: str
-    wanted: float
-    room: float
 
 
 def forms() -> dict[str, Callable[[list[Timeline], str], bytes]]:
@@ -285,7 +265,7 @@ def _series_ends(timeline: Timeline) -> Iterator[tuple[str, int, str]]:
 def _name_phases(axes: "Axes", phases: list[PhaseSpan], scale: Scale) -> None:
     """Above the panel, with lines down to it."""
     width = WIDTH - LEFT - RIGHT
-    for name, at in _placed(_stretches(phases, scale), width):
+    for name, at in placed(_stretches(phases, scale), width):
         axes.annotate(
             name.text,
             xy=(name.wanted / width, 1),
@@ -325,19 +305,9 @@ def _name_cells(axes: "Axes", timeline: Timeline, scale: Scale) -> None:
         ends = [stretches[-1].start / width, stretches[-1].end / width]
         axes.plot(ends, [0.15 * LANE / PANEL] * 2, color=INK, linewidth=2, transform=axes.transAxes,
                   solid_capstyle="butt", marker="|", markersize=5)  # fmt: skip
-    for name, at in _placed(stretches, width):
+    for name, at in placed(stretches, width):
         axes.text(at / width, 0.6 * LANE / PANEL, name.text, transform=axes.transAxes, fontsize=SMALL,
                   color=INK, ha="center", va="center")  # fmt: skip
-
-
-def _placed(stretches: Iterable[Stretch], width: float) -> Iterator[tuple[Name, float]]:
-    """Names and where they stand. Where there is no room for all, the longest stretches have theirs."""
-    shown = sorted(stretches, key=lambda stretch: stretch.length, reverse=True)
-    while sum(_room(stretch.text) for stretch in shown) > width:
-        shown.pop()
-    shown.sort(key=lambda stretch: stretch.start)
-    names = [Name(one.text, (one.start + one.end) / 2, _room(one.text)) for one in shown]
-    return zip(names, spread(names, 0.0, width), strict=True)
 
 
 def _leader(colour: str, from_: tuple[float, float]) -> dict[str, object]:
@@ -350,30 +320,3 @@ def _leader(colour: str, from_: tuple[float, float]) -> dict[str, object]:
         "shrinkA": 1,
         "shrinkB": 0,
     }
-
-
-def _room(text: str) -> float:
-    return LETTER * (len(text) + 3)
-
-
-def spread(names: list[Name], low: float, high: float) -> list[float]:
-    """Where names stand, as near as can be to where they want to, in their order, none over another.
-
-    Least squares: with the room before each taken off, places may only rise, so that neighbours who
-    would cross share the mean of what they want (isotonic regression by pooling).
-    """
-    rooms = [name.room for name in names]
-    before = [total - room / 2 for total, room in zip(accumulate(rooms), rooms, strict=True)]
-    pools: list[list[float]] = []
-    for name, offset in zip(names, before, strict=True):
-        pools.append([name.wanted - offset])
-        while len(pools) > 1 and _mean(pools[-2]) > _mean(pools[-1]):
-            crossing = pools.pop()
-            pools[-1] += crossing
-    starts = [_mean(pool) for pool in pools for _ in pool]
-    latest = max(low, high - sum(rooms))
-    return [min(max(start, low), latest) + offset for start, offset in zip(starts, before, strict=True)]
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)
