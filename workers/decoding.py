@@ -2,8 +2,8 @@
 
 - eager: the model's forward with a cache that grows, as `generate()` does it without what else that does.
   Every kernel is launched from Python, so on a fast GPU the host sets the pace.
-- graph: a cache of fixed size, and one CUDA graph for a whole step: forward, argmax, position. The same
-  kernels without the host; what remains is the GPU's own time.
+- graph: a cache of fixed size, and one CUDA graph for a whole step: forward, argmax, position. But for
+  attention over that cache the same kernels, without the host; what remains is the GPU's own time.
 - compile: the same step through torch.compile first, which fuses kernels, then as a CUDA graph too.
 - generate: transformers' `generate()` itself, for what its users get.
 
