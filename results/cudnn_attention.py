@@ -7,8 +7,9 @@ import time
 
 import torch
 
+from workers.decoding import EagerStepper
 from workers.device import CudaDevice
-from workers.generation import generate
+from workers.generation import Limits, generate_stepwise
 from workers.prompts import Batch
 from workers.random_model import load_random_model, random_prompt_ids
 
@@ -23,7 +24,9 @@ def prompt(length: int) -> torch.Tensor:
 
 
 def ours(ids: torch.Tensor) -> float:
-    generation = generate(model, Batch(ids, None), NEW_TOKENS, device)
+    stepper = EagerStepper(model, NEW_TOKENS, device)
+    with torch.inference_mode():
+        generation = generate_stepwise(stepper, device, Batch(ids, None), Limits(NEW_TOKENS))
     return round((NEW_TOKENS - 1) / generation.decode_s, 1)
 
 

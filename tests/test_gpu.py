@@ -5,6 +5,7 @@ Left out without a GPU; run with `pytest -m gpu`.
 
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -76,20 +77,46 @@ def test_every_trial_knows_its_conditions(measured: list[CellRecord]) -> None:
             assert 20 < trial.power_w < 1500
 
 
-@pytest.mark.parametrize("batch_size", [1, 3])
-def test_all_modes_give_the_same_tokens(batch_size: int, lively: Path, cache: Path) -> None:
-    modes = ("eager", "graph", "compile", "generate")
+@pytest.mark.parametrize(("batch_size", "depth"), [(1, 0), (3, 0), (3, 300)])
+def test_all_modes_give_the_same_tokens(batch_size: int, depth: int, lively: Path, cache: Path) -> None:
+    modes = ["eager", "graph", "compile", *([] if depth else ["generate"])]
     prompts = ["Name a river.", "Why is the sky blue, and not green, when the sun is high?", "Go"]
     jobs = [
-        make_job("fp32", lively, cache, device="cuda:0", prompts=prompts, batch_size=batch_size, decode=mode)
+        make_job(
+            "fp32",
+            lively,
+            cache,
+            device="cuda:0",
+            prompts=prompts,
+            batch_size=batch_size,
+            depth=depth,
+            decode=mode,
+        )
         for mode in modes
     ]
     runs = run_jobs(jobs)
     said = [[trial.token_ids for trial in run.all(Trial)] for run in runs]
-    assert said[0] == said[1] == said[2] == said[3]
+    assert all(answers == said[0] for answers in said)
     assert min(len(set(answer)) for answer in said[0]) > 3
     profiles = [run.one(Profile).decode for run in runs]
     assert all(profile and profile.launches for profile in profiles)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_attention_over_a_long_cache_is_that_of_torch(dtype: str) -> None:
+    import torch
+
+    from workers.static_cache import _attention_by_products, _fused_attention
+
+    torch.manual_seed(0)
+    make = partial(torch.randn, device="cuda:0", dtype=getattr(torch, dtype))
+    query, key, value = make(3, 4, 7, 128) * 4, make(3, 4, 512, 128), make(3, 4, 512, 128)
+    mask = torch.zeros(3, 1, 1, 512, device="cuda:0", dtype=query.dtype)
+    mask[0, ..., :70] = mask[..., 400:] = float("-inf")
+    ours, torchs = (
+        attend(query, key, value, mask, 128**-0.5) for attend in (_attention_by_products, _fused_attention)
+    )
+    torch.testing.assert_close(ours, torchs, rtol=0.02, atol=0.02 if dtype == "bfloat16" else 0.004)
 
 
 def test_the_worker_says_which_gpu_it_took(run: Run) -> None:
