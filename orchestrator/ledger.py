@@ -13,8 +13,13 @@ what became of it. At one synchronised instant the two make a sum that comes out
 - outside torch: what the allocator knows nothing of.
 
 The first five are torch's `reserved`. What lies outside is told apart by when it came: with the CUDA context,
-while loading, in the decode mode's set-up (a CUDA graph's own), or in warm-up (modules that CUDA loads when
-a kernel is first used, cuBLAS, Triton). What came after warm-up is the rest, and should be nothing.
+while loading, with cuBLAS (a product made for its sake), in the decode mode's set-up (a CUDA graph's own), or
+in warm-up (modules that CUDA loads when a kernel is first used, Triton). What came after warm-up is the
+rest, and should be nothing.
+
+Some of `reserved` is told apart once more, since it is none of the model's: private pools, of which every
+CUDA graph has one; segments that grow, where the user chose them; and cuBLAS' workspace, which most versions
+of torch allocate for it (pytorch#85447), and which with others (pytorch#113994) lies outside.
 """
 
 from itertools import pairwise
@@ -24,7 +29,7 @@ import msgspec
 from schemas.frames import PhaseName, TorchMemory
 from schemas.record import CellRecord, PhaseEdge
 
-CHECKPOINTS: tuple[PhaseName, ...] = ("context", "load", "setup", "warmup")
+CHECKPOINTS: tuple[PhaseName, ...] = ("context", "load", "cublas", "setup", "warmup")
 """Phases at whose ends the part outside torch is read off; in the order in which a worker passes them."""
 
 
@@ -40,6 +45,10 @@ class Ledger(msgspec.Struct, frozen=True, kw_only=True):
     outside_bytes: dict[str, int]
     """Phase in which it came, or `rest` → bytes outside torch; less than 0 where some was given back."""
     process_bytes: int
+    private_pool_bytes: int | None = None
+    """Of `reserved`; None in records that don't tell, as the next two."""
+    expandable_bytes: int | None = None
+    cublas_workspace_bytes: int | None = None
 
     @property
     def reserved_bytes(self) -> int:
@@ -65,6 +74,7 @@ def ledgers(cell: CellRecord) -> dict[PhaseName, Ledger]:
     """
     found: dict[PhaseName, Ledger] = {}
     outside: dict[str, int] = {}
+    workspace_bytes = None
     for start, end in pairwise(cell.edges):
         torch, process_bytes = end.phase.torch, _process_bytes(end)
         if torch is None or process_bytes is None:
@@ -75,8 +85,10 @@ def ledgers(cell: CellRecord) -> dict[PhaseName, Ledger]:
         added = process_bytes - torch.reserved_bytes - known
         if phase in CHECKPOINTS:
             outside[phase] = added
+        if phase == "cublas" and start.phase.torch:
+            workspace_bytes = torch.requested_bytes - start.phase.torch.requested_bytes
         rest = {} if phase in CHECKPOINTS else {"rest": added}
-        found[phase] = _ledger(phase, torch, outside | rest, process_bytes)
+        found[phase] = _ledger(phase, torch, outside | rest, process_bytes, workspace_bytes)
     return found
 
 
@@ -84,7 +96,13 @@ def _process_bytes(edge: PhaseEdge) -> int | None:
     return edge.reading.process_bytes if edge.reading else None
 
 
-def _ledger(phase: PhaseName, torch: TorchMemory, outside: dict[str, int], process_bytes: int) -> Ledger:
+def _ledger(
+    phase: PhaseName,
+    torch: TorchMemory,
+    outside: dict[str, int],
+    process_bytes: int,
+    workspace_bytes: int | None,
+) -> Ledger:
     return Ledger(
         phase=phase,
         requested_bytes=torch.requested_bytes,
@@ -94,4 +112,7 @@ def _ledger(phase: PhaseName, torch: TorchMemory, outside: dict[str, int], proce
         releasable_bytes=torch.reserved_bytes - torch.active_bytes - torch.inactive_split_bytes,
         outside_bytes=outside,
         process_bytes=process_bytes,
+        private_pool_bytes=torch.private_pool_bytes,
+        expandable_bytes=torch.expandable_bytes,
+        cublas_workspace_bytes=workspace_bytes,
     )

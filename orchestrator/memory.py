@@ -25,11 +25,14 @@ class PhaseMemory(msgspec.Struct, frozen=True, kw_only=True):
     allocated_bytes: int | None = None
     reserved_bytes: int | None = None
     peak_allocated_bytes: int | None = None
+    peak_reserved_bytes: int | None = None
     process_bytes: int | None = None
     """NVML's figure for the worker; without an NVIDIA GPU its resident set."""
     device_bytes: int | None = None
     sampled_peak_bytes: int | None = None
     """Highest sample: of the whole device with NVML, of the resident set without."""
+    sampled_peak_at_ns: int | None = None
+    """When it was first seen, on the monotonic clock that the record's edges are on."""
     outside_torch_bytes: int | None = None
     """process − reserved; None where either is unknown."""
     device_over_baseline_bytes: int | None = None
@@ -48,10 +51,8 @@ class MemorySummary(msgspec.Struct, frozen=True, kw_only=True):
 
 def summarize_memory(cell: CellRecord) -> MemorySummary:
     """Footprint after load, and peaks from there on."""
-    phases = phase_memory(cell)
-    load = next((phase for phase in phases if phase.phase == "load"), None)
-    # What the profiler holds is its own, and the model was measured without it.
-    later = [phase for phase in phases[phases.index(load) + 1 :] if phase.phase != "profile"] if load else []
+    load = next((phase for phase in phase_memory(cell) if phase.phase == "load"), None)
+    later = phases_after_load(cell)
     if on_gpu(cell):
         return MemorySummary(
             on_gpu=True,
@@ -65,6 +66,12 @@ def summarize_memory(cell: CellRecord) -> MemorySummary:
         peak_bytes=_highest(phase.sampled_peak_bytes for phase in later),
         nvml_peak_bytes=None,
     )
+
+
+def phases_after_load(cell: CellRecord) -> list[PhaseMemory]:
+    """Those that use the model; what the profiler holds is its own, and the model was measured without it."""
+    after = dropwhile(lambda phase: phase.phase != "load", phase_memory(cell))
+    return [phase for phase in after if phase.phase not in ("load", "profile")]
 
 
 def _process_bytes_after_load(cell: CellRecord) -> Iterator[int | None]:
@@ -94,16 +101,20 @@ def _span(start: PhaseEdge, end: PhaseEdge, cell: CellRecord) -> PhaseMemory:
     process_bytes = reading.process_bytes if reading else None
     device_bytes, baseline_bytes = reading.device_bytes if reading else None, cell.baseline_device_bytes
     during = (sample for sample in cell.samples if start.phase.at_ns <= sample.at_ns <= end.phase.at_ns)
-    edge = () if reading is None else (reading,)
+    # The edge counts as a sample too: a phase may be shorter than the sampling period.
+    seen = [*during, *([] if reading is None else [reading])]
+    known = [sample for sample in seen if _sampled(sample) is not None]
+    peak = max(known, key=lambda sample: _sampled(sample) or 0, default=None)
     return PhaseMemory(
         phase=start.phase.name,
         allocated_bytes=torch.allocated_bytes if torch else None,
         reserved_bytes=torch.reserved_bytes if torch else None,
         peak_allocated_bytes=torch.peak_allocated_bytes if torch else None,
+        peak_reserved_bytes=torch.peak_reserved_bytes if torch else None,
         process_bytes=process_bytes,
         device_bytes=device_bytes,
-        # The edge counts as a sample too: a phase may be shorter than the sampling period.
-        sampled_peak_bytes=_highest(_sampled(sample) for sample in (*during, *edge)),
+        sampled_peak_bytes=_sampled(peak) if peak else None,
+        sampled_peak_at_ns=peak.at_ns if peak else None,
         outside_torch_bytes=process_bytes - torch.reserved_bytes
         if torch and process_bytes is not None
         else None,
@@ -118,10 +129,13 @@ def _sampled(sample: MemoryReading) -> int | None:
 
 
 def _merge(earlier: PhaseMemory, later: PhaseMemory) -> PhaseMemory:
+    higher = max(earlier, later, key=lambda phase: phase.sampled_peak_bytes or 0)
     return msgspec.structs.replace(
         later,
         peak_allocated_bytes=_highest((earlier.peak_allocated_bytes, later.peak_allocated_bytes)),
-        sampled_peak_bytes=_highest((earlier.sampled_peak_bytes, later.sampled_peak_bytes)),
+        peak_reserved_bytes=_highest((earlier.peak_reserved_bytes, later.peak_reserved_bytes)),
+        sampled_peak_bytes=higher.sampled_peak_bytes,
+        sampled_peak_at_ns=higher.sampled_peak_at_ns,
     )
 
 

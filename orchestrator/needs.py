@@ -7,6 +7,7 @@ keeps more than it must. What remains of torch's peak is activations and workspa
 
 import msgspec
 
+from orchestrator.ledger import ledgers
 from orchestrator.memory import summarize_memory
 from schemas.frames import Trial
 from schemas.record import CellRecord
@@ -28,6 +29,10 @@ class Needs(msgspec.Struct, frozen=True, kw_only=True):
     """The cache's tensors at the end of the longest trial."""
     activation_bytes: int | None = None
     """Torch's peak after load, less weights and cache: activations, workspaces, buffers of a graph."""
+    graph_pool_bytes: int | None = None
+    """What the pools of CUDA graphs hold at the end of decode, activations of a step among it."""
+    context_bytes: int | None = None
+    """What the driver counts for the process before anything is in it."""
 
 
 def needs(cell: CellRecord) -> Needs | None:
@@ -39,6 +44,8 @@ def needs(cell: CellRecord) -> Needs | None:
     longest = max(cell.trials, key=_positions, default=None)
     kv_bytes = longest.kv_bytes if longest else None
     peak_bytes = memory.peak_bytes if memory.on_gpu else None
+    books = ledgers(cell)
+    context, decode = books.get("context"), books.get("decode")
     return Needs(
         weight_bytes=cell.loaded.weight_bytes,
         weights_predicted_bytes=sum(cell.loaded.weight_bytes.values()),
@@ -46,6 +53,8 @@ def needs(cell: CellRecord) -> Needs | None:
         kv_predicted_bytes=_kv_predicted(cell, longest) if longest else None,
         kv_measured_bytes=kv_bytes,
         activation_bytes=_difference(peak_bytes, weights, kv_bytes),
+        graph_pool_bytes=decode.private_pool_bytes if decode else None,
+        context_bytes=context.process_bytes if context else None,
     )
 
 

@@ -151,9 +151,11 @@ class Worker:
 
     def measure(self, cell: Cell) -> CellRecord:
         """Measure one cell to its end, and gather all that was said and seen of it."""
-        if self._could_not_load is not None:
-            return self._record(cell, self._could_not_load)
         self.watcher.begin(cell.job)
+        if self._could_not_load is not None:
+            record = self._record(cell, self._could_not_load)
+            self.watcher.end(record)
+            return record
         started_at = datetime.now(UTC).isoformat(timespec="seconds")
         began_ns = time.monotonic_ns()
         process = self._give(cell)

@@ -1,6 +1,7 @@
 """Frames: what a worker tells its parent, one JSON object a line, in this order.
 
-    once a worker   Phase("start") · [Phase("prepare")] · Phase("context") · Ready · Phase("load") · Loaded
+    once a worker   Phase("start") · [Phase("prepare")] · Phase("context") · Ready · Phase("load") · Loaded ·
+                    [Phase("cublas")]
     for each job    Phase("setup") · SetUp · Phase("warmup") · WarmedUp ·
                     for each trial Phase("prefill") · Phase("decode") · Trial ·
                     Phase("profile") · Profile · Phase("end") · Done
@@ -19,7 +20,7 @@ from typing import Literal
 import msgspec
 
 PhaseName = Literal[
-    "start", "prepare", "context", "load", "setup", "warmup", "prefill", "decode", "profile", "end"
+    "start", "prepare", "context", "load", "cublas", "setup", "warmup", "prefill", "decode", "profile", "end"
 ]
 
 FailureKind = Literal[
@@ -41,6 +42,10 @@ class TorchMemory(msgspec.Struct, frozen=True, kw_only=True):
     peak_allocated_bytes: int
     """Highest `allocated` since the previous phase edge, where it was reset."""
     peak_reserved_bytes: int
+    private_pool_bytes: int | None = None
+    """Of `reserved`: pools of their own, as every CUDA graph has. None in records of before it was read."""
+    expandable_bytes: int | None = None
+    """Of `reserved`: mapped into segments that grow, see PYTORCH_ALLOC_CONF."""
 
 
 class Frame(msgspec.Struct, frozen=True, kw_only=True, tag_field="frame", tag=str.lower):

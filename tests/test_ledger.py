@@ -3,12 +3,13 @@
 import json
 from itertools import pairwise
 
+import msgspec
 import pytest
 from click.testing import CliRunner
 from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
-from records import MIB, edge, make_cell
+from records import MIB, edge, make_cell, torch_memory
 
 from orchestrator.ledger import Ledger, ledgers
 from orchestrator.memory_cli import show_memory
@@ -111,6 +112,35 @@ def test_what_lies_outside_is_told_apart_by_when_it_came() -> None:
     decode = {"context": 500, "load": 100, "setup": 0, "warmup": 70, "rest": 10}
     assert book["decode"].outside_bytes == decode
     assert book["prefill"].outside_bytes == decode | {"rest": 1}
+
+
+def test_what_torch_holds_for_others_than_the_model_is_told_apart() -> None:
+    def held(allocated: int, pools: int) -> TorchMemory:
+        return msgspec.structs.replace(
+            torch_memory(allocated), private_pool_bytes=pools, expandable_bytes=allocated
+        )
+
+    seen = [
+        edge("context", 0),
+        edge("load", 1, torch=held(0, 0), process=500),
+        edge("cublas", 2, torch=held(1000, 0), process=1600),
+        edge("setup", 3, torch=held(1032, 0), process=1696),
+        edge("decode", 4, torch=held(1100, 60), process=1764),
+        edge("end", 5, torch=held(1100, 60), process=1764),
+    ]
+    book = ledgers(make_cell(edges=seen))
+    assert book["load"].cublas_workspace_bytes is None
+    decode = book["decode"]
+    assert decode.outside_bytes == {"context": 500, "load": 100, "cublas": 64, "setup": 0, "rest": 0}
+    assert (decode.cublas_workspace_bytes, decode.private_pool_bytes, decode.expandable_bytes) == (
+        32,
+        60,
+        1100,
+    )
+    shown = {line.heading: line.bytes_ for line in lines([decode, book["context"]])}
+    assert shown["  of that: cuBLAS workspace"] == [32, None]
+    assert shown["  of that: pools of CUDA graphs"] == [60, 0]
+    assert shown["outside: came with cuBLAS"] == [64, None]
 
 
 def test_what_was_given_back_is_less_than_nothing() -> None:

@@ -88,9 +88,10 @@ def test_recurring_phases_keep_the_last_end_and_the_highest_peak() -> None:
 def test_samples_belong_to_the_phase_they_fall_into() -> None:
     samples = [sample(250, device=9000), sample(450, device=8000), sample(650, device=8500)]
     found = phases(make_cell(edges=EDGES, samples=samples))
-    assert found["load"].sampled_peak_bytes == 9000
-    assert found["prefill"].sampled_peak_bytes == 8500
-    assert found["decode"].sampled_peak_bytes == 2230  # no sample; its edge stands in for one
+    peaks = {name: (phase.sampled_peak_bytes, phase.sampled_peak_at_ns) for name, phase in found.items()}
+    assert peaks["load"] == (9000, 250)
+    assert peaks["prefill"] == (8500, 650)
+    assert peaks["decode"] == (2230, 800)  # no sample; its edge stands in for one
 
 
 def test_what_was_not_read_is_none() -> None:

@@ -45,6 +45,9 @@ class Device:
         """The caching allocator now, synchronised; its peaks start anew from here."""
         return None
 
+    def open_cublas(self, dtype: torch.dtype) -> None:
+        """Multiply once, so that what cuBLAS takes for itself is told apart from what the model needs."""
+
     def release_unused(self) -> None:
         """Give back what loading left behind, so that memory read next is a property of the model."""
         gc.collect()
@@ -110,6 +113,8 @@ class CudaDevice(Device):
         self.synchronize()
         stats = torch.cuda.memory_stats(self.torch)
         torch.cuda.reset_peak_memory_stats(self.torch)
+        here = self.torch.index or 0
+        segments = [each for each in torch.cuda.memory_snapshot() if each["device"] == here]
         return TorchMemory(
             requested_bytes=stats.get("requested_bytes.all.current", 0),
             allocated_bytes=stats.get("allocated_bytes.all.current", 0),
@@ -118,7 +123,17 @@ class CudaDevice(Device):
             reserved_bytes=stats.get("reserved_bytes.all.current", 0),
             peak_allocated_bytes=stats.get("allocated_bytes.all.peak", 0),
             peak_reserved_bytes=stats.get("reserved_bytes.all.peak", 0),
+            private_pool_bytes=sum(
+                segment["total_size"] for segment in segments if any(segment["segment_pool_id"])
+            ),
+            expandable_bytes=sum(segment["total_size"] for segment in segments if segment["is_expandable"]),
         )
+
+    def open_cublas(self, dtype: torch.dtype) -> None:
+        # A bias makes it cuBLASLt's. Where their workspaces lie, in torch's allocator or outside of it, is a
+        # matter of torch's version.
+        ones = torch.ones(64, 64, dtype=dtype, device=self.torch)
+        torch.nn.functional.linear(ones @ ones, ones, ones[0])
 
     def release_unused(self) -> None:
         # transformers reserves memory ahead of loading, and quantizing leaves the unquantized behind.

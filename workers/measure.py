@@ -55,6 +55,9 @@ def measure(job: Job, load: Load, channel: Channel, began_ns: int) -> bool:
     loaded = load(job)
     device.release_unused()
     channel.send(take_inventory(loaded, device))
+    if device.torch.type == "cuda":
+        enter("cublas")
+        device.open_cublas(loaded.model.dtype)
     all_measured = True
     next_job: Job | None = job
     while next_job is not None:

@@ -1,43 +1,33 @@
 """The ledgers of several cells side by side, and as bars that one can compare at a glance."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import click
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
 
 from orchestrator.ledger import Ledger
-from orchestrator.report.console import open_console
+from orchestrator.report.side_by_side import Line, print_side_by_side
 from orchestrator.units import tenths_mib
 
 BAR_COLUMNS = 60
+WITHIN_TORCH = {
+    "private_pool_bytes": "pools of CUDA graphs",
+    "expandable_bytes": "expandable segments",
+    "cublas_workspace_bytes": "cuBLAS workspace",
+}
 OUTSIDE = {
     "context": "CUDA context",
     "load": "came while loading",
+    "cublas": "came with cuBLAS",
     "setup": "came in set-up",
     "warmup": "came in warm-up",
     "rest": "came later",
 }
 
 
-class Line(NamedTuple):
-    """A row of the ledger: its heading and a figure for each cell, None where there is none."""
-
-    heading: str
-    bytes_: list[int | None]
-
-
 def print_ledgers(ledgers: dict[str, Ledger], phase: str) -> None:
     """`ledgers` maps a cell's name to its ledger at the end of `phase`."""
     click.echo(f"MiB at the end of {phase}")
-    table = Table(box=SIMPLE_HEAD)
-    table.add_column("")
-    for name in ledgers:
-        table.add_column(name, justify="right")
-    for line in lines(list(ledgers.values())):
-        table.add_row(line.heading, *map(tenths_mib, line.bytes_))
-    open_console().print(table)
+    print_side_by_side(ledgers, lines(list(ledgers.values())))
     for text in bars(ledgers):
         click.echo(text)
 
@@ -50,6 +40,9 @@ def lines(ledgers: list[Ledger]) -> Iterator[Line]:
     yield Line("split fragments", [ledger.split_fragment_bytes for ledger in ledgers])
     yield Line("releasable cache", [ledger.releasable_bytes for ledger in ledgers])
     yield Line("= reserved by torch", [ledger.reserved_bytes for ledger in ledgers])
+    for field, heading in WITHIN_TORCH.items():
+        if any(getattr(ledger, field) for ledger in ledgers):
+            yield Line(f"  of that: {heading}", [getattr(ledger, field) for ledger in ledgers])
     for name, heading in OUTSIDE.items():
         if any(name in ledger.outside_bytes for ledger in ledgers):
             yield Line(f"outside: {heading}", [ledger.outside_bytes.get(name) for ledger in ledgers])

@@ -5,8 +5,9 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from orchestrator.memory import on_gpu, phase_memory
+from orchestrator.peak_gap import gap_sentence, peak_gap
 from orchestrator.report.console import open_console
-from orchestrator.units import mib
+from orchestrator.units import ABSENT, mib
 from orchestrator.warnings import run_warnings
 from orchestrator.workloads import full_name
 from schemas.record import CellRecord, Run
@@ -33,10 +34,18 @@ def print_memory(run: Run, cells: list[CellRecord]) -> None:
         table.add_column("phase")
         for heading, _ in headings:
             table.add_column(heading, justify="right")
+        table.add_column("seen at s", justify="right")
+        start_ns = cell.edges[0].phase.at_ns
         for phase in phase_memory(cell):
-            table.add_row(phase.phase, *(mib(getattr(phase, field)) for _, field in headings))
+            at_ns = phase.sampled_peak_at_ns
+            at_s = ABSENT if at_ns is None else f"{(at_ns - start_ns) / 1e9:.1f}"
+            table.add_row(phase.phase, *(mib(getattr(phase, field)) for _, field in headings), at_s)
         console.print(table)
         if on_gpu(cell):
-            click.echo(f"device in use before the worker: {mib(cell.baseline_device_bytes)} MiB\n")
+            click.echo(f"device in use before the worker: {mib(cell.baseline_device_bytes)} MiB")
+        gap = peak_gap(cell)
+        if gap and cell.sampler:
+            click.echo(gap_sentence(gap, cell.sampler.period_s))
+        click.echo()
     for line in run_warnings(run):
         click.echo(f"• {line}")

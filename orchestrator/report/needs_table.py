@@ -1,32 +1,32 @@
 """What each cell's memory is for: predicted beside measured."""
 
+from collections.abc import Iterator
+
 import click
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
 
 from orchestrator.needs import Needs
-from orchestrator.report.console import open_console
-from orchestrator.units import mib, tenths_mib
+from orchestrator.report.side_by_side import Line, print_side_by_side
 
-HEADINGS = (
-    ("weights in the modules", "weights_predicted_bytes"),
-    ("allocated by loading", "weights_measured_bytes"),
-    ("KV cache by formula", "kv_predicted_bytes"),
-    ("KV cache measured", "kv_measured_bytes"),
-    ("activations, workspace", "activation_bytes"),
-)
+LINES = {
+    "weights_predicted_bytes": "= weights, by their modules",
+    "weights_measured_bytes": "weights, allocated by loading",
+    "kv_predicted_bytes": "KV cache, by formula",
+    "kv_measured_bytes": "KV cache, measured",
+    "activation_bytes": "activations and workspace",
+    "graph_pool_bytes": "pools of CUDA graphs",
+    "context_bytes": "CUDA context",
+}
 
 
 def print_needs(needs: dict[str, Needs]) -> None:
     """`needs` maps a cell's name to what it needs."""
     click.echo("what it is for, MiB")
-    table = Table(box=SIMPLE_HEAD)
-    table.add_column("")
-    for heading, _ in HEADINGS:
-        table.add_column(heading, justify="right")
-    table.add_column("weights by dtype")
-    for name, need in needs.items():
-        figures = (tenths_mib(getattr(need, field)) for _, field in HEADINGS)
-        dtypes = ", ".join(f"{dtype} {mib(size)}" for dtype, size in need.weight_bytes.items())
-        table.add_row(name, *figures, dtypes)
-    open_console().print(table)
+    print_side_by_side(needs, lines(list(needs.values())))
+
+
+def lines(needs: list[Needs]) -> Iterator[Line]:
+    """Weights by kind, then what is reckoned beside what was measured."""
+    for kind in dict.fromkeys(kind for need in needs for kind in need.weight_bytes):
+        yield Line(f"weights: {kind}", [need.weight_bytes.get(kind) for need in needs])
+    for field, heading in LINES.items():
+        yield Line(heading, [getattr(need, field) for need in needs])
