@@ -26,7 +26,7 @@ bench-gpu: $(VENV)/.with-all
 	PYTHONPATH=. $(BIN)/python results/bench_gpu.py bench-gpu
 
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 test-fast: $(VENV)/.with-all,dev
 	$(BIN)/pytest -m "not slow and not gpu" --numprocesses 2

@@ -17,7 +17,8 @@ class Needs(msgspec.Struct, frozen=True, kw_only=True):
     """A cell's memory by meaning, in bytes; None for what was not measured."""
 
     weight_bytes: dict[str, int]
-    """By dtype, read off the modules: quantized weights, scales and what stayed as it was lie apart."""
+    """By kind and dtype, read off the modules: matrices, scales, zero points, and vectors like biases. By
+    dtype alone in records of before kinds were told."""
     weights_predicted_bytes: int
     """Their sum: what loading should leave allocated."""
     weights_measured_bytes: int | None = None
@@ -47,7 +48,7 @@ def needs(cell: CellRecord) -> Needs | None:
     books = ledgers(cell)
     context, decode = books.get("context"), books.get("decode")
     return Needs(
-        weight_bytes=cell.loaded.weight_bytes,
+        weight_bytes=cell.loaded.weight_kinds or cell.loaded.weight_bytes,
         weights_predicted_bytes=sum(cell.loaded.weight_bytes.values()),
         weights_measured_bytes=weights,
         kv_predicted_bytes=_kv_predicted(cell, longest) if longest else None,

@@ -121,6 +121,8 @@ class Loaded(Frame, frozen=True, kw_only=True):
     compute_dtype: str
     parameters: int
     """Elements of the unquantized architecture, tied weights once."""
+    weight_kinds: dict[str, int] = {}
+    """The same bytes by what they are for too, e.g. {"matrices int8": …, "scales float32": …}."""
     module_classes: dict[str, int] = {}
     """Class name of every module without children → how many."""
     unquantized_linears: dict[str, int] = {}

@@ -217,6 +217,14 @@ def test_weights_are_stored_in_the_bits_that_are_promised(ask: ASK, tiny_llama: 
         "float16": 2 * (rest + groups),
         "float32": inverse_frequencies,
     }
+    kinds = {name: each.weight_kinds for name, each in loaded.items()}
+    assert kinds["int8"]["matrices int8"] == LINEAR_PARAMETERS
+    assert kinds["int8"]["scales float32"] == scales
+    assert kinds["awq"]["matrices int32"] == LINEAR_PARAMETERS // 2
+    assert kinds["awq"]["zero points int32"] == groups // 2
+    assert kinds["awq"]["scales float16"] == 2 * groups
+    for name, each in loaded.items():
+        assert sum(kinds[name].values()) == sum(each.weight_bytes.values())
 
 
 @pytest.mark.parametrize(

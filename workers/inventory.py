@@ -3,10 +3,11 @@ that a forward pass can't avoid."""
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
 import torch
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from schemas.frames import ForwardCosts, Loaded
@@ -14,6 +15,16 @@ from workers.device import Device
 from workers.protocol import LoadedModel
 
 MOST_NAMES = 20
+SCALES = {"scales", "scale", "SCB", "absmax", "scale_and_zero"}
+"""What AutoAWQ and GPTQModel, torchao, and bitsandbytes call them."""
+ZERO_POINTS = {"qzeros", "zero_point"}
+
+
+class Stored(NamedTuple):
+    """A tensor that a model holds, by the name under which its module or its parameter does."""
+
+    name: str
+    tensor: torch.Tensor
 
 
 def take_inventory(loaded: LoadedModel, device: Device) -> Loaded:
@@ -24,7 +35,8 @@ def take_inventory(loaded: LoadedModel, device: Device) -> Loaded:
     linears = {name: each for name, each in model.named_modules() if hasattr(each, "in_features")}
     leaves = (module for module in model.modules() if not any(module.children()))
     return Loaded(
-        weight_bytes=_bytes_by_dtype(_stored_tensors(model)),
+        weight_bytes=_bytes_by(_dtype, _stored_tensors(model)),
+        weight_kinds=_bytes_by(_kind, _stored_tensors(model)),
         linear_classes=_classes(linears.values()),
         compute_dtype=_short(model.dtype),
         parameters=sum(parameter.numel() for parameter in skeleton.parameters()),
@@ -36,35 +48,78 @@ def take_inventory(loaded: LoadedModel, device: Device) -> Loaded:
     )
 
 
-def _stored_tensors(module: torch.nn.Module) -> Iterator[torch.Tensor]:
-    yield from module.buffers()
-    for parameter in module.parameters():
-        yield parameter.data
-        # bitsandbytes hangs scales (SCB, or a quant_state of several tensors) on the parameter itself.
-        for attached in vars(parameter).values():
-            for tensor in (attached, *getattr(attached, "__dict__", {}).values()):
-                if isinstance(tensor, torch.Tensor):
-                    yield tensor
+def _stored_tensors(module: torch.nn.Module) -> Iterator[Stored]:
+    for name, buffer in module.named_buffers():
+        yield Stored(name, buffer)
+    for name, parameter in module.named_parameters():
+        yield from _unwrapped(Stored(name, parameter))
+        # bitsandbytes hangs scales on the parameter itself: SCB, or a quant_state, which may hold another.
+        yield from _tensors_in(parameter)
+        state = getattr(parameter, "quant_state", None)
+        while state is not None:
+            yield from _tensors_in(state)
+            state = state.state2
 
 
-def _bytes_by_dtype(tensors: Iterable[torch.Tensor]) -> dict[str, int]:
+def _unwrapped(stored: Stored) -> Iterator[Stored]:
+    """The tensor itself, or those around which a subclass like torchao's is a mere wrapper."""
+    if not is_traceable_wrapper_subclass(stored.tensor):
+        yield stored
+        return
+    names, _ = stored.tensor.__tensor_flatten__()
+    for name in names:
+        yield from _unwrapped(Stored(name, getattr(stored.tensor, name)))
+
+
+def _tensors_in(holder: object) -> Iterator[Stored]:
+    for name, value in vars(holder).items():
+        if isinstance(value, torch.Tensor):
+            yield Stored(name, value)
+
+
+def _bytes_by(quality: Callable[[Stored], str], tensors: Iterable[Stored]) -> dict[str, int]:
     """Bytes of distinct storage: tied weights count once."""
     found: Counter[str] = Counter()
     seen = set()
-    for tensor in tensors:
-        storage = tensor.untyped_storage()
+    for stored in tensors:
+        storage = stored.tensor.untyped_storage()
         if storage.data_ptr() not in seen:
             seen.add(storage.data_ptr())
-            found[_short(tensor.dtype)] += storage.nbytes()
+            found[quality(stored)] += storage.nbytes()
     return dict(found)
 
 
+def _dtype(stored: Stored) -> str:
+    return _short(stored.tensor.dtype)
+
+
+def _kind(stored: Stored) -> str:
+    """What a stored tensor is for, by what the libraries call it, e.g. `scales float16`."""
+    last = stored.name.rpartition(".")[2]
+    if last in ZERO_POINTS:
+        kind = "zero points"
+    elif last in SCALES:
+        kind = "scales"
+    elif stored.tensor.dim() > 1:
+        kind = "matrices"
+    else:
+        kind = "vectors"
+    return f"{kind} {_dtype(stored)}"
+
+
 def _classes(modules: Iterable[torch.nn.Module]) -> dict[str, int]:
-    return dict(Counter(type(module).__name__ for module in modules))
+    return dict(Counter(map(_class, modules)))
+
+
+def _class(module: torch.nn.Module) -> str:
+    """Name of its class, and in brackets of its weight's where that multiplies in its own way."""
+    name = type(module).__name__
+    weight = getattr(module, "weight", None)
+    return f"{name}[{type(weight).__name__}]" if is_traceable_wrapper_subclass(weight) else name
 
 
 def _unquantized(linears: dict[str, torch.nn.Module]) -> dict[str, int]:
-    plain = [name for name, module in linears.items() if type(module) is torch.nn.Linear]
+    plain = [name for name, module in linears.items() if _class(module) == torch.nn.Linear.__name__]
     if len(plain) == len(linears):
         return {}
     return dict(Counter(re.sub(r"\b\d+\b", "*", name) for name in plain))
@@ -101,7 +156,7 @@ def _costs(model: PreTrainedModel, skeleton: PreTrainedModel) -> ForwardCosts | 
     head = skeleton.get_output_embeddings().weight.numel()
     linears = (each for each in skeleton.modules() if isinstance(each, torch.nn.Linear))
     return ForwardCosts(
-        step_weight_bytes=sum(_bytes_by_dtype(_read_by_a_step(model)).values()),
+        step_weight_bytes=sum(_bytes_by(_dtype, _read_by_a_step(model)).values()),
         kv_bytes_per_token=2 * config.num_hidden_layers * key_heads * head_size * model.dtype.itemsize,
         linear_parameters=sum(each.weight.numel() for each in linears) - head,
         head_parameters=head,
@@ -109,14 +164,14 @@ def _costs(model: PreTrainedModel, skeleton: PreTrainedModel) -> ForwardCosts | 
     )
 
 
-def _read_by_a_step(model: PreTrainedModel) -> Iterator[torch.Tensor]:
+def _read_by_a_step(model: PreTrainedModel) -> Iterator[Stored]:
     """All that is stored, input embeddings apart: a step reads one row of them, unless the head is tied."""
     embeddings = model.get_input_embeddings().weight.untyped_storage().data_ptr()
     head = model.get_output_embeddings()
-    tied = embeddings in {tensor.untyped_storage().data_ptr() for tensor in _stored_tensors(head)}
-    for tensor in _stored_tensors(model):
-        if tied or tensor.untyped_storage().data_ptr() != embeddings:
-            yield tensor
+    tied = embeddings in {stored.tensor.untyped_storage().data_ptr() for stored in _stored_tensors(head)}
+    for stored in _stored_tensors(model):
+        if tied or stored.tensor.untyped_storage().data_ptr() != embeddings:
+            yield stored
 
 
 def _short(dtype: torch.dtype) -> str:
