@@ -24,7 +24,7 @@ Bound = Literal["launch", "bandwidth", "compute", "kernel"]
 
 BUSY_SHARE = 0.75
 """Part of a step under which the GPU is taken to wait for the host. On an H100, replaying CUDA graphs kept it
-busy throughout, and eager decode of the same models for 7% to 36% of the time (results/h100-modes,
+busy throughout, and eager decode of the same models for 6% to 22% of the time (results/h100-modes,
 results/h100-precisions-7b): this stands between, near the graphs, since a GPU that idles for a quarter of its
 time isn't shown at its best."""
 

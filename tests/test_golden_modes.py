@@ -4,8 +4,6 @@ They are the records that the README quotes. Figures here are facts of those run
 that they read otherwise than they did.
 """
 
-from pathlib import Path
-
 import pytest
 from conftest import ROOT
 
@@ -43,7 +41,7 @@ def test_a_mode_that_a_precision_cannot_do_is_a_failed_row(precisions: Run) -> N
     assert refused.kind == "unsupported"
     assert refused.message.startswith("it waits for the GPU in every step, at `if outliers.any():`")
     assert "CUDA error" not in refused.message
-    assert len(outcomes) == 6
+    assert len(outcomes) == 7
     assert all(isinstance(outcome, Done) for outcome in outcomes.values())
 
 
@@ -84,7 +82,7 @@ def test_what_held_each_row_back(modes: Run, precisions: Run) -> None:
 
 def test_the_gpus_own_time_is_the_same_with_and_without_a_graph(precisions: Run) -> None:
     rows = rows_of(precisions)
-    for name in ("fp16", "int8-t0"):
+    for name in ("fp16", "int8-t0", "awq"):
         busy_s = rows[name].decode_busy_s
         assert busy_s == pytest.approx(rows[f"{name} graph"].decode_busy_s, rel=0.03)
 
@@ -100,10 +98,10 @@ def test_the_sentences(precisions: Run) -> None:
     told = notes(precisions, summarize(precisions.cells, precisions.peaks))
     (launch,) = [line for line in told if "launch-bound" in line]
     assert launch.startswith(
-        "fp16, int8, int8-t0 and awq are launch-bound: the GPU works 9% to 36% of the time"
+        "fp16, int8, int8-t0 and awq are launch-bound: the GPU works 8% to 22% of the time"
     )
     assert "for int8, waits for 224 copies back to it" in launch
-    assert "see fp16 graph and int8-t0 graph" in launch
+    assert "see fp16 graph, int8-t0 graph and awq graph" in launch
     assert any(
         line.startswith(
             "int8-t0 graph runs at 1.06× FP16's speed, though it reads 1.9× fewer bytes: 7.3 against 7.7 ms"
@@ -111,8 +109,9 @@ def test_the_sentences(precisions: Run) -> None:
         for line in told
     )
     markdown = as_markdown(precisions)
-    assert "| int8-t0 | eager | 98.8 | 12.2 | (0.26×) |" in markdown
-    assert "| int8-t0 | graph | 56.0 | 137.8 | 1.06× |" in markdown
+    assert "| int8-t0 | eager | 64.4 | 15.3 | (0.54×) |" in markdown
+    assert "| int8-t0 | graph | 89.4 | 137.7 | 1.06× |" in markdown
+    assert "| awq | graph | 73.2 | 97.9 | 0.76× |" in markdown
 
 
 def test_peaks_stand_beside_the_data_sheet(modes: Run) -> None:
@@ -142,9 +141,6 @@ def test_a_power_limit_shows_in_its_trials_alone() -> None:
 
 
 def test_the_records_name_no_folder_of_the_machine_they_were_made_on() -> None:
-    for folder in ("h100-modes", "h100-precisions-7b"):
-        for file in Path(RESULTS / folder).rglob("*.json*"):
-            text = file.read_text()
-            assert '"/root' not in text, file
-            assert '"/work' not in text, file
-            assert '"/tmp' not in text, file
+    for file in RESULTS.rglob("*.json*"):
+        text = file.read_text()
+        assert not any(f'"/{folder}' in text for folder in ("root", "work", "tmp")), file

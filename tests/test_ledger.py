@@ -182,7 +182,7 @@ def test_the_command_draws_up_the_ledger_of_a_phase() -> None:
     rows = {
         line.strip().split("  ")[0]: line.split()[-3:] for line in shown.splitlines()[:20] if line.strip()
     }
-    assert rows["split fragments"] == ["3.2", "8.1", "301.8"]
+    assert rows["split fragments"] == ["1.6", "8.1", "302.3"]
     assert rows["= process, by NVML"] == ["15,266.0", "15,392.0", "9,392.0"]
     assert rows["residual"] == ["0.0", "0.0", "0.0"]
     told = CliRunner().invoke(show_memory, [folder, "--json"], standalone_mode=False).output

@@ -75,6 +75,16 @@ def test_loading_leaves_the_weights_and_nothing_else(folder: str) -> None:
         assert found.weights_measured_bytes == pytest.approx(found.weights_predicted_bytes, rel=0.01)
 
 
+@pytest.mark.parametrize("folder", ["results/h100-precisions-7b", "results/h100-precisions-0.5b"])
+def test_on_an_h100_the_cache_is_as_large_as_predicted(folder: str) -> None:
+    found = [needs(cell) for cell in read_run(ROOT / folder).cells if cell.trials]
+    assert len(found) >= 3
+    for need in found:
+        assert need
+        assert need.kv_measured_bytes
+        assert need.kv_measured_bytes == need.kv_predicted_bytes
+
+
 @pytest.mark.slow
 def test_the_cache_of_a_real_worker_is_as_large_as_predicted(lively: Path, cache: Path) -> None:
     prompts = ["Name a river.", "Why is the sky blue?"]

@@ -74,11 +74,11 @@ def test_cells_of_one_worker_lie_on_one_clock(seven_b: Run) -> None:
     lines = drawn(seven_b)
     assert [line.precision for line in lines] == ["fp16", "int8", "int8-t0", "awq"]
     named = [[cell.name for cell in line.cells] for line in lines]
-    assert named == [["fp16", "fp16 graph"], ["int8", "int8 graph"], ["int8-t0", "int8-t0 graph"], ["awq"]]
+    assert named == [[name, f"{name} graph"] for name in ("fp16", "int8", "int8-t0", "awq")]
     assert [cell.name for line in lines for cell in line.cells if cell.failed] == ["int8 graph"]
     fp16 = lines[0]
     assert fp16.cells[0].start_s == 0
-    assert fp16.cells[0].end_s == fp16.cells[1].start_s == pytest.approx(31.29, abs=0.01)
+    assert fp16.cells[0].end_s == fp16.cells[1].start_s == pytest.approx(35.12, abs=0.01)
     assert fp16.cells[1].end_s == fp16.end_s == pytest.approx(33.5, abs=0.1)
     # The worker's own phases stand in both cells' records, and once here.
     phases = [span.phase for span in fp16.phases]
@@ -234,13 +234,13 @@ def test_a_page_names_every_curve_phase_cell_and_unit(seven_b: Run) -> None:
     heading = "Memory of random-qwen2.5-7b on NVIDIA H100 80GB HBM3, run h100-precisions-7b"
     assert told.count(heading) == 2  # of the page, and in the picture
     assert {"FP16", "INT8 (LLM.int8)", "INT8 (threshold 0)", "AWQ INT4 (AutoAWQ)"} <= set(told)
-    assert {"fp16", "fp16 graph", "int8 graph, failed", "awq"} <= set(told)
+    assert {"fp16", "fp16 graph", "int8 graph, failed", "awq graph"} <= set(told)
     assert {"start", "context", "load", "warmup", "setup", "profile", "prefill, decode ×2"} <= set(told)
     assert "seconds since the worker's start" in told
     assert told.count("GiB") == 4
     assert "NVML, whole device 15.04 GiB" in told
     assert "○ NVML, process 9.18 GiB" in told
-    assert "torch allocated 5.27 GiB" in told
+    assert "torch allocated 5.31 GiB" in told
     assert "torch peak 8.34 GiB, in load" in told
 
 
