@@ -79,7 +79,7 @@ def test_cells_of_one_worker_lie_on_one_clock(seven_b: Run) -> None:
     fp16 = lines[0]
     assert fp16.cells[0].start_s == 0
     assert fp16.cells[0].end_s == fp16.cells[1].start_s == pytest.approx(35.12, abs=0.01)
-    assert fp16.cells[1].end_s == fp16.end_s == pytest.approx(33.5, abs=0.1)
+    assert fp16.cells[1].end_s == fp16.end_s == pytest.approx(37.65, abs=0.01)
     # The worker's own phases stand in both cells' records, and once here.
     phases = [span.phase for span in fp16.phases]
     assert phases[:3] == ["start", "context", "load"]
