@@ -104,6 +104,15 @@ def test_compilation_is_timed_apart(lively: Path, cache: Path) -> None:
 
 
 @pytest.mark.slow
+def test_layers_that_the_compiler_cannot_follow_are_called_as_they_are(tiny_llama: Path, cache: Path) -> None:
+    jobs = [make_job("awq", tiny_llama, cache, decode=mode) for mode in ("eager", "compile", "eager")]
+    eager, compiled, again = run_jobs(jobs)
+    assert compiled.one(SetUp).graph_breaks == 0
+    said = [[trial.token_ids for trial in run.all(Trial)] for run in (eager, compiled, again)]
+    assert said[0] == said[1] == said[2]
+
+
+@pytest.mark.slow
 def test_without_a_compiler_the_mode_is_refused_in_words(lively: Path, cache: Path, tmp_path: Path) -> None:
     jobs = [make_job("fp32", lively, cache, decode=mode) for mode in ("compile", "eager")]
     empty = tmp_path / "bin"

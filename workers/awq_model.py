@@ -24,6 +24,7 @@ from workers.transformers_model import load_tokenizer
 RANDOM_GROUP_SIZE = 128
 ZERO_POINTS_OF_8 = 0x88888888 - 2**32
 """Eight 4-bit zero points of 8, as a signed 32-bit integer."""
+OPAQUE = (gemm.WQLinear_GEMM,)
 DEVIATION_OF_INT4 = math.sqrt((16**2 - 1) / 12)
 """Standard deviation of a uniform integer from 0 to 15."""
 
@@ -46,10 +47,10 @@ def load_awq_model(job: Job) -> LoadedModel:
     """
     with _runnable_on(job.device):
         if job.model.is_random:
-            return LoadedModel(_random_awq_model(job), None, _settings())
+            return LoadedModel(_random_awq_model(job), None, _settings(), OPAQUE)
         checkpoint = job.checkpoint or str(packed_folder(job))
         loaded = AutoAWQForCausalLM.from_quantized(checkpoint, fuse_layers=False, device_map={"": job.device})
-        return LoadedModel(loaded.model.eval(), load_tokenizer(job), _settings())
+        return LoadedModel(loaded.model.eval(), load_tokenizer(job), _settings(), OPAQUE)
 
 
 def _settings() -> dict[str, str]:

@@ -23,25 +23,29 @@ from schemas.job import DecodeMode
 from workers.compilation import CompiledStep, forget_compiled
 from workers.device import Device
 from workers.generation import Generate, generate_stepwise
+from workers.opaque import opaque
 from workers.prompts import Batch
+from workers.protocol import LoadedModel
 from workers.static_cache import StepState, grouped_attention_in
 from workers.transformers_generate import generate_with_transformers
 
 
 @contextmanager
 def decoding(
-    mode: DecodeMode, model: PreTrainedModel, batches: list[Batch], new_tokens: int, device: Device
+    mode: DecodeMode, loaded: LoadedModel, batches: list[Batch], new_tokens: int, device: Device
 ) -> Iterator[tuple[Generate, SetUp]]:
     """Ready to generate from `batches` in this mode, for as long as a `with`; see `SetUp` for what it took.
 
     Raises `Unsupported` where the precision or the device can't do it.
     """
+    model = loaded.model
     if mode == "generate":
         yield partial(generate_with_transformers, model, device), SetUp(setup_s=0.0)
     elif mode == "eager":
         yield partial(generate_stepwise, EagerStepper(model, new_tokens, device), device), SetUp(setup_s=0.0)
     else:
-        with grouped_attention_in(model) as grouped:
+        hidden = loaded.opaque if mode == "compile" else ()
+        with grouped_attention_in(model) as grouped, opaque(model, hidden):
             state = StepState(model, batches, new_tokens, grouped)
             stepper = StaticStepper(model, state, new_tokens, device)
             try:

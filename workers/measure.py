@@ -92,7 +92,7 @@ def _measure_cell(
     batches = make_batches(job, loaded.tokenizer, loaded.model.config.vocab_size)
     _check_context(loaded, batches, workload.new_tokens)
     enter("setup")
-    with decoding(workload.decode, loaded.model, batches, workload.new_tokens, device) as (generate, facts):
+    with decoding(workload.decode, loaded, batches, workload.new_tokens, device) as (generate, facts):
         channel.send(facts)
         enter("warmup")
         channel.send(_warm_up(generate, batches[0], workload, channel, deadline_ns))

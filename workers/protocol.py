@@ -47,6 +47,8 @@ class LoadedModel(NamedTuple):
     settings: Mapping[str, str] = {}
     """What decides on kernels and can't be read off the model's config, e.g. which of a layer's kernels is
     taken."""
+    opaque: tuple[type, ...] = ()
+    """Classes of linear layers that torch.compile has to call as they are; see `workers/opaque.py`."""
 
 
 Load = Callable[[Job], LoadedModel]

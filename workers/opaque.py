@@ -1,0 +1,47 @@
+"""Linear layers that torch.compile calls as they are, without a look inside.
+
+Kernels of quantization libraries are reached through code that the compiler can't follow: autograd functions,
+locks, operators without a description of their result. Where it tries, the step falls into pieces, and a fast
+kernel looks slow (Marlin: 12 tok/s instead of 181). One operator of ours stands for all such layers; all that
+the compiler knows of it is the shape of what comes out.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+_layers: list[torch.nn.Module] = []
+"""Those that are opaque now. An operator takes tensors and numbers: a layer is called by its place here."""
+
+
+@torch.library.custom_op("qbench::linear", mutates_args=())
+def _linear(x: torch.Tensor, place: int) -> torch.Tensor:
+    layer = _layers[place]
+    return type(layer).forward(layer, x)
+
+
+@_linear.register_fake
+def _(x: torch.Tensor, place: int) -> torch.Tensor:
+    return x.new_empty(*x.shape[:-1], _layers[place].out_features)
+
+
+@contextmanager
+def opaque(model: torch.nn.Module, classes: tuple[type, ...]) -> Iterator[None]:
+    """Call the layers of these `classes` through an operator that can't be looked into, while in a `with`.
+
+    Each has an attribute `out_features`, and takes (…, in features) to (…, out features) in one dtype.
+    """
+    _layers.extend(layer for layer in model.modules() if isinstance(layer, classes))
+    for place, layer in enumerate(_layers):
+        layer.forward = _calling(place)
+    try:
+        yield
+    finally:
+        for layer in _layers:
+            del layer.forward  # that of the class comes to light again
+        _layers.clear()
+
+
+def _calling(place: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    return lambda x: torch.ops.qbench.linear(x, place)
