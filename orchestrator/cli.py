@@ -16,7 +16,7 @@ from orchestrator.machine import describe_machine
 from orchestrator.models import resolve_model
 from orchestrator.nvml import Nvml, NvmlUnavailable
 from orchestrator.plan import Plan, make_plan
-from orchestrator.precisions import find_precisions
+from orchestrator.precisions import find_all_precisions
 from orchestrator.progress import watcher
 from orchestrator.report.listing import print_plan, print_precisions
 from orchestrator.report.summary import as_json, print_summary
@@ -51,7 +51,7 @@ def orchestrate(json_: bool, verbose: bool, list_: bool, dry_run: bool, **given:
     with ExitStack() as stack:
         nvml, gpu_reason = open_nvml(stack)
         if list_:
-            print_precisions(find_precisions(), options, nvml.gpus() if nvml else [])
+            print_precisions(find_all_precisions(options.workers), options, nvml.gpus() if nvml else [])
             return 0
         plan = lay_out(options, nvml)
         if dry_run:
@@ -88,7 +88,8 @@ def lay_out(options: Options, nvml: Nvml | None) -> Plan:
     def find_model() -> ModelSource:
         return resolve_model(options.model, cache_folder(), say=lambda line: click.echo(line, err=True))
 
-    return make_plan(options, find_precisions(), find_model, nvml.gpus() if nvml else [], cache_folder())
+    precisions = find_all_precisions(options.workers)
+    return make_plan(options, precisions, find_model, nvml.gpus() if nvml else [], cache_folder())
 
 
 def start_run(options: Options, plan: Plan, nvml: Nvml | None, gpu_reason: str | None) -> RunFolder:

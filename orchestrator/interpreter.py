@@ -3,7 +3,8 @@
 A precision may need an environment of its own (other versions of torch or transformers), so a worker's
 interpreter can be any Python, and that Python need not know qbench. It is lent two packages, `workers`
 and `schemas`, through a folder of two links on PYTHONPATH. Putting the folder that *holds* them there
-would, where qbench is installed, lend the parent's whole site-packages and mix two environments.
+would, where qbench is installed, lend the parent's whole site-packages and mix two environments. A third
+link lends the folder of a user's own workers, as a package beside ours.
 """
 
 import os
@@ -24,6 +25,7 @@ import msgspec
 from packaging.utils import canonicalize_name
 
 from orchestrator.errors import BadInput
+from orchestrator.precisions import Precision
 
 OLDEST_PYTHON = (3, 11)
 """The first with `-P`, which keeps the user's working directory off `sys.path`."""
@@ -92,11 +94,14 @@ def find_interpreter(value: str) -> Interpreter:
 
 
 @contextmanager
-def lent_packages() -> Iterator[Path]:
-    """A folder that holds `workers` and `schemas` and nothing else, for as long as workers run."""
+def lent_packages(precisions: Iterable[Precision] = ()) -> Iterator[Path]:
+    """A folder for as long as workers run: it holds `workers`, `schemas`, and whatever package else one of
+    `precisions` lies in."""
+    lent = {precision.package: precision.path.parent for precision in precisions}
+    lent |= {package: _OUR_ROOT / package for package in _LENT}
     with tempfile.TemporaryDirectory(prefix="qbench-") as folder:
-        for package in _LENT:
-            Path(folder, package).symlink_to(_OUR_ROOT / package, target_is_directory=True)
+        for package, place in lent.items():
+            Path(folder, package).symlink_to(place, target_is_directory=True)
         yield Path(folder)
 
 

@@ -1,6 +1,6 @@
 """From options to jobs: which precisions, on which device, under which interpreter. No process is started."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -77,7 +77,7 @@ def make_plan(
                 model=model,
                 workload=workload,
                 device=device,
-                packages=[Requirement(need).name for need in precision.requirements],
+                packages=list(packages_of(precision)),
                 checkpoint=options.checkpoint.get(precision.name),
                 seed=options.seed,
                 cache_folder=str(cache_folder),
@@ -90,6 +90,13 @@ def make_plan(
     ]
     default_budget_s = CPU_BUDGET_S if device == "cpu" else None
     return Plan(cells, options.budget or default_budget_s, options.cooldown)
+
+
+def packages_of(precision: Precision) -> Iterator[str]:
+    """Distributions that its header names for a machine like this one."""
+    for need in map(Requirement, precision.requirements):
+        if need.marker is None or need.marker.evaluate():
+            yield need.name
 
 
 def list_workloads(options: Options, device: str) -> list[Workload]:

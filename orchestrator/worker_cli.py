@@ -20,7 +20,7 @@ from orchestrator.interpreter import lent_packages, worker_command, worker_envir
 from orchestrator.nvml import Nvml
 from orchestrator.observation import Observation
 from orchestrator.plan import Cell
-from orchestrator.precisions import find_precisions
+from orchestrator.precisions import find_all_precisions
 from orchestrator.report.frames import describe
 from orchestrator.report.listing import print_precisions
 from orchestrator.worker_process import WorkerProcess
@@ -40,8 +40,8 @@ def main() -> None:
 @click.command("qbench-worker")
 @click.argument("name", metavar="PRECISION", required=False)
 @takes_options(
-    "model", "checkpoint", "python", "device", "prompts", "decode", "prompt_tokens", "depth", "new_tokens",
-    "batch_size", "warmup", "seed", "budget", "timeout",
+    "model", "workers", "checkpoint", "python", "device", "prompts", "decode", "prompt_tokens", "depth",
+    "new_tokens", "batch_size", "warmup", "seed", "budget", "timeout",
 )  # fmt: skip
 @click.option(
     "--list", "list_", is_flag=True, help="List the precisions, their packages, and which run here."
@@ -54,10 +54,11 @@ def work(name: str | None, list_: bool, **given: Any) -> int:
     with ExitStack() as stack:
         nvml, _ = open_nvml(stack)
         if list_:
-            print_precisions(find_precisions(), options, nvml.gpus() if nvml else [])
+            print_precisions(find_all_precisions(options.workers), options, nvml.gpus() if nvml else [])
             return 0
         if name is None:
-            raise BadInput("PRECISION", "", "is missing", "Name one of: " + ", ".join(find_precisions()))
+            known = ", ".join(find_all_precisions(options.workers))
+            raise BadInput("PRECISION", "", "is missing", f"Name one of: {known}")
         plan = lay_out(options, nvml)
         if plan.left_out:
             raise BadInput("PRECISION", name, plan.left_out[name], "See qbench-worker --list")
@@ -71,7 +72,7 @@ def follow(cells: list[Cell], nvml: Nvml | None, options: Options) -> int:
     show = describe if sys.stdout.isatty() else _raw
     if first.job.model.notice:
         click.echo(first.job.model.notice, err=True)
-    with lent_packages() as lent:
+    with lent_packages([first.precision]) as lent:
         command = worker_command(first.interpreter, first.precision.module)
         environment = worker_environment(first.interpreter, lent)
         with (
