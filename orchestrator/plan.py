@@ -7,6 +7,7 @@ from typing import NamedTuple
 from packaging.requirements import Requirement
 
 from orchestrator.availability import why_not
+from orchestrator.environments import find_environment, make_command
 from orchestrator.errors import BadInput
 from orchestrator.interpreter import Interpreter, find_interpreter, own_interpreter
 from orchestrator.precisions import Precision, choose
@@ -59,7 +60,7 @@ def make_plan(
     chosen = choose_precisions(options, precisions)
     choose(precisions, options.checkpoint, "--checkpoint")
     device = choose_device(options.device, gpus)
-    interpreters = choose_interpreters(options.python, precisions)
+    interpreters = choose_interpreters(options.python, precisions, cache_folder)
     workloads = list_workloads(options, device)
     obstacles = {
         precision.name: check(precision, device, gpus, interpreters[precision.name]) for precision in chosen
@@ -150,12 +151,22 @@ def choose_device(value: str, gpus: list[Gpu]) -> str:
 
 
 def choose_interpreters(
-    chosen: Mapping[str, str], precisions: Mapping[str, Precision]
+    chosen: Mapping[str, str], precisions: Mapping[str, Precision], cache_folder: Path
 ) -> dict[str, Interpreter]:
-    """Precision → the interpreter that `--python` names for it, else the parent's own."""
+    """Precision → the interpreter that `--python` names for it, or that of its own environment, or else the
+    parent's own."""
     choose(precisions, chosen, "--python")
-    own = own_interpreter()
-    return {name: find_interpreter(chosen[name]) if name in chosen else own for name in precisions}
+    return {
+        name: find_interpreter(chosen[name]) if name in chosen else _interpreter_of(precision, cache_folder)
+        for name, precision in precisions.items()
+    }
+
+
+def _interpreter_of(precision: Precision, cache_folder: Path) -> Interpreter:
+    environment = find_environment(precision, cache_folder)
+    if environment is None or environment.outdated is not None:
+        return own_interpreter()
+    return environment.interpreter
 
 
 def check(precision: Precision, device: str, gpus: list[Gpu], interpreter: Interpreter) -> str | None:
@@ -168,7 +179,8 @@ def check(precision: Precision, device: str, gpus: list[Gpu], interpreter: Inter
         capability,
         interpreter.installed(),
         python_version=interpreter.python_version(),
-        pip=interpreter.pip_command(),
+        pip=None if interpreter.made else interpreter.pip_command(),
+        make_env=make_command(precision) if interpreter.own or interpreter.made else None,
     )
 
 

@@ -13,16 +13,17 @@ from typing import Any
 import click
 import msgspec
 
-from orchestrator.cli import lay_out, open_nvml
+from orchestrator.cache import cache_folder
+from orchestrator.cli import lay_out, list_precisions, open_nvml
 from orchestrator.command_line import read_options, run_command, takes_options
 from orchestrator.errors import BadInput
+from orchestrator.installer import drop_environment, make_environment
 from orchestrator.interpreter import lent_packages, worker_command, worker_environment
 from orchestrator.nvml import Nvml
 from orchestrator.observation import Observation
-from orchestrator.plan import Cell
-from orchestrator.precisions import find_all_precisions
+from orchestrator.plan import Cell, choose_device
+from orchestrator.precisions import choose, find_all_precisions
 from orchestrator.report.frames import describe
-from orchestrator.report.listing import print_precisions
 from orchestrator.worker_process import WorkerProcess
 from schemas.frames import AnyFrame, Done, Phase
 from schemas.options import Options
@@ -46,7 +47,11 @@ def main() -> None:
 @click.option(
     "--list", "list_", is_flag=True, help="List the precisions, their packages, and which run here."
 )
-def work(name: str | None, list_: bool, **given: Any) -> int:
+@click.option(
+    "--make-env", metavar="NAME", help="Make an environment of its own for a precision, used from then on."
+)
+@click.option("--drop-env", metavar="NAME", help="Remove the environment of its own that a precision has.")
+def work(name: str | None, list_: bool, make_env: str | None, drop_env: str | None, **given: Any) -> int:
     """Run the worker of one PRECISION in the foreground, without a run folder. Exits 0, or 1 if it fails."""
     if name is not None:
         given["precision"] = [name]
@@ -54,7 +59,15 @@ def work(name: str | None, list_: bool, **given: Any) -> int:
     with ExitStack() as stack:
         nvml, _ = open_nvml(stack)
         if list_:
-            print_precisions(find_all_precisions(options.workers), options, nvml.gpus() if nvml else [])
+            list_precisions(options, nvml)
+            return 0
+        if drop_env is not None:
+            click.echo(drop_environment(drop_env, cache_folder()))
+        if make_env is not None:
+            (precision,) = choose(find_all_precisions(options.workers), [make_env], "--make-env")
+            device = choose_device(options.device, nvml.gpus() if nvml else [])
+            click.echo(make_environment(precision, cache_folder(), device))
+        if drop_env is not None or make_env is not None:
             return 0
         if name is None:
             known = ", ".join(find_all_precisions(options.workers))
