@@ -9,10 +9,7 @@ environment needs none. It counts as one when its blueprint is written, which is
 import fcntl
 import os
 import shutil
-import signal
-import subprocess
 import sys
-from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -35,28 +32,18 @@ from orchestrator.environments import (
     python_in,
 )
 from orchestrator.errors import BadInput
+from orchestrator.installer_process import InstallerFailed, run_installer
 from orchestrator.interpreter import (
     Interpreter,
     ask_anew,
     find_interpreter,
     own_interpreter,
-    untied_environment,
 )
 from orchestrator.locks import lock_beside, lock_of_report, pinned, without_borrowed
 from orchestrator.precisions import Precision
 
 PYTHONS = ("python3.14", "python3.13", "python3.12", "python3.11")
 """Commands that are tried where a header does not allow the parent's own Python."""
-
-GRACE_S = 3.0
-"""How long an installer may take to end after it is asked to."""
-
-COMPLAINTS = ("ERROR: ", "error: ", "cause: ", "× ", "╰─▶ ")
-"""How pip and uv, new and old, begin a line that says what went wrong."""
-
-
-class _Failed(Exception):
-    """An installer failed; the text is what it complained of last."""
 
 
 def make_environment(precision: Precision, cache_folder: Path, device: str) -> str:
@@ -98,8 +85,10 @@ def drop_environment(name: str, cache_folder: Path) -> str:
     with _reserved(homes[name], "--drop-env"):
         for folder in homes[name].glob("*/"):
             _remove(folder)
-    locks = sorted(str(lock) for lock in homes[name].glob("*.txt"))
-    return f"{name} has no environment of its own any more; kept for the next: {', '.join(locks)}"
+    locks = ", ".join(sorted(str(lock) for lock in homes[name].glob("*.txt")))
+    return f"{name} has no environment of its own any more" + (
+        f"; its lock is kept: {locks}" if locks else ""
+    )
 
 
 @contextmanager
@@ -138,7 +127,7 @@ def _pythons() -> Iterator[Interpreter]:
 def _make_venv(folder: Path, precision: Precision, python: Interpreter, borrowed: Borrowed) -> None:
     folder.mkdir()
     with _told(precision, "no virtual environment could be made", f"Try {python.path} -m venv by hand"):
-        _run([python.path, "-P", "-m", "venv", "--without-pip", str(folder / "venv")])
+        run_installer([python.path, "-P", "-m", "venv", "--without-pip", str(folder / "venv")])
     # Not inside the virtual environment: what lies there, pip might remove, through the links.
     link_borrowed(borrowed, folder / "borrowed")
     (site_packages,) = folder.glob("venv/lib/python*/site-packages")
@@ -171,7 +160,7 @@ def _resolve(
         report = Path(scratch, "report.json")
         fix = f"Check the dependencies in {precision.path}"
         with _told(precision, "its packages can't be resolved", fix):
-            _run([*_pip(folder, index), "--dry-run", "--report", str(report), *requirements])
+            run_installer([*_pip(folder, index), "--dry-run", "--report", str(report), *requirements])
         return lock_of_report(report.read_bytes())
 
 
@@ -183,7 +172,7 @@ def _install(lock: Path, folder: Path, precision: Precision, device: str) -> Non
     if pins:
         installer = _installer(folder, _index(pins, device))
         with _told(precision, "its lock can't be installed", fix):
-            _run([*installer, "--no-deps", "--require-hashes", "-r", str(lock)])
+            run_installer([*installer, "--no-deps", "--require-hashes", "-r", str(lock)])
     ask_anew()
     unmet = unmet_needs(precision, Interpreter(str(python_in(folder)), own=False).installed())
     if unmet:
@@ -248,54 +237,5 @@ def _told(precision: Precision, problem: str, fix: str) -> Iterator[None]:
     """Turn the failure of an installer into one line."""
     try:
         yield
-    except _Failed as failure:
+    except InstallerFailed as failure:
         raise BadInput("--make-env", precision.name, f"{problem} ({failure})", fix) from None
-
-
-def _run(command: list[str]) -> None:
-    """Run an installer; what it says goes to stderr as it comes. Raises `_Failed`."""
-    said: deque[str] = deque(maxlen=200)
-    with _started(command) as process:
-        assert process.stderr is not None
-        for line in process.stderr:
-            click.echo(line, err=True, nl=False)
-            said.append(line.strip())
-    if process.returncode:
-        raise _Failed(_complaint(said) or f"{command[0]} ended with status {process.returncode}")
-
-
-@contextmanager
-def _started(command: list[str]) -> Iterator["subprocess.Popen[str]"]:
-    """An installer in a session of its own, so that an interrupt here ends it with all that it started."""
-    process = subprocess.Popen(
-        command,
-        env=untied_environment(),
-        stdin=subprocess.DEVNULL,
-        stdout=2,  # on a terminal pip draws its progress there
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-    )
-    with process:
-        try:
-            yield process
-        except BaseException:
-            _end_group(process)
-            raise
-
-
-def _end_group(process: "subprocess.Popen[str]") -> None:
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(GRACE_S)
-
-
-def _complaint(said: Iterable[str]) -> str:
-    """What of an installer's words tells why it failed: its last error, or whatever came last."""
-    lines = [line for line in said if line and not line.startswith("ERROR: ResolutionImpossible")]
-    errors = [line for line in lines if line.startswith(COMPLAINTS)]
-    last = (errors or lines or [""])[-1]
-    return next((last.removeprefix(each) for each in COMPLAINTS if last.startswith(each)), last)

@@ -280,6 +280,14 @@ def test_another_version_than_the_parents_stands_before_it_and_the_parents_stays
     assert all(Path(str(file.locate())).exists() for file in distribution("iniconfig").files or [])
 
 
+def test_a_header_that_wants_another_torch_gets_it_and_none_of_the_parents(place: Place) -> None:
+    make_wheel(place.index, "torch", "2.0")
+    place.write("torch==2.0", "qprobe==1.0")
+    place.make()
+    assert place.ask("__import__('torch').VERSION") == "2.0"
+    assert place.ask("u.find_spec('sympy') is None")
+
+
 def test_one_whose_loan_is_gone_is_not_run_and_is_made_anew(place: Place) -> None:
     place.write("torch>=2.6", "qprobe==1.0")
     place.make()
@@ -443,7 +451,7 @@ def test_a_dropped_one_is_gone_and_its_lock_makes_the_same_again(place: Place) -
     done = place.qbench("worker", "--drop-env", "mine")
     (lock,) = place.home.glob("*.txt")
     assert done.returncode == 0, done.stderr
-    assert done.stdout == f"mine has no environment of its own any more; kept for the next: {lock}\n"
+    assert done.stdout == f"mine has no environment of its own any more; its lock is kept: {lock}\n"
     assert place.left() == [lock.name]
     place.write("qprobe")
     assert "qprobe is not installed" in place.qbench("worker", "--list").stdout
