@@ -28,19 +28,21 @@ def why_not(
     installed: Mapping[str, str],
     *,
     python_version: str = platform.python_version(),
-    pip: str = "pip",
+    pip: str | None = "pip",
+    make_env: str | None = None,
 ) -> str | None:
     """Why `precision` can't run on `device` with these packages; None if nothing speaks against it.
 
     `device` is `cpu`, `cuda` or `cuda:N`; `compute_capability` is None on a CPU, or where it is unknown;
     `installed` maps canonical distribution names to versions, and, like `python_version` and `pip`,
-    belongs to the interpreter that the worker would run under.
+    belongs to the interpreter that the worker would run under. `pip` and `make_env` are the commands that
+    install into it and that make another; None for what is not to be advised.
     """
     return (
         _wrong_device(precision, device)
         or _too_old_gpu(precision, compute_capability)
-        or _too_old_python(precision, python_version)
-        or _missing_packages(precision, device, installed, pip)
+        or _too_old_python(precision, python_version, make_env)
+        or _missing_packages(precision, device, installed, pip, make_env)
     )
 
 
@@ -61,23 +63,29 @@ def _too_old_gpu(precision: Precision, compute_capability: tuple[int, int] | Non
     return f"needs a GPU of compute capability {needed}; this one has {major}.{minor}"
 
 
-def _too_old_python(precision: Precision, python_version: str) -> str | None:
+def _too_old_python(precision: Precision, python_version: str, make_env: str | None) -> str | None:
     needed = precision.requires_python
     if needed is None or SpecifierSet(needed).contains(python_version, prereleases=True):
         return None
-    return f"needs Python {needed}; this one is {python_version}"
+    return f"needs Python {needed}; this one is {python_version}" + (f": {make_env}" if make_env else "")
 
 
 def _missing_packages(
-    precision: Precision, device: str, installed: Mapping[str, str], pip: str
+    precision: Precision, device: str, installed: Mapping[str, str], pip: str | None, make_env: str | None
 ) -> str | None:
-    unmet = dict(_unmet([*precision.requirements, SCHEMAS_NEED], installed))
+    unmet = unmet_needs(precision, installed)
     if not unmet:
         return None
-    found = ", ".join(unmet.values())
     wants_torch = any(Requirement(need).name == "torch" for need in unmet)
     index = f" --extra-index-url {CPU_TORCH_INDEX}" if wants_torch and device == "cpu" else ""
-    return f"needs other packages ({found}): {pip} install {shlex.join(unmet)}{index}"
+    install = f"{pip} install {shlex.join(unmet)}{index}" if pip else None
+    commands = ", or ".join(filter(None, (install, make_env)))
+    return f"needs other packages ({', '.join(unmet.values())}): {commands}"
+
+
+def unmet_needs(precision: Precision, installed: Mapping[str, str]) -> dict[str, str]:
+    """Each requirement that is not met, as a PEP 508 string → what is there instead."""
+    return dict(_unmet([*precision.requirements, SCHEMAS_NEED], installed))
 
 
 def _unmet(requirements: list[str], installed: Mapping[str, str]) -> Iterator[tuple[str, str]]:

@@ -1,4 +1,5 @@
-"""Where qbench keeps what it fetched or prepared: the embedded model, converted weights, AWQ recipes."""
+"""Where qbench keeps what it fetched or prepared: the embedded model, converted weights, AWQ recipes, and
+environments of their own."""
 
 import os
 import shutil

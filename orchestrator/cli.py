@@ -12,11 +12,12 @@ from rich.console import Console
 
 from orchestrator.cache import cache_folder
 from orchestrator.command_line import read_options, run_command, takes_options
+from orchestrator.environments import outdated_line
 from orchestrator.machine import describe_machine
 from orchestrator.models import resolve_model
 from orchestrator.nvml import Nvml, NvmlUnavailable
 from orchestrator.plan import Plan, make_plan
-from orchestrator.precisions import find_precisions
+from orchestrator.precisions import find_all_precisions
 from orchestrator.progress import watcher
 from orchestrator.report.listing import print_plan, print_precisions
 from orchestrator.report.summary import as_json, print_summary
@@ -51,7 +52,7 @@ def orchestrate(json_: bool, verbose: bool, list_: bool, dry_run: bool, **given:
     with ExitStack() as stack:
         nvml, gpu_reason = open_nvml(stack)
         if list_:
-            print_precisions(find_precisions(), options, nvml.gpus() if nvml else [])
+            list_precisions(options, nvml)
             return 0
         plan = lay_out(options, nvml)
         if dry_run:
@@ -82,13 +83,24 @@ def open_nvml(stack: ExitStack) -> tuple[Nvml | None, str | None]:
         return None, str(error)
 
 
+def list_precisions(options: Options, nvml: Nvml | None) -> None:
+    """Print what there is to measure, and what would run here."""
+    precisions = find_all_precisions(options.workers)
+    print_precisions(precisions, options, nvml.gpus() if nvml else [], cache_folder())
+
+
 def lay_out(options: Options, nvml: Nvml | None) -> Plan:
-    """The plan of these options on this machine."""
+    """The plan of these options on this machine; environments that it passes over are told of."""
 
     def find_model() -> ModelSource:
         return resolve_model(options.model, cache_folder(), say=lambda line: click.echo(line, err=True))
 
-    return make_plan(options, find_precisions(), find_model, nvml.gpus() if nvml else [], cache_folder())
+    precisions = find_all_precisions(options.workers)
+    plan = make_plan(options, precisions, find_model, nvml.gpus() if nvml else [], cache_folder())
+    for name in dict.fromkeys(cell.precision.name for cell in plan.cells if cell.interpreter.own):
+        if line := outdated_line(precisions[name], cache_folder()):
+            click.echo(line, err=True)
+    return plan
 
 
 def start_run(options: Options, plan: Plan, nvml: Nvml | None, gpu_reason: str | None) -> RunFolder:

@@ -73,7 +73,7 @@ def _metavar(name: str, shape: shapes.Type, form: str | None) -> str:
         return {"names": "NAME,…", "range": "RANGE"}[form]
     if isinstance(shape, shapes.DictType):
         return "NAME=VALUE"
-    return {"precision": "NAME"}.get(name, "VALUE")
+    return {"precision": "NAME", "workers": "DIR"}.get(name, "VALUE")
 
 
 _FORMS = {

@@ -3,7 +3,8 @@
 A precision may need an environment of its own (other versions of torch or transformers), so a worker's
 interpreter can be any Python, and that Python need not know qbench. It is lent two packages, `workers`
 and `schemas`, through a folder of two links on PYTHONPATH. Putting the folder that *holds* them there
-would, where qbench is installed, lend the parent's whole site-packages and mix two environments.
+would, where qbench is installed, lend the parent's whole site-packages and mix two environments. A third
+link lends the folder of a user's own workers, as a package beside ours.
 """
 
 import os
@@ -24,6 +25,7 @@ import msgspec
 from packaging.utils import canonicalize_name
 
 from orchestrator.errors import BadInput
+from orchestrator.precisions import Precision
 
 OLDEST_PYTHON = (3, 11)
 """The first with `-P`, which keeps the user's working directory off `sys.path`."""
@@ -51,10 +53,13 @@ class _Answer(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Interpreter:
-    """A Python that workers can run under; `own` says that it is the parent's."""
+    """A Python that workers can run under."""
 
     path: str
     own: bool
+    """It is the parent's."""
+    made: bool = False
+    """It is of an environment that `--make-env` made for one precision."""
 
     def python_version(self) -> str:
         """Its version, e.g. `3.12.3`."""
@@ -69,6 +74,11 @@ class Interpreter:
     def pip_command(self) -> str:
         """What to type to install into this interpreter, e.g. `.venv/bin/python -m pip`."""
         return shlex.join([self.path, "-m", "pip"])
+
+
+def ask_anew() -> None:
+    """Forget what other interpreters said, since something was installed or removed."""
+    _ask.cache_clear()
 
 
 def own_interpreter() -> Interpreter:
@@ -92,11 +102,14 @@ def find_interpreter(value: str) -> Interpreter:
 
 
 @contextmanager
-def lent_packages() -> Iterator[Path]:
-    """A folder that holds `workers` and `schemas` and nothing else, for as long as workers run."""
+def lent_packages(precisions: Iterable[Precision] = ()) -> Iterator[Path]:
+    """A folder for as long as workers run: it holds `workers`, `schemas`, and whatever package else one of
+    `precisions` lies in."""
+    lent = {precision.package: precision.path.parent for precision in precisions}
+    lent |= {package: _OUR_ROOT / package for package in _LENT}
     with tempfile.TemporaryDirectory(prefix="qbench-") as folder:
-        for package in _LENT:
-            Path(folder, package).symlink_to(_OUR_ROOT / package, target_is_directory=True)
+        for package, place in lent.items():
+            Path(folder, package).symlink_to(place, target_is_directory=True)
         yield Path(folder)
 
 
@@ -107,7 +120,7 @@ def worker_command(interpreter: Interpreter, module: str) -> list[str]:
 
 def worker_environment(interpreter: Interpreter, lent: Path) -> dict[str, str]:
     """The environment variables a worker starts with; `lent` is the folder of `lent_packages`."""
-    environment = _untied(interpreter)
+    environment = dict(os.environ) if interpreter.own else untied_environment()
     # An empty entry would mean the working directory, and a relative one depend on it.
     inherited = [
         os.path.abspath(path) for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path
@@ -117,16 +130,16 @@ def worker_environment(interpreter: Interpreter, lent: Path) -> dict[str, str]:
     return environment
 
 
-def _untied(interpreter: Interpreter) -> dict[str, str]:
-    dropped = set() if interpreter.own else _OF_THE_PARENT
-    return {name: value for name, value in os.environ.items() if name not in dropped}
+def untied_environment() -> dict[str, str]:
+    """The environment variables for what shall know nothing of the parent's Python."""
+    return {name: value for name, value in os.environ.items() if name not in _OF_THE_PARENT}
 
 
 @cache
 def _ask(path: str) -> _Answer:
     """Start another interpreter once, as a worker's would be, and decode what it says of itself."""
     # A variable instead of -P, which a Python that is too old would refuse before it gives its version.
-    environment = _untied(Interpreter(path, own=False)) | {"PYTHONSAFEPATH": "1"}
+    environment = untied_environment() | {"PYTHONSAFEPATH": "1"}
     try:
         done = subprocess.run(
             [path, "-c", _QUESTION],

@@ -1,12 +1,13 @@
 """From options to jobs: which precisions, on which device, under which interpreter. No process is started."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from packaging.requirements import Requirement
 
 from orchestrator.availability import why_not
+from orchestrator.environments import find_environment, make_command
 from orchestrator.errors import BadInput
 from orchestrator.interpreter import Interpreter, find_interpreter, own_interpreter
 from orchestrator.precisions import Precision, choose
@@ -59,7 +60,7 @@ def make_plan(
     chosen = choose_precisions(options, precisions)
     choose(precisions, options.checkpoint, "--checkpoint")
     device = choose_device(options.device, gpus)
-    interpreters = choose_interpreters(options.python, precisions)
+    interpreters = choose_interpreters(options.python, precisions, cache_folder)
     workloads = list_workloads(options, device)
     obstacles = {
         precision.name: check(precision, device, gpus, interpreters[precision.name]) for precision in chosen
@@ -77,7 +78,7 @@ def make_plan(
                 model=model,
                 workload=workload,
                 device=device,
-                packages=[Requirement(need).name for need in precision.requirements],
+                packages=list(packages_of(precision)),
                 checkpoint=options.checkpoint.get(precision.name),
                 seed=options.seed,
                 cache_folder=str(cache_folder),
@@ -90,6 +91,13 @@ def make_plan(
     ]
     default_budget_s = CPU_BUDGET_S if device == "cpu" else None
     return Plan(cells, options.budget or default_budget_s, options.cooldown)
+
+
+def packages_of(precision: Precision) -> Iterator[str]:
+    """Distributions that its header names for a machine like this one."""
+    for need in map(Requirement, precision.requirements):
+        if need.marker is None or need.marker.evaluate():
+            yield need.name
 
 
 def list_workloads(options: Options, device: str) -> list[Workload]:
@@ -143,12 +151,22 @@ def choose_device(value: str, gpus: list[Gpu]) -> str:
 
 
 def choose_interpreters(
-    chosen: Mapping[str, str], precisions: Mapping[str, Precision]
+    chosen: Mapping[str, str], precisions: Mapping[str, Precision], cache_folder: Path
 ) -> dict[str, Interpreter]:
-    """Precision → the interpreter that `--python` names for it, else the parent's own."""
+    """Precision → the interpreter that `--python` names for it, or that of its own environment, or else the
+    parent's own."""
     choose(precisions, chosen, "--python")
-    own = own_interpreter()
-    return {name: find_interpreter(chosen[name]) if name in chosen else own for name in precisions}
+    return {
+        name: find_interpreter(chosen[name]) if name in chosen else _interpreter_of(precision, cache_folder)
+        for name, precision in precisions.items()
+    }
+
+
+def _interpreter_of(precision: Precision, cache_folder: Path) -> Interpreter:
+    environment = find_environment(precision, cache_folder)
+    if environment is None or environment.outdated is not None:
+        return own_interpreter()
+    return environment.interpreter
 
 
 def check(precision: Precision, device: str, gpus: list[Gpu], interpreter: Interpreter) -> str | None:
@@ -161,7 +179,8 @@ def check(precision: Precision, device: str, gpus: list[Gpu], interpreter: Inter
         capability,
         interpreter.installed(),
         python_version=interpreter.python_version(),
-        pip=interpreter.pip_command(),
+        pip=None if interpreter.made else interpreter.pip_command(),
+        make_env=make_command(precision) if interpreter.own or interpreter.made else None,
     )
 
 

@@ -1,8 +1,9 @@
-"""Which precisions there are, read from the headers of the files in `workers/`.
+"""Which precisions there are, read from the headers of the files in `workers/` and in a folder of the user's.
 
 A worker names its packages, label and devices in a PEP 723 block, with a `[tool.qbench]` table inside.
 The block is a comment, so listing the precisions parses text and imports nothing: neither torch nor
-the worker itself, whose packages may not even be installed here. A new precision is one new file.
+the worker itself, whose packages may not even be installed here. A new precision is one new file: in
+`workers/`, or, with no edit to the project, in the folder that `--workers` names.
 """
 
 import ast
@@ -11,14 +12,20 @@ import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
+from msgspec import Meta
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
 from orchestrator.errors import BadInput, QbenchError
 
 WORKERS_FOLDER = Path(__file__).resolve().parent.parent / "workers"
 """Our own, found beside this package; a lookup by name could meet a `workers/` of the user's."""
+
+USERS_PACKAGE = "user_workers"
+"""What the folder that `--workers` names is to Python, so that its files and ours can have the same names."""
 
 # The reference regular expression of PEP 723.
 _BLOCK = re.compile(r"(?m)^# /// (?P<type>[a-zA-Z0-9-]+)$\s(?P<content>(^#(| .*)$\s)+)^# ///$")
@@ -34,7 +41,8 @@ class BadHeader(QbenchError):
 class Precision(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One way to load the model: what the header of one worker says."""
 
-    name: str = msgspec.field(name="precision")
+    # A name becomes part of file names, and is what stands before the = of `--python NAME=PATH`.
+    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\Z")] = msgspec.field(name="precision")
     module: str
     """What `python -m` takes, e.g. `workers.int8_bnb`."""
     path: Path
@@ -50,41 +58,112 @@ class Precision(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     summary: str
     """First line of the worker's docstring."""
 
+    @property
+    def package(self) -> str:
+        """The package its module lies in; the folder of `path`."""
+        return self.module.partition(".")[0]
 
-def find_precisions(folder: Path = WORKERS_FOLDER) -> dict[str, Precision]:
+
+class _Tools(msgspec.Struct):
+    qbench: dict[str, Any] | None = None
+
+
+class _Header(msgspec.Struct):
+    """What of a PEP 723 block concerns us."""
+
+    dependencies: list[str] = []
+    requires_python: str | None = msgspec.field(name="requires-python", default=None)
+    tool: _Tools = msgspec.field(default_factory=_Tools)
+
+
+def find_all_precisions(users_folder: str | None) -> dict[str, Precision]:
+    """Ours and those in the folder that `--workers` names: name → precision, most bits first, then by name.
+
+    Raises `BadHeader`, and `BadInput` for a folder that can't be used or a name that is one of ours.
+    """
+    ours = find_precisions()
+    if users_folder is None:
+        return ours
+    theirs = _users_precisions(users_folder)
+    for name in ours.keys() & theirs.keys():
+        problem = f"the precision {name} is one of qbench's own"
+        raise BadInput("--workers", str(theirs[name].path), problem, "Give it another name in its header")
+    return _ranked(ours | theirs)
+
+
+def _users_precisions(users_folder: str) -> dict[str, Precision]:
+    folder = Path(users_folder).expanduser().absolute()
+    if not folder.is_dir():
+        problem = "is a file" if folder.exists() else "there is no such folder"
+        raise BadInput("--workers", users_folder, problem, "Name the folder that holds your worker files")
+    found = find_precisions(folder, USERS_PACKAGE)
+    if not found:
+        fix = "Write its header as CONTRIBUTING.md shows"
+        raise BadInput("--workers", users_folder, "no .py file in it has a [tool.qbench] table", fix)
+    return found
+
+
+def find_precisions(folder: Path = WORKERS_FOLDER, package: str = "workers") -> dict[str, Precision]:
     """Read every worker in `folder`: name → precision, most bits first, then by name.
 
     Files without a `[tool.qbench]` table are no workers and are left out. Raises `BadHeader`.
     """
     found: dict[str, Precision] = {}
-    for precision in filter(None, map(read_precision, sorted(folder.glob("*.py")))):
+    for path in sorted(folder.glob("*.py")):
+        precision = read_precision(path, package)
+        if precision is None:
+            continue
         if other := found.get(precision.name):
             problem = f"the precision {precision.name} is taken by {other.path.name}"
             raise BadHeader(precision.path, problem)
         found[precision.name] = precision
-    ranked = sorted(found.values(), key=lambda each: (-each.bits_per_weight, each.name))
+    return _ranked(found)
+
+
+def _ranked(precisions: Mapping[str, Precision]) -> dict[str, Precision]:
+    ranked = sorted(precisions.values(), key=lambda each: (-each.bits_per_weight, each.name))
     return {precision.name: precision for precision in ranked}
 
 
-def read_precision(path: Path) -> Precision | None:
-    """Read one worker's header; None where it has no `[tool.qbench]` table. Raises `BadHeader`."""
-    text = path.read_text(encoding="utf-8")
-    header = _script_block(path, text)
-    table = header.get("tool", {}).get("qbench")
-    if table is None:
+def read_precision(path: Path, package: str = "workers") -> Precision | None:
+    """Read one worker's header; None where it has no `[tool.qbench]` table. Raises `BadHeader`.
+
+    `package` is what the file's folder is to Python.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadHeader(path, f"can't be read: {error}") from None
+    header = _read_header(path, text)
+    if header.tool.qbench is None:
         return None
+    if "." in path.stem:
+        raise BadHeader(path, "has a dot in its name, so Python can't import it")
     facts = {
-        **table,
-        "module": f"{path.parent.name}.{path.stem}",
+        **header.tool.qbench,
+        "module": f"{package}.{path.stem}",
         "path": path,
-        "requirements": header.get("dependencies", []),
-        "requires_python": header.get("requires-python"),
+        "requirements": header.dependencies,
+        "requires_python": header.requires_python,
         "summary": _summary(path, text),
     }
     try:
         return msgspec.convert(facts, Precision)
     except msgspec.ValidationError as error:
         raise BadHeader(path, f"[tool.qbench]: {error}") from None
+
+
+def _read_header(path: Path, text: str) -> _Header:
+    block = _script_block(path, text)
+    try:
+        header = msgspec.convert(block, _Header)
+        for need in header.dependencies:
+            Requirement(need)
+        SpecifierSet(header.requires_python or "")
+    except (msgspec.ValidationError, InvalidRequirement, InvalidSpecifier) as error:
+        problem = str(error).partition("\n")[0]
+        raise BadHeader(path, f"its `# /// script` block: {problem}") from None
+    return header
 
 
 def choose(

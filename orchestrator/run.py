@@ -37,9 +37,11 @@ def run_plan(
     """
     budget = Budget(plan.budget_s, len(plan.runnable))
     idle = IdleGpu(nvml)
-    with lent_packages() as lent, watcher:
+    with lent_packages(cell.precision for cell in plan.cells) as lent, watcher:
         if plan.runnable:
-            idle.note(_keep_peaks(plan.runnable[0], folder, watcher, lent, timeout_s))
+            # They are the device's, so asked in the parent's own environment where any row runs in it.
+            first = min(plan.runnable, key=lambda cell: not cell.interpreter.own)
+            idle.note(_keep_peaks(first, folder, watcher, lent, timeout_s))
         pause = Pause(plan.cooldown_s)
         for _, cells in groupby(plan.cells, key=lambda cell: cell.precision.name):
             queue = deque(cells)

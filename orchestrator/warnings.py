@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from orchestrator.conditions import DIFFERENCE, FlagKind, flags
 from orchestrator.memory import on_gpu, phase_memory
 from orchestrator.units import duration, mib, milliseconds, percent
-from orchestrator.workloads import full_name
+from orchestrator.workloads import BASELINE, full_name
 from schemas.frames import Done
 from schemas.record import CellRecord, ForeignProcess, Run, Skipped
 
@@ -62,6 +62,23 @@ def _device(run: Run) -> Iterator[str]:
 
 
 def _mixed_versions(run: Run) -> Iterator[str]:
+    """Each row that differs from the baseline; without a baseline, who has which."""
+    baseline = next((cell.ready for cell in run.cells if cell.precision == BASELINE and cell.ready), None)
+    if baseline is None:
+        yield from _mixed_without_baseline(run)
+        return
+    for cell in run.cells:
+        here = cell.ready.versions if cell.ready else {}
+        mix = " and ".join(
+            f"{package} {here[package]} ({BASELINE}: {there})"
+            for package, there in baseline.versions.items()
+            if package in MIXED_PACKAGES and here.get(package, there) != there
+        )
+        if mix:
+            yield f"{cell.precision} ran with {mix}: what differs between them is not the precision alone"
+
+
+def _mixed_without_baseline(run: Run) -> Iterator[str]:
     for package in MIXED_PACKAGES:
         users: dict[str, list[str]] = {}
         for cell in run.cells:

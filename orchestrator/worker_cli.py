@@ -13,16 +13,17 @@ from typing import Any
 import click
 import msgspec
 
-from orchestrator.cli import lay_out, open_nvml
+from orchestrator.cache import cache_folder
+from orchestrator.cli import lay_out, list_precisions, open_nvml
 from orchestrator.command_line import read_options, run_command, takes_options
 from orchestrator.errors import BadInput
+from orchestrator.installer import drop_environment, make_environment
 from orchestrator.interpreter import lent_packages, worker_command, worker_environment
 from orchestrator.nvml import Nvml
 from orchestrator.observation import Observation
-from orchestrator.plan import Cell
-from orchestrator.precisions import find_precisions
+from orchestrator.plan import Cell, choose_device
+from orchestrator.precisions import choose, find_all_precisions
 from orchestrator.report.frames import describe
-from orchestrator.report.listing import print_precisions
 from orchestrator.worker_process import WorkerProcess
 from schemas.frames import AnyFrame, Done, Phase
 from schemas.options import Options
@@ -40,13 +41,17 @@ def main() -> None:
 @click.command("qbench-worker")
 @click.argument("name", metavar="PRECISION", required=False)
 @takes_options(
-    "model", "checkpoint", "python", "device", "prompts", "decode", "prompt_tokens", "depth", "new_tokens",
-    "batch_size", "warmup", "seed", "budget", "timeout",
+    "model", "workers", "checkpoint", "python", "device", "prompts", "decode", "prompt_tokens", "depth",
+    "new_tokens", "batch_size", "warmup", "seed", "budget", "timeout",
 )  # fmt: skip
 @click.option(
     "--list", "list_", is_flag=True, help="List the precisions, their packages, and which run here."
 )
-def work(name: str | None, list_: bool, **given: Any) -> int:
+@click.option(
+    "--make-env", metavar="NAME", help="Make an environment of its own for a precision, used from then on."
+)
+@click.option("--drop-env", metavar="NAME", help="Remove the environment of its own that a precision has.")
+def work(name: str | None, list_: bool, make_env: str | None, drop_env: str | None, **given: Any) -> int:
     """Run the worker of one PRECISION in the foreground, without a run folder. Exits 0, or 1 if it fails."""
     if name is not None:
         given["precision"] = [name]
@@ -54,10 +59,19 @@ def work(name: str | None, list_: bool, **given: Any) -> int:
     with ExitStack() as stack:
         nvml, _ = open_nvml(stack)
         if list_:
-            print_precisions(find_precisions(), options, nvml.gpus() if nvml else [])
+            list_precisions(options, nvml)
+            return 0
+        if drop_env is not None:
+            click.echo(drop_environment(drop_env, cache_folder()))
+        if make_env is not None:
+            (precision,) = choose(find_all_precisions(options.workers), [make_env], "--make-env")
+            device = choose_device(options.device, nvml.gpus() if nvml else [])
+            click.echo(make_environment(precision, cache_folder(), device))
+        if drop_env is not None or make_env is not None:
             return 0
         if name is None:
-            raise BadInput("PRECISION", "", "is missing", "Name one of: " + ", ".join(find_precisions()))
+            known = ", ".join(find_all_precisions(options.workers))
+            raise BadInput("PRECISION", "", "is missing", f"Name one of: {known}")
         plan = lay_out(options, nvml)
         if plan.left_out:
             raise BadInput("PRECISION", name, plan.left_out[name], "See qbench-worker --list")
@@ -71,7 +85,7 @@ def follow(cells: list[Cell], nvml: Nvml | None, options: Options) -> int:
     show = describe if sys.stdout.isatty() else _raw
     if first.job.model.notice:
         click.echo(first.job.model.notice, err=True)
-    with lent_packages() as lent:
+    with lent_packages([first.precision]) as lent:
         command = worker_command(first.interpreter, first.precision.module)
         environment = worker_environment(first.interpreter, lent)
         with (

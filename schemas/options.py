@@ -35,6 +35,10 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
             "-m",
         ),
     ] = None
+    workers: Annotated[
+        str | None,
+        option("Folder with precisions of your own, one worker file each; CONTRIBUTING shows how."),
+    ] = None
     checkpoint: Annotated[
         dict[str, str], option("Ready quantized weights for a precision: NAME=FOLDER_OR_HUB_ID.")
     ] = {}

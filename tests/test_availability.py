@@ -74,6 +74,19 @@ def test_a_package_of_another_version_counts_as_missing() -> None:
     assert answer == "needs other packages (torch is 2.5.1): pip install 'torch>=2.6'"
 
 
+def test_an_environment_of_its_own_is_advised_beside_pip_or_alone() -> None:
+    installed = {"torch": "2.13.0", "msgspec": "0.22.0"}
+    make = "qbench-worker --make-env int8"
+    both = why_not(precision(), "cpu", None, installed, make_env=make)
+    assert both is not None
+    assert both.endswith(f"(bitsandbytes is not installed): pip install 'bitsandbytes>=0.49', or {make}")
+    alone = why_not(precision(), "cpu", None, installed, pip=None, make_env=make)
+    assert alone == f"needs other packages (bitsandbytes is not installed): {make}"
+    old = why_not(precision(requires_python=">=3.99"), "cpu", None, INSTALLED, make_env=make)
+    assert old is not None
+    assert old.endswith(f": {make}")
+
+
 def test_torch_for_a_cpu_comes_from_its_small_index() -> None:
     installed = {name: version for name, version in INSTALLED.items() if name != "torch"}
     on_cpu = why_not(precision(), "cpu", None, installed)

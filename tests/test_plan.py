@@ -139,8 +139,9 @@ def test_checkpoint_and_python_for_an_unknown_precision() -> None:
 
 
 def test_each_precision_has_its_interpreter() -> None:
-    assert all(interpreter.own for interpreter in choose_interpreters({}, PRECISIONS).values())
-    assert choose_interpreters({"awq": sys.executable}, PRECISIONS)["awq"].own
+    nowhere = Path("no/such/cache")
+    assert all(interpreter.own for interpreter in choose_interpreters({}, PRECISIONS, nowhere).values())
+    assert choose_interpreters({"awq": sys.executable}, PRECISIONS, nowhere)["awq"].own
     assert "is no program that can be run" in bad_input(python={"awq": "no/such/python"})
 
 

@@ -32,14 +32,28 @@ def test_a_cpu_is_named_with_the_reason(reason: str | None) -> None:
 
 
 @pytest.mark.parametrize("package", ["torch", "transformers"])
-def test_a_mix_of_versions_names_who_has_which(package: str) -> None:
-    versions = ["1.0", "2.0", "1.0"]
-    cells = [
-        make_cell(name, ready=make_ready(**{package: version}))
-        for name, version in zip(["fp16", "int8", "awq"], versions, strict=True)
-    ]
+def test_a_row_of_other_versions_than_the_baselines_is_named_with_both(package: str) -> None:
+    versions = {"fp16": "1.0", "int8": "2.0", "awq": "1.0"}
+    cells = [make_cell(name, ready=make_ready(**{package: each})) for name, each in versions.items()]
+    cells.append(cells[1])  # another row of the same worker
     assert run_warnings(make_run(*cells)) == [
-        f"{package} differs between rows: 1.0 in fp16, awq; 2.0 in int8"
+        f"int8 ran with {package} 2.0 (fp16: 1.0): what differs between them is not the precision alone"
+    ]
+
+
+def test_two_packages_of_a_row_stand_in_one_line() -> None:
+    base = make_cell("fp16", ready=make_ready(torch="1", transformers="5", bitsandbytes="1"))
+    other = make_cell("int8", ready=make_ready(torch="2", transformers="6", bitsandbytes="2"))
+    (line,) = run_warnings(make_run(base, other))
+    assert line.startswith("int8 ran with torch 2 (fp16: 1) and transformers 6 (fp16: 5): ")
+
+
+@pytest.mark.parametrize("package", ["torch", "transformers"])
+def test_without_a_baseline_a_mix_of_versions_names_who_has_which(package: str) -> None:
+    versions = {"bf16": "1.0", "int8": "2.0", "awq": "1.0"}
+    cells = [make_cell(name, ready=make_ready(**{package: each})) for name, each in versions.items()]
+    assert run_warnings(make_run(*cells)) == [
+        f"{package} differs between rows: 1.0 in bf16, awq; 2.0 in int8"
     ]
 
 

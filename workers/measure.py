@@ -22,7 +22,7 @@ from workers.inventory import take_inventory
 from workers.profiling import profile_generation
 from workers.prompts import Batch, make_batches
 from workers.protocol import Channel, Load, LoadedModel, Unsupported, describe_failure
-from workers.ready import import_packages, ready_frame
+from workers.ready import MEASURED_WITH, import_packages, ready_frame
 
 WARMUP_SHARE = 0.25
 """Part of a budget that warm-up may take."""
@@ -45,7 +45,7 @@ def measure(job: Job, load: Load, channel: Channel, began_ns: int) -> bool:
     The first job's budget, if there is one, counts from `began_ns` (monotonic). What fails while loading
     is raised; what fails later is sent as Failed, and the result is False.
     """
-    versions = import_packages(job.packages)
+    versions = import_packages(dict.fromkeys([*job.packages, *MEASURED_WITH]))
     channel.enter("context")
     device = open_device(job)
     channel.send(ready_frame(device, versions))

@@ -10,6 +10,9 @@ from collections.abc import Iterable
 from schemas.frames import Ready
 from workers.device import Device
 
+MEASURED_WITH = ("torch", "transformers")
+"""What every worker measures with, so that its versions are told whatever the header names."""
+
 
 def import_packages(packages: Iterable[str]) -> dict[str, str]:
     """Import what the worker's header names, and tell the version of each."""
@@ -40,5 +43,11 @@ def ready_frame(device: Device, versions: dict[str, str]) -> Ready:
 def _module_name(distribution: importlib.metadata.Distribution) -> str:
     """What to import for a distribution: `awq` for autoawq, most often just its name."""
     name = distribution.name.replace("-", "_")
-    declared = (distribution.read_text("top_level.txt") or name).split()
-    return name if name in declared else declared[0]
+    declared = (distribution.read_text("top_level.txt") or "").split() or _owned_modules(distribution)
+    return name if name in declared or not declared else declared[0]
+
+
+def _owned_modules(distribution: importlib.metadata.Distribution) -> list[str]:
+    """The same from its list of files: newer build tools declare no modules."""
+    tops = (file.parts[0] for file in distribution.files or [] if file.suffix == ".py")
+    return sorted({top.removesuffix(".py") for top in tops if top.removesuffix(".py").isidentifier()})

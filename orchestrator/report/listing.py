@@ -1,11 +1,14 @@
 """What there is to measure: the list of precisions, and the plan of a run not yet made."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import click
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from orchestrator.environments import outdated_line
+from orchestrator.interpreter import Interpreter
 from orchestrator.names import job_name
 from orchestrator.plan import Plan, check, choose_device, choose_interpreters
 from orchestrator.precisions import Precision
@@ -16,23 +19,40 @@ from schemas.job import Workload
 from schemas.options import Options
 
 
-def print_precisions(precisions: Mapping[str, Precision], options: Options, gpus: list[Gpu]) -> None:
-    """Every precision, what it stores, and whether it can run here."""
+def print_precisions(
+    precisions: Mapping[str, Precision], options: Options, gpus: list[Gpu], cache_folder: Path
+) -> None:
+    """Every precision, what it stores and where it runs; below the table, what hinders it and what helps."""
     device = choose_device(options.device, gpus)
-    interpreters = choose_interpreters(options.python, precisions)
+    interpreters = choose_interpreters(options.python, precisions, cache_folder)
     table = Table(box=SIMPLE_HEAD, title=f"precisions, on {device}", title_justify="left", title_style="bold")
-    for heading in ("precision", "bits", "here", "needs", "what it is"):
+    for heading in ("precision", "bits", "here", "environment", "needs", "what it is"):
         table.add_column(heading, overflow="fold", no_wrap=heading == "precision")
-    for precision in precisions.values():
-        why = check(precision, device, gpus, interpreters[precision.name])
+    # Below, and not in the table's cells: what is to be typed must not be broken up.
+    lines: list[str] = []
+    for name, precision in precisions.items():
+        why = check(precision, device, gpus, interpreters[name])
+        if why is not None:
+            lines.append(f"{name}: {why}")
+        if interpreters[name].own and (outdated := outdated_line(precision, cache_folder)):
+            lines.append(outdated)
         table.add_row(
-            precision.name,
+            name,
             f"{precision.bits_per_weight:g}",
-            "yes" if why is None else f"no: {why}",
+            "yes" if why is None else "no",
+            _environment(interpreters[name]),
             ", ".join(precision.requirements),
             precision.summary,
         )
     open_console().print(table)
+    for line in lines:
+        click.echo(line)
+
+
+def _environment(interpreter: Interpreter) -> str:
+    if interpreter.made:
+        return "its own"
+    return "qbench's" if interpreter.own else "--python"
 
 
 def print_plan(plan: Plan) -> None:
