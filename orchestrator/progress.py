@@ -15,6 +15,11 @@ from schemas.frames import AnyFrame, Done, Phase, Progress, Trial
 from schemas.job import Job
 from schemas.record import CellRecord, MemoryReading
 
+ERRANDS = {
+    "prepare": "preparing weights, once for this model",
+    "build": "building kernels, once for this machine",
+}
+
 
 class Watcher:
     """Follows a run and tells of it in plain lines: one when a cell begins, one when it ends."""
@@ -45,8 +50,8 @@ class Watcher:
         """Take note of a frame, or of the time passing, and of the newest memory sample."""
         if isinstance(frame, Phase):
             self.phase = frame.name
-            if frame.name == "prepare":
-                self.say(f"{self._position()} {job_name(self.job)}: preparing weights, once for this model")
+            if frame.name in ERRANDS:
+                self.say(f"{self._position()} {job_name(self.job)}: {ERRANDS[frame.name]}")
         elif isinstance(frame, Progress) and frame.total:
             self.phase = f"{frame.message} {frame.done}/{frame.total}"
         elif isinstance(frame, Trial):

@@ -101,13 +101,13 @@ class Pause:
 
 
 def measuring_s(record: CellRecord) -> float:
-    """The cell's wall time without preparation, which is done once and kept."""
+    """The cell's wall time without preparing and building, which are done once and kept."""
     wall_s = record.wall_s or 0.0
     began_ns = record.began_ns or 0
-    prepare = next((edge.phase for edge in record.edges if edge.phase.name == "prepare"), None)
-    if prepare is None or record.ready is None or prepare.at_ns < began_ns:
+    errand = next((edge.phase for edge in record.edges if edge.phase.name in ("prepare", "build")), None)
+    if errand is None or record.ready is None or errand.at_ns < began_ns:
         return wall_s
-    return wall_s - (record.ready.at_ns - prepare.at_ns) / 1e9
+    return wall_s - (record.ready.at_ns - errand.at_ns) / 1e9
 
 
 class Worker:

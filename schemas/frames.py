@@ -1,7 +1,7 @@
 """Frames: what a worker tells its parent, one JSON object a line, in this order.
 
-    once a worker   Phase("start") · [Phase("prepare")] · Phase("context") · Ready · Phase("load") · Loaded ·
-                    [Phase("cublas")]
+    once a worker   Phase("start") · [Phase("prepare")] · [Phase("build")] · Phase("context") · Ready ·
+                    Phase("load") · Loaded · [Phase("cublas")]
     for each job    Phase("setup") · SetUp · Phase("warmup") · WarmedUp ·
                     for each trial Phase("prefill") · Phase("decode") · Trial ·
                     Phase("profile") · Profile · Phase("end") · Done
@@ -20,7 +20,18 @@ from typing import Literal
 import msgspec
 
 PhaseName = Literal[
-    "start", "prepare", "context", "load", "cublas", "setup", "warmup", "prefill", "decode", "profile", "end"
+    "start",
+    "prepare",
+    "build",
+    "context",
+    "load",
+    "cublas",
+    "setup",
+    "warmup",
+    "prefill",
+    "decode",
+    "profile",
+    "end",
 ]
 
 FailureKind = Literal[

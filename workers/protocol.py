@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 PR_SET_PDEATHSIG = 1
 TOLD_ITS_FAILURE = 3
-"""Exit status of a preparation that has sent its own Failed frame."""
+"""Exit status of an errand that has sent its own Failed frame."""
 
 
 class LoadedModel(NamedTuple):
@@ -55,6 +55,15 @@ Load = Callable[[Job], LoadedModel]
 Report = Callable[[str, int, int], None]
 """Told what is being done, and how many of how many are done."""
 Prepare = Callable[[Job, Report], None]
+Done = Callable[[Job], bool]
+
+
+class Errand(NamedTuple):
+    """What must be done once, before torch is imported and ahead of all measuring."""
+
+    phase: PhaseName
+    run: Prepare | None
+    is_done: Done
 
 
 class Unsupported(Exception):
@@ -102,29 +111,39 @@ class Channel:
 
 
 def main(
-    load: Load, prepare: Prepare | None = None, is_prepared: Callable[[Job], bool] = lambda job: True
+    load: Load,
+    prepare: Prepare | None = None,
+    is_prepared: Done = lambda job: True,
+    build: Prepare | None = None,
+    is_built: Done = lambda job: True,
 ) -> None:
     """Be a worker: read a Job, measure what `load` gives, send frames, go on with the next Job if one comes.
 
     Exits 0, or 1 where a job failed.
 
     `prepare` makes what `load` needs (converted, calibrated or packed weights) and keeps it in the
-    job's cache folder; it runs in a process of its own, so that nothing of it is left in this one
-    when memory is measured. `is_prepared` must be cheap: it is asked before torch is imported.
+    job's cache folder; `build` compiles the precision's kernels, where they come as sources, and keeps
+    them. Each runs in a process of its own, so that nothing of it is left in this one when memory is
+    measured. `is_prepared` and `is_built` must be cheap: they are asked before torch is imported.
     """
     began_ns = time.monotonic_ns()
     _die_with_parent()
-    preparing = sys.argv[1:2] == ["--prepare"]
-    channel = Channel.take_over(int(sys.argv[2]) if preparing else None)
+    errands: list[Errand] = [
+        Errand("prepare", model_source.prepare, model_source.is_prepared),
+        Errand("prepare", prepare, is_prepared),
+        Errand("build", build, is_built),
+    ]
+    errand = sys.argv[2] if sys.argv[1:2] == ["--errand"] else None
+    channel = Channel.take_over(int(sys.argv[3]) if errand else None)
     try:
         job = decode_job(channel.answers.readline())
-        if preparing:
-            _prepare(job, prepare, is_prepared, channel)
+        if errand:
+            _run_errands(errands, errand, job, channel)
             return
         channel.enter("start")
-        if not (model_source.is_prepared(job) and is_prepared(job)):
-            channel.enter("prepare")
-            _prepare_in_own_process(job, channel)
+        for phase in _phases_to_do(errands, job):
+            channel.enter(phase)
+            _run_in_own_process(phase, job, channel)
             began_ns = time.monotonic_ns()  # done once and kept, so the budget doesn't count it
         from workers.measure import measure
 
@@ -132,27 +151,30 @@ def main(
     except Exception as error:
         traceback.print_exc()
         channel.send(describe_failure(error))
-        sys.exit(TOLD_ITS_FAILURE if preparing else 1)
+        sys.exit(TOLD_ITS_FAILURE if errand else 1)
     if not all_measured:
         sys.exit(1)
 
 
-def _prepare(job: Job, prepare: Prepare | None, is_prepared: Callable[[Job], bool], channel: Channel) -> None:
-    if not model_source.is_prepared(job):
-        model_source.prepare(job, channel.report)
-    if prepare is not None and not is_prepared(job):
-        prepare(job, channel.report)
+def _phases_to_do(errands: list[Errand], job: Job) -> list[PhaseName]:
+    return list(dict.fromkeys(errand.phase for errand in errands if not errand.is_done(job)))
 
 
-def _prepare_in_own_process(job: Job, channel: Channel) -> None:
+def _run_errands(errands: list[Errand], phase: str, job: Job, channel: Channel) -> None:
+    for errand in errands:
+        if errand.phase == phase and errand.run is not None and not errand.is_done(job):
+            errand.run(job, channel.report)
+
+
+def _run_in_own_process(phase: PhaseName, job: Job, channel: Channel) -> None:
     descriptor = channel.frames.fileno()
     module = sys.modules["__main__"].__spec__.name  # type: ignore[union-attr]
-    command = [sys.executable, "-P", "-m", module, "--prepare", str(descriptor)]
+    command = [sys.executable, "-P", "-m", module, "--errand", phase, str(descriptor)]
     done = subprocess.run(command, input=msgspec.json.encode(job) + b"\n", pass_fds=[descriptor])
     if done.returncode == TOLD_ITS_FAILURE:
         sys.exit(1)
     if done.returncode != 0:
-        raise RuntimeError(f"preparation ended with status {done.returncode}")
+        raise RuntimeError(f"phase {phase} ended with status {done.returncode}")
 
 
 def _die_with_parent() -> None:
