@@ -1,12 +1,14 @@
 """What a loaded model is made of, read off its modules: the proof of which kernels can run, and of the work
 that a forward pass can't avoid."""
 
+import enum
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from schemas.frames import ForwardCosts, Loaded
@@ -39,12 +41,27 @@ def take_inventory(loaded: LoadedModel, device: Device) -> Loaded:
 def _stored_tensors(module: torch.nn.Module) -> Iterator[torch.Tensor]:
     yield from module.buffers()
     for parameter in module.parameters():
-        yield parameter.data
-        # bitsandbytes hangs scales (SCB, or a quant_state of several tensors) on the parameter itself.
-        for attached in vars(parameter).values():
-            for tensor in (attached, *getattr(attached, "__dict__", {}).values()):
-                if isinstance(tensor, torch.Tensor):
-                    yield tensor
+        yield from _unwrapped(parameter)
+        # bitsandbytes hangs scales on the parameter itself: SCB, or a quant_state, which may hold another.
+        yield from _tensors_in(parameter)
+        state = getattr(parameter, "quant_state", None)
+        while state is not None:
+            yield from _tensors_in(state)
+            state = state.state2
+
+
+def _unwrapped(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The tensor itself, or those around which a subclass like torchao's is a mere wrapper."""
+    if not is_traceable_wrapper_subclass(tensor):
+        yield tensor
+        return
+    names, _ = tensor.__tensor_flatten__()
+    for name in names:
+        yield from _unwrapped(getattr(tensor, name))
+
+
+def _tensors_in(holder: object) -> Iterator[torch.Tensor]:
+    return (value for value in vars(holder).values() if isinstance(value, torch.Tensor))
 
 
 def _bytes_by_dtype(tensors: Iterable[torch.Tensor]) -> dict[str, int]:
@@ -60,11 +77,18 @@ def _bytes_by_dtype(tensors: Iterable[torch.Tensor]) -> dict[str, int]:
 
 
 def _classes(modules: Iterable[torch.nn.Module]) -> dict[str, int]:
-    return dict(Counter(type(module).__name__ for module in modules))
+    return dict(Counter(map(_class, modules)))
+
+
+def _class(module: torch.nn.Module) -> str:
+    """Name of its class, and in brackets of its weight's where that multiplies in its own way."""
+    name = type(module).__name__
+    weight = getattr(module, "weight", None)
+    return f"{name}[{type(weight).__name__}]" if is_traceable_wrapper_subclass(weight) else name
 
 
 def _unquantized(linears: dict[str, torch.nn.Module]) -> dict[str, int]:
-    plain = [name for name, module in linears.items() if type(module) is torch.nn.Linear]
+    plain = [name for name, module in linears.items() if _class(module) == torch.nn.Linear.__name__]
     if len(plain) == len(linears):
         return {}
     return dict(Counter(re.sub(r"\b\d+\b", "*", name) for name in plain))
@@ -83,11 +107,21 @@ def _settings(model: PreTrainedModel) -> dict[str, str]:
     told = {
         name: str(getattr(value, "value", value))
         for name, value in facts.items()
-        if isinstance(value, bool | int | float | str)
-        and value is not False
-        and not name.startswith(("_", idle))
+        if isinstance(value, bool | int | float | str) and not name.startswith(("_", "load_in", idle))
     }
-    return {"attention": str(model.config._attn_implementation), **told}
+    return {"attention": str(model.config._attn_implementation), **told, **_torchao_settings(quantization)}
+
+
+def _torchao_settings(quantization: Any) -> dict[str, str]:
+    """The format's own config, which transformers' config for torchao is wrapped around."""
+    inner = getattr(quantization, "quant_type", None)
+    if inner is None:
+        return {}
+    fields = {name: value for name, value in vars(inner).items() if value is not None}
+    return {"quant_type": type(inner).__name__} | {
+        name: value.name.lower() if isinstance(value, enum.Enum) else str(value)
+        for name, value in fields.items()
+    }
 
 
 def _costs(model: PreTrainedModel, skeleton: PreTrainedModel) -> ForwardCosts | None:
