@@ -42,6 +42,10 @@ NO_WHEEL_ON_THE_INDEX = {"autoawq"}
 KEPT_BITSANDBYTES = {"libbitsandbytes_cpu.so", "libbitsandbytes_cuda130.so"}
 """Of the builds for nine toolkits in its wheel: 4.5 MB instead of 120."""
 
+NEEDLESS = ["bin", "test", "*/tests", "torchao/_C*.so"]
+"""torchao's wheel brings a package `test`, which would hide Python's own, and 13.5 MB of libraries with
+kernels of formats that no worker has; it imports without them."""
+
 MOST_BYTES = 40_000_000
 
 
@@ -85,8 +89,9 @@ def _trim(folder: Path) -> None:
     for library in folder.glob("bitsandbytes/libbitsandbytes_*.so"):
         if library.name not in KEPT_BITSANDBYTES:
             library.unlink()
-    for needless in [folder / "bin", *folder.rglob("__pycache__"), *folder.glob("*/tests")]:
-        shutil.rmtree(needless, ignore_errors=True)
+    for pattern in [*NEEDLESS, "**/__pycache__"]:
+        for needless in folder.glob(pattern):
+            shutil.rmtree(needless) if needless.is_dir() else needless.unlink()
 
 
 def _checked_size(folder: Path) -> int:

@@ -128,14 +128,15 @@ class Loaded(Frame, frozen=True, kw_only=True):
     weight_bytes: dict[str, int]
     """Bytes of distinct parameter and buffer storage by dtype, e.g. {"int8": …, "float16": …}."""
     linear_classes: dict[str, int]
-    """Class name of every linear layer → how many; shows which kernels can run."""
+    """Class name of every linear layer, its weight's in brackets where that is a tensor subclass → how many;
+    shows which kernels can run."""
     compute_dtype: str
     parameters: int
     """Elements of the unquantized architecture, tied weights once."""
     weight_kinds: dict[str, int] = {}
     """The same bytes by what they are for too, e.g. {"matrices int8": …, "scales float32": …}."""
     module_classes: dict[str, int] = {}
-    """Class name of every module without children → how many."""
+    """The same of every module without children."""
     unquantized_linears: dict[str, int] = {}
     """Plain linear layers beside quantized ones: name, with `*` for layer numbers → how many."""
     off_device: list[str] = []

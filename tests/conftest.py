@@ -15,10 +15,12 @@ ROOT = Path(__file__).resolve().parent.parent
 Qbench = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def build_tiny_model(folder: Path, architecture: str) -> Path:
+def build_tiny_model(
+    folder: Path, architecture: str, hidden_size: int = 128, intermediate_size: int = 256
+) -> Path:
     """A random two-layer model with a tokenizer of its own, saved as a user's local folder would be.
 
-    Its widths are the smallest that AutoAWQ's search accepts: inputs in groups of 64, outputs by 64.
+    Its usual widths are the smallest that AutoAWQ's search accepts: inputs in groups of 64, outputs by 64.
     """
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -35,8 +37,8 @@ def build_tiny_model(folder: Path, architecture: str) -> Path:
     tokenizer.train_from_iterator([text], trainer)
     config = AutoConfig.for_model(
         architecture,
-        hidden_size=128,
-        intermediate_size=256,
+        hidden_size=hidden_size,
+        intermediate_size=intermediate_size,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,

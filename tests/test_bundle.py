@@ -11,7 +11,7 @@ from orchestrator.errors import BadInput, QbenchError
 
 @pytest.fixture
 def pip_calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
-    """What pip was asked for; instead of installing, it lays down a bitsandbytes of three builds."""
+    """What pip was asked for; instead of installing, it lays down some files of bitsandbytes and torchao."""
     calls: list[tuple[str, ...]] = []
 
     def fake_pip(*arguments: str) -> None:
@@ -21,6 +21,10 @@ def pip_calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
             (package / "__pycache__").mkdir(parents=True)
             for build in ("cpu", "cuda130", "cuda118"):
                 (package / f"libbitsandbytes_{build}.so").write_bytes(b"\0" * 1000)
+            for name in ("torchao/_C_cutlass_90a.abi3.so", "torchao/utils.py", "test/test_utils.py"):
+                path = package.parent / name
+                path.parent.mkdir(exist_ok=True)
+                path.write_bytes(b"#" * 1000)
 
     monkeypatch.setattr(bundle, "_pip", fake_pip)
     return calls
@@ -28,17 +32,15 @@ def pip_calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
 
 def test_it_follows_the_headers_and_leaves_out_what_is_there() -> None:
     names = {bundle._name(need) for need in bundled_requirements()}
-    assert {"msgspec", "bitsandbytes", "autoawq", "gguf"} <= names
+    assert {"msgspec", "bitsandbytes", "torchao", "autoawq", "gguf"} <= names
     assert not names & {"torch", "transformers", "accelerate"}
 
 
-def test_it_keeps_the_builds_that_the_gpu_machine_can_load(
-    tmp_path: Path, pip_calls: list[tuple[str, ...]]
-) -> None:
+def test_it_keeps_what_the_gpu_machine_can_use(tmp_path: Path, pip_calls: list[tuple[str, ...]]) -> None:
     folder = tmp_path / "bundle"
-    assert write_bundle(folder) == 2000
+    assert write_bundle(folder) == 3000
     kept = {path.name for path in folder.rglob("*") if path.is_file()}
-    assert kept == {"libbitsandbytes_cpu.so", "libbitsandbytes_cuda130.so"}
+    assert kept == {"libbitsandbytes_cpu.so", "libbitsandbytes_cuda130.so", "utils.py"}
     wheel, install = pip_calls
     assert wheel[-1] == "autoawq==0.2.9"
     assert "3.12" in install
@@ -47,8 +49,8 @@ def test_it_keeps_the_builds_that_the_gpu_machine_can_load(
 def test_too_large_a_bundle_fails_and_names_the_largest_file(
     tmp_path: Path, pip_calls: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bundle, "MOST_BYTES", 1999)
-    with pytest.raises(QbenchError, match=r"over the limit.*largest file is bitsandbytes/"):
+    monkeypatch.setattr(bundle, "MOST_BYTES", 2999)
+    with pytest.raises(QbenchError, match=r"over the limit.*largest file is (bitsandbytes|torchao)/"):
         write_bundle(tmp_path / "bundle")
 
 

@@ -4,6 +4,7 @@ The model is small but lively: what it says depends on all that it was told, so 
 or cache shows in the tokens.
 """
 
+import importlib
 from pathlib import Path
 
 import msgspec
@@ -12,13 +13,14 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from worker_runs import make_job, run_jobs
 
+from orchestrator.precisions import find_precisions
 from schemas.frames import Done, Failed, Loaded, Phase, SetUp, Trial, WarmedUp
 from schemas.job import Job
 from workers import compilation, device, measure, profiling
 from workers.decoding import EagerStepper, StaticStepper
 from workers.device import Device
 from workers.generation import Limits, generate_stepwise
-from workers.prompts import Batch
+from workers.prompts import Batch, make_batches
 from workers.protocol import Unsupported
 from workers.static_cache import StepState, grouped_attention_in
 
@@ -52,6 +54,30 @@ def test_all_modes_give_the_same_tokens(batch_size: int, lively: Path, cache: Pa
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("precision", ["nf4", "fp4", "int8-wo", "int8-dyn", "fp8-wo"])
+def test_quantized_formats_part_at_ties_alone(precision: str, lively: Path, cache: Path) -> None:
+    job = make_job(precision, lively, cache, prompts=UNEQUAL)
+    said = tokens(job)
+    assert said["generate"] == said["eager"]
+    loaded = importlib.import_module(find_precisions()[precision].module).load(job)
+    batches = make_batches(job, loaded.tokenizer, loaded.model.config.vocab_size)
+    for batch, eager, compiled in zip(batches, said["eager"], said["compile"], strict=True):
+        assert len(set(eager)) > 3  # else this model could prove nothing
+        assert loss_where_they_part(loaded.model, batch, eager, compiled) < 0.1
+
+
+@torch.inference_mode()
+def loss_where_they_part(model: PreTrainedModel, batch: Batch, chosen: list[int], other: list[int]) -> float:
+    """By how much `chosen` has the higher logit at the first token that differs, in their deviations."""
+    steps = [step for step, pair in enumerate(zip(chosen, other, strict=True)) if len(set(pair)) > 1]
+    if not steps:
+        return 0.0
+    context = torch.cat([batch.ids, torch.tensor([chosen[: steps[0]]], dtype=torch.long)], dim=1)
+    logits = model(context).logits[0, -1].float()
+    return float((logits[chosen[steps[0]]] - logits[other[steps[0]]]) / logits.std())
+
+
+@pytest.mark.slow
 def test_context_before_the_prompt_is_as_good_as_in_it(lively: Path, cache: Path) -> None:
     jobs = [
         make_job("fp32", lively, cache, prompts=UNEQUAL, depth=21, batch_size=3, decode=mode)
@@ -63,8 +89,6 @@ def test_context_before_the_prompt_is_as_good_as_in_it(lively: Path, cache: Path
     assert eager != without
 
     from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from workers.prompts import make_batches
 
     (batch,) = make_batches(
         with_workload(jobs[0], prompts=UNEQUAL[1:2], batch_size=1), AutoTokenizer.from_pretrained(lively), 512

@@ -20,7 +20,7 @@ from orchestrator.precisions import find_precisions
 from schemas.frames import Done
 from schemas.record import CellRecord
 
-HEAVY = ("torch", "transformers", "accelerate", "bitsandbytes", "awq", "numpy", "workers")
+HEAVY = ("torch", "transformers", "accelerate", "bitsandbytes", "torchao", "awq", "numpy", "workers")
 BURNT = 77
 
 
@@ -152,9 +152,9 @@ def test_a_new_file_is_a_new_precision(tiny_llama: Path, tmp_path: Path) -> None
 def test_the_example_in_contributing_is_a_precision(tiny_llama: Path, tmp_path: Path) -> None:
     house = copy_packages(tmp_path / "house", ("orchestrator", "workers", "schemas"))
     example = (ROOT / "CONTRIBUTING.md").read_text().partition("```python\n")[2].partition("```")[0]
-    (house / "workers/nf4_bnb.py").write_text(example)
+    (house / "workers/nf4_dq_bnb.py").write_text(example)
     outside = environment(PYTHONPATH=str(house), QBENCH_CACHE=str(tmp_path / "cache"))
-    options = ["-p", "nf4", "-m", tiny_llama, "--new-tokens", 2, "--device", "cpu", "--out", "run"]
+    options = ["-p", "nf4-dq", "-m", tiny_llama, "--new-tokens", 2, "--device", "cpu", "--out", "run"]
     done = python("-m", "orchestrator", *options, cwd=tmp_path, env=outside)
     assert done.returncode == 0, done.stdout + done.stderr
     (record,) = msgspec.json.Decoder(CellRecord).decode_lines((tmp_path / "run/records.jsonl").read_bytes())

@@ -61,7 +61,7 @@ def test_the_version_is_the_packages_own(metadata: Message) -> None:
 def test_the_base_is_light(metadata: Message) -> None:
     base = requirements(metadata, extra=None)
     assert "msgspec" in base
-    assert not base & {"torch", "transformers", "accelerate", "bitsandbytes", "autoawq"}
+    assert not base & {"torch", "transformers", "accelerate", "bitsandbytes", "torchao", "autoawq"}
 
 
 def test_every_precision_has_its_extra(metadata: Message) -> None:

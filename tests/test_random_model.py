@@ -6,13 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
     LlamaConfig,
+    TorchAoConfig,
 )
+from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from orchestrator.cache import cache_folder
 from orchestrator.embedded import GGUF_SHA256, fetch_embedded_model
@@ -104,14 +107,17 @@ def test_model_holds_what_the_state_dict_draws() -> None:
 
 
 @pytest.mark.parametrize(
-    ("quantization", "linear"),
+    ("quantization", "weight"),
     [
-        (BitsAndBytesConfig(load_in_8bit=True), "Linear8bitLt"),
-        (BitsAndBytesConfig(load_in_4bit=True), "Linear4bit"),
+        (BitsAndBytesConfig(load_in_8bit=True), "Int8Params"),
+        (BitsAndBytesConfig(load_in_4bit=True), "Params4bit"),
+        (TorchAoConfig(Int8WeightOnlyConfig(set_inductor_config=False)), "Int8Tensor"),
+        (TorchAoConfig(Float8WeightOnlyConfig(set_inductor_config=False)), "Float8Tensor"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_quantized_weights_never_stand_whole_in_fp16(
-    quantization: BitsAndBytesConfig, linear: str, monkeypatch: pytest.MonkeyPatch
+    quantization: QuantizationConfigMixin, weight: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alive: weakref.WeakSet[torch.Tensor] = weakref.WeakSet()
     most_alive = 0
@@ -129,10 +135,24 @@ def test_quantized_weights_never_stand_whole_in_fp16(
     model = build_random_model(
         tiny_config(tied=True), "cpu", torch.float16, 0, quantization_config=quantization
     )
-    assert type(model.model.layers[0].mlp.up_proj).__name__ == linear
-    assert model.model.layers[0].mlp.up_proj.weight.dtype != torch.float16
+    assert type(model.model.layers[0].mlp.up_proj.weight).__name__ == weight
     assert most_alive <= 2
     assert model(torch.arange(5)[None]).logits.isfinite().all()
+
+
+def test_torchao_rounds_the_weights_that_are_drawn() -> None:
+    config = tiny_config(tied=False)
+    drawn = random_state_dict(config, "cpu", torch.bfloat16, 3)
+    quantization = TorchAoConfig(Int8WeightOnlyConfig(set_inductor_config=False))
+    model = build_random_model(config, "cpu", torch.bfloat16, 3, quantization_config=quantization)
+    for name, parameter in model.named_parameters():
+        weight = drawn[name][...]
+        assert parameter.shape == weight.shape
+        if "proj" in name and name.endswith("weight"):
+            error = (parameter.dequantize(torch.float32) - weight.float()).abs()
+            assert torch.all(error <= 0.51 * parameter.scale)
+        else:
+            assert torch.equal(parameter, weight)
 
 
 def test_prompt_ids() -> None:

@@ -18,6 +18,7 @@ import msgspec
 import psutil
 import pytest
 import torch
+from conftest import build_tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from worker_runs import PROMPTS, WorkerRun, copy_packages, kept, make_job, run_worker, starting
 
@@ -37,8 +38,11 @@ LINEAR_PARAMETERS = 294_912
 UNEQUAL = ["Name a river.", "Why is the sky blue, and not green, when the sun is high?", "Go"]
 ASK = Callable[[Job], WorkerRun]
 
-CASES = [("tiny_llama", precision) for precision in find_precisions()] + [
-    ("tiny_qwen2", precision) for precision in ("fp16", "int8", "awq")
+ON_A_CPU = [name for name, precision in find_precisions().items() if "cpu" in precision.devices]
+CASES = [("tiny_llama", precision) for precision in ON_A_CPU] + [
+    # Qwen2's linear layers have biases.
+    ("tiny_qwen2", precision)
+    for precision in ("fp16", "int8", "int8-wo", "int8-dyn", "fp8-wo", "nf4", "awq")
 ]
 
 
@@ -196,7 +200,7 @@ def next_phase(process: subprocess.Popen[bytes]) -> Phase:
 def test_weights_are_stored_in_the_bits_that_are_promised(ask: ASK, tiny_llama: Path, cache: Path) -> None:
     loaded = {
         name: ask(make_job(name, tiny_llama, cache)).one(Loaded)
-        for name in ("fp32", "fp16", "bf16", "int8", "awq")
+        for name in ("fp32", "fp16", "bf16", "int8", "int8-wo", "int8-dyn", "fp8-wo", "nf4", "fp4", "awq")
     }
     parameters = loaded["fp32"].parameters
     rest = parameters - LINEAR_PARAMETERS  # embeddings, tied to the head, and norms
@@ -205,12 +209,32 @@ def test_weights_are_stored_in_the_bits_that_are_promised(ask: ASK, tiny_llama: 
     for name, dtype in (("fp16", "float16"), ("bf16", "bfloat16")):
         assert loaded[name].weight_bytes == {dtype: 2 * parameters, "float32": inverse_frequencies}
         assert loaded[name].compute_dtype == dtype
-    scales = 4 * 2 * 1024  # one float for each output row
+    rows = 2 * 1024
+    scales = 4 * rows
     assert loaded["int8"].weight_bytes == {
         "int8": LINEAR_PARAMETERS,
         "float16": 2 * rest,
         "float32": scales + inverse_frequencies,
     }
+    zero_points = rows
+    for name in ("int8-wo", "int8-dyn"):
+        assert loaded[name].weight_bytes == {
+            "int8": LINEAR_PARAMETERS + zero_points,
+            "bfloat16": 2 * rest,
+            "float32": scales + inverse_frequencies,
+        }
+    assert loaded["fp8-wo"].weight_bytes == {
+        "float8_e4m3fn": LINEAR_PARAMETERS,
+        "bfloat16": 2 * rest,
+        "float32": scales + inverse_frequencies,
+    }
+    block_scales, tables = 4 * LINEAR_PARAMETERS // 64, 14 * 4 * 16
+    for name in ("nf4", "fp4"):
+        assert loaded[name].weight_bytes == {
+            "uint8": LINEAR_PARAMETERS // 2,
+            "float16": 2 * rest,
+            "float32": block_scales + tables + inverse_frequencies,
+        }
     groups = LINEAR_PARAMETERS // 128
     assert loaded["awq"].weight_bytes == {
         "int32": LINEAR_PARAMETERS // 2 + groups // 2,
@@ -225,17 +249,48 @@ def test_weights_are_stored_in_the_bits_that_are_promised(ask: ASK, tiny_llama: 
     assert kinds["awq"]["scales float16"] == 2 * groups
     for name, each in loaded.items():
         assert sum(kinds[name].values()) == sum(each.weight_bytes.values())
+        assert each.costs  # the embeddings are the head too, so a step reads all there is
+        assert each.costs.step_weight_bytes == sum(each.weight_bytes.values())
 
 
 @pytest.mark.parametrize(
     ("precision", "quantized"),
-    [("int8", "Linear8bitLt"), ("int8-t0", "Linear8bitLt"), ("awq", "WQLinear_GEMM")],
+    [
+        ("int8", "Linear8bitLt"),
+        ("int8-t0", "Linear8bitLt"),
+        ("int8-wo", "Linear[Int8Tensor]"),
+        ("int8-dyn", "Linear[Int8Tensor]"),
+        ("fp8-wo", "Linear[Float8Tensor]"),
+        ("nf4", "Linear4bit"),
+        ("fp4", "Linear4bit"),
+        ("awq", "WQLinear_GEMM"),
+    ],
 )
 def test_every_linear_layer_but_the_head_is_quantized(
     precision: str, quantized: str, ask: ASK, tiny_llama: Path, cache: Path
 ) -> None:
     loaded = ask(make_job(precision, tiny_llama, cache)).one(Loaded)
     assert loaded.linear_classes == {quantized: 14, "Linear": 1}
+    assert loaded.unquantized_linears == {"lm_head": 1}
+
+
+@pytest.mark.parametrize(
+    ("precision", "settings"),
+    [
+        ("nf4", {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": "False"}),
+        ("fp4", {"bnb_4bit_quant_type": "fp4", "bnb_4bit_compute_dtype": "float16"}),
+        ("int8-wo", {"quant_type": "Int8WeightOnlyConfig", "granularity": "PerRow(dim=-1)"}),
+        (
+            "int8-dyn",
+            {"quant_type": "Int8DynamicActivationInt8WeightConfig", "act_mapping_type": "symmetric"},
+        ),
+        ("fp8-wo", {"quant_type": "Float8WeightOnlyConfig", "weight_dtype": "torch.float8_e4m3fn"}),
+    ],
+)
+def test_what_decides_on_kernels_is_told(
+    precision: str, settings: dict[str, str], ask: ASK, tiny_llama: Path, cache: Path
+) -> None:
+    assert settings.items() <= ask(make_job(precision, tiny_llama, cache)).one(Loaded).settings.items()
 
 
 @pytest.mark.parametrize(("precision", "threshold"), [("int8", 6.0), ("int8-t0", 0.0)])
@@ -298,7 +353,7 @@ def test_a_prompt_is_made_exactly_as_long_as_asked(ask: ASK, tiny_llama: Path, c
         assert batch.ids[0].tolist() == (own * 200)[:length]
 
 
-@pytest.mark.parametrize("precision", ["fp16", "awq"])
+@pytest.mark.parametrize("precision", ["fp16", "int8-wo", "awq"])
 def test_random_weights_need_no_tokenizer(precision: str, cache: Path) -> None:
     job = make_job(precision, "qwen2.5-0.5b", cache, prompts=["?"], prompt_tokens=8, new_tokens=2, warmup=0)
     run = run_worker(job)
@@ -312,6 +367,12 @@ def test_random_weights_need_no_tokenizer(precision: str, cache: Path) -> None:
     if precision == "awq":
         assert loaded.linear_classes == {"WQLinear_GEMM": 168, "Linear": 1}
         assert loaded.weight_bytes["int32"] == linears // 2 + linears // 128 // 2
+    elif precision == "int8-wo":
+        assert loaded.linear_classes == {"Linear[Int8Tensor]": 168, "Linear": 1}
+        rows = 24 * (2 * 896 + 2 * 128 + 2 * 4864 + 896)
+        assert loaded.weight_bytes["int8"] == linears + rows
+        inverse_frequencies = 256
+        assert loaded.weight_bytes["float32"] == 4 * rows + inverse_frequencies
     else:
         assert loaded.weight_bytes["float16"] == 2 * 494_032_768
 
@@ -367,6 +428,14 @@ def test_more_than_the_models_context_is_refused(tiny_llama: Path, cache: Path) 
     assert (failed.kind, failed.hint) == ("unsupported", "lower --depth, --prompt-tokens or --new-tokens")
     assert "513" in failed.message
     assert "512" in failed.message
+
+
+def test_shapes_that_do_not_fit_the_format_are_refused(tmp_path: Path, cache: Path) -> None:
+    folder = build_tiny_model(tmp_path / "narrow", "llama", hidden_size=96, intermediate_size=192)
+    failed = failure(run_worker(make_job("int4-wo", folder, cache)))
+    assert failed.kind == "unsupported"
+    assert "96 × 192" in failed.message
+    assert failed.hint
 
 
 @pytest.mark.parametrize("precision", ["fp32", "awq"])

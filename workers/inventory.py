@@ -1,6 +1,7 @@
 """What a loaded model is made of, read off its modules: the proof of which kernels can run, and of the work
 that a forward pass can't avoid."""
 
+import enum
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -138,11 +139,21 @@ def _settings(model: PreTrainedModel) -> dict[str, str]:
     told = {
         name: str(getattr(value, "value", value))
         for name, value in facts.items()
-        if isinstance(value, bool | int | float | str)
-        and value is not False
-        and not name.startswith(("_", idle))
+        if isinstance(value, bool | int | float | str) and not name.startswith(("_", "load_in", idle))
     }
-    return {"attention": str(model.config._attn_implementation), **told}
+    return {"attention": str(model.config._attn_implementation), **told, **_torchao_settings(quantization)}
+
+
+def _torchao_settings(quantization: Any) -> dict[str, str]:
+    """The format's own config, which transformers' config for torchao is wrapped around."""
+    inner = getattr(quantization, "quant_type", None)
+    if inner is None:
+        return {}
+    fields = {name: value for name, value in vars(inner).items() if value is not None}
+    return {"quant_type": type(inner).__name__} | {
+        name: value.name.lower() if isinstance(value, enum.Enum) else str(value)
+        for name, value in fields.items()
+    }
 
 
 def _costs(model: PreTrainedModel, skeleton: PreTrainedModel) -> ForwardCosts | None:

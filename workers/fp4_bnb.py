@@ -1,0 +1,37 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = [
+#   "torch>=2.6", "transformers>=5.17,<6", "accelerate>=1.10", "gguf>=0.17", "bitsandbytes>=0.49",
+# ]
+# [tool.qbench]
+# precision = "fp4"
+# label = "FP4 (bitsandbytes)"
+# bits_per_weight = 4.5
+# devices = ["cpu", "cuda"]
+# min_compute_capability = 7.5
+# ///
+"""FP4: four bits as a tiny float, with a sign, two bits of exponent and one of mantissa (bitsandbytes' own).
+
+The same bytes, scales and kernels as NF4, which differs in its table of sixteen values alone: their speeds
+should agree, and quality tells which grid fits the weights. It isn't the FP4 that Blackwell's tensor cores
+multiply.
+"""
+
+from schemas.job import Job
+from workers.protocol import LoadedModel, main
+
+
+def load(job: Job) -> LoadedModel:
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    from workers.transformers_model import load_transformers_model
+
+    quantization = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="fp4", bnb_4bit_compute_dtype=torch.float16
+    )
+    return load_transformers_model(job, torch.float16, quantization_config=quantization)
+
+
+if __name__ == "__main__":
+    main(load)

@@ -1,0 +1,33 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = [
+#   "torch>=2.11", "transformers>=5.17,<6", "accelerate>=1.10", "gguf>=0.17", "torchao==0.18.*",
+# ]
+# [tool.qbench]
+# precision = "fp8-wo"
+# label = "FP8 weights (torchao)"
+# bits_per_weight = 8
+# devices = ["cpu", "cuda"]
+# min_compute_capability = 8.9
+# ///
+"""FP8 weights alone: E4M3 with a scale per output row, activations as they are (torchao).
+
+The bytes of `int8-wo`, spaced as floats are: finer near zero, coarser far from it. Every linear layer
+dequantizes its weight to BF16 and calls `matmul`: slower than BF16 as it stands, while torch.compile fuses
+the two into a product that reads half of BF16's bytes.
+"""
+
+from schemas.job import Job
+from workers.protocol import LoadedModel, main
+
+
+def load(job: Job) -> LoadedModel:
+    from torchao.quantization import Float8WeightOnlyConfig
+
+    from workers.torchao_model import load_torchao_model
+
+    return load_torchao_model(job, Float8WeightOnlyConfig())
+
+
+if __name__ == "__main__":
+    main(load)

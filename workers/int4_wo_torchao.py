@@ -1,0 +1,36 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = [
+#   "torch>=2.11", "transformers>=5.17,<6", "accelerate>=1.10", "gguf>=0.17", "torchao==0.18.*",
+# ]
+# [tool.qbench]
+# precision = "int4-wo"
+# label = "INT4 weights (torchao)"
+# bits_per_weight = 4.25
+# devices = ["cuda"]
+# min_compute_capability = 8.0
+# ///
+"""INT4 weights alone: four bits in groups of 128, rounded to nearest, activations in BF16 (torchao).
+
+Stores packed INT4 in tiles, with a BF16 scale and zero point per group; input widths are padded to multiples
+of 1024. torch's own `_weight_int4pack_mm` dequantizes in registers while it multiplies, whatever the decode
+mode. It wins where bytes are time, at batch 1, at some loss of quality: nothing is calibrated.
+"""
+
+from schemas.job import Job
+from workers.protocol import LoadedModel, main
+
+
+def load(job: Job) -> LoadedModel:
+    from torchao.quantization import Int4WeightOnlyConfig
+
+    from workers.torchao_model import load_torchao_model
+
+    # The layout of torch's own kernel; torchao's default one needs a package of kernels.
+    return load_torchao_model(
+        job, Int4WeightOnlyConfig(group_size=128, int4_packing_format="tile_packed_to_4d")
+    )
+
+
+if __name__ == "__main__":
+    main(load)

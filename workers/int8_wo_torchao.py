@@ -1,0 +1,33 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = [
+#   "torch>=2.11", "transformers>=5.17,<6", "accelerate>=1.10", "gguf>=0.17", "torchao==0.18.*",
+# ]
+# [tool.qbench]
+# precision = "int8-wo"
+# label = "INT8 weights (torchao)"
+# bits_per_weight = 8
+# devices = ["cpu", "cuda"]
+# min_compute_capability = 8.0
+# ///
+"""INT8 weights alone: eight bits with a scale per output row, activations as they are (torchao).
+
+Every linear layer converts its weight to BF16 and multiplies with torch's own `mm`, then by the scales. Left
+to itself that writes the converted weight out each time, and costs more than BF16 does; torch.compile fuses
+the conversion into the product, which then reads half of BF16's bytes. So it wins compiled, at small batches.
+"""
+
+from schemas.job import Job
+from workers.protocol import LoadedModel, main
+
+
+def load(job: Job) -> LoadedModel:
+    from torchao.quantization import Int8WeightOnlyConfig
+
+    from workers.torchao_model import load_torchao_model
+
+    return load_torchao_model(job, Int8WeightOnlyConfig())
+
+
+if __name__ == "__main__":
+    main(load)

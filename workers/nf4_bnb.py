@@ -1,0 +1,38 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = [
+#   "torch>=2.6", "transformers>=5.17,<6", "accelerate>=1.10", "gguf>=0.17", "bitsandbytes>=0.49",
+# ]
+# [tool.qbench]
+# precision = "nf4"
+# label = "NF4 (bitsandbytes)"
+# bits_per_weight = 4.5
+# devices = ["cpu", "cuda"]
+# min_compute_capability = 7.5
+# ///
+"""NF4: four bits on a grid that fits normally distributed weights (Dettmers et al. 2023, arXiv:2305.14314).
+
+Stores, two to a byte, places in a table of sixteen values, with an FP32 scale for every 64 weights (no
+double quantization). For a few rows a kernel of bitsandbytes' own looks the values up while it multiplies;
+for many the weight is dequantized to FP16 and cuBLAS multiplies. A quarter of FP16's bytes without
+calibration: it wins where memory is short, and at batch 1, where bytes are time.
+"""
+
+from schemas.job import Job
+from workers.protocol import LoadedModel, main
+
+
+def load(job: Job) -> LoadedModel:
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    from workers.transformers_model import load_transformers_model
+
+    quantization = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float16
+    )
+    return load_transformers_model(job, torch.float16, quantization_config=quantization)
+
+
+if __name__ == "__main__":
+    main(load)
