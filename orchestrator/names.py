@@ -16,8 +16,9 @@ def job_name(job: Job) -> str:
 
 
 def file_stem(job: Job) -> str:
-    """A name that no other cell of the run has, e.g. `fp16-graph-p512-d4096`."""
+    """A name that no other cell of the run has, e.g. `fp16-graph-b8-p512-d4096`."""
     load = job.workload
+    batch = f"-b{load.batch_size}" if load.batch_size > 1 else ""
     prompt = "" if load.prompt_tokens is None else f"-p{load.prompt_tokens}"
     depth = f"-d{load.depth}" if load.depth else ""
-    return f"{job.precision}-{load.decode}{prompt}{depth}"
+    return f"{job.precision}-{load.decode}{batch}{prompt}{depth}"

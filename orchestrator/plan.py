@@ -101,20 +101,22 @@ def packages_of(precision: Precision) -> Iterator[str]:
 
 
 def list_workloads(options: Options, device: str) -> list[Workload]:
-    """Every prompt length at every depth in every decode mode."""
+    """Every batch size and prompt length at every depth in every decode mode."""
     default: list[DecodeMode] = ["eager"] if device == "cpu" else ["eager", "graph"]
     prompts = read_prompts(options.prompts)
     natural: list[int | None] = [None]
+    batch_sizes = options.batch_size if isinstance(options.batch_size, list) else [options.batch_size]
     return [
         Workload(
             prompts=prompts,
             prompt_tokens=prompt_tokens,
             depth=depth,
             new_tokens=options.new_tokens,
-            batch_size=options.batch_size,
+            batch_size=batch_size,
             decode=decode,
             warmup=options.warmup,
         )
+        for batch_size in batch_sizes
         for prompt_tokens in options.prompt_tokens or natural
         for depth in options.depth or [0]
         for decode in options.decode or default

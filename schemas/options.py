@@ -69,7 +69,11 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = None
     new_tokens: Annotated[Count, option("Tokens to generate per prompt.")] = 128
-    batch_size: Annotated[Count, option("Prompts generated together.")] = 1
+    # A single count in records of before it could be several.
+    batch_size: Annotated[
+        list[Count] | Count,
+        option("Prompts generated together; several, or 1-64*2, each a row.", form="range"),
+    ] = 1
     warmup: Annotated[
         Annotated[int, Meta(ge=0, le=1000)],
         option("Fewest untimed trials; more are made until two in a row agree, or 5 s are spent."),

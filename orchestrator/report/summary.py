@@ -11,9 +11,11 @@ import msgspec
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from orchestrator.best_mode import Best, best_modes, leads
 from orchestrator.divergence import Divergence, divergences
 from orchestrator.explain import explanations
 from orchestrator.metrics import CellMetrics, reason, summarize
+from orchestrator.report.best_table import best_table
 from orchestrator.report.console import open_console
 from orchestrator.report.proof import proof
 from orchestrator.units import ABSENT, mib, milliseconds, percent, rate, ratio
@@ -59,6 +61,8 @@ def columns(run: Run, rows: list[CellMetrics]) -> list[Column]:
     shown = [Column("precision", lambda row: row.precision)]
     if {row.decode for row in rows} != {"eager"}:
         shown.append(Column("decode", lambda row: row.decode))
+    if len({row.batch_size for row in rows}) > 1:
+        shown.append(Column("batch", lambda row: str(row.batch_size)))
     if len({row.prompt_tokens for row in rows}) > 1:
         shown.append(
             Column("prompt", lambda row: ABSENT if row.prompt_tokens is None else f"{row.prompt_tokens:,}")
@@ -82,9 +86,11 @@ def title(run: Run) -> str:
     devices = {cell.ready.device_name for cell in run.cells if cell.ready}
     device = run.environment.cpu if devices == {"CPU"} else ", ".join(sorted(devices)) or job.device
     load = job.workload
+    batches = {job.workload.batch_size for job in run.plan.jobs}
+    batch = f"batch {batches.pop()}" if len(batches) == 1 else "several batch sizes"
     return (
         f"{job.model.name} on {device}: {len(load.prompts)} prompts{_lengths(run)} × "
-        f"{load.new_tokens} new tokens, batch {load.batch_size}, greedy"
+        f"{load.new_tokens} new tokens, {batch}, greedy"
     )
 
 
@@ -114,6 +120,8 @@ def print_summary(run: Run, path: Path, verbose: bool = False) -> None:
     for row in rows:
         table.add_row(*(column.show(row) for column in shown))
     console.print(table)
+    if best := best_table(best_modes(rows)):
+        console.print(_plain_table(best))
     for line in notes(run, rows):
         click.echo(f"• {line}")
     if verbose:
@@ -125,6 +133,16 @@ def print_summary(run: Run, path: Path, verbose: bool = False) -> None:
     click.echo(f"memory by phase: qbench-memory {path}")
 
 
+def _plain_table(lines: list[list[str]]) -> Table:
+    heading, *rows = lines
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for index, text in enumerate(heading):
+        table.add_column(text, justify="right" if index else "left", no_wrap=index == 0)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
 def notes(run: Run, rows: list[CellMetrics]) -> list[str]:
     """Why a row has no figures, why the others are as they are, then the warnings of the run."""
     failures = [
@@ -133,21 +151,23 @@ def notes(run: Run, rows: list[CellMetrics]) -> list[str]:
         if isinstance(cell.outcome, Failed)
     ]
     parentheses = [PARENTHESES] if any(_versus_fp16(row).startswith("(") for row in rows) else []
-    return [*failures, *parentheses, *explanations(run), *run_warnings(run)]
+    return [*failures, *parentheses, *leads(best_modes(rows)), *explanations(run), *run_warnings(run)]
 
 
 def as_markdown(run: Run) -> str:
     """The same table and notes, to paste into a text."""
     rows = summarize(run.cells, run.peaks)
     shown = columns(run, rows)
-    lines = [
-        f"**{title(run)}**",
-        "",
-        "| " + " | ".join(column.heading for column in shown) + " |",
-        "| --- |" + " ---: |" * (len(shown) - 1),
-    ]
-    lines += ["| " + " | ".join(column.show(row) for column in shown) + " |" for row in rows]
+    table = [[column.heading for column in shown], *([column.show(row) for column in shown] for row in rows)]
+    lines = [f"**{title(run)}**", "", *_markdown_table(table)]
+    if best := best_table(best_modes(rows)):
+        lines += ["", *_markdown_table(best)]
     return "\n".join([*lines, "", *(f"- {line}" for line in notes(run, rows))])
+
+
+def _markdown_table(lines: list[list[str]]) -> list[str]:
+    heading, *rows = ["| " + " | ".join(line) + " |" for line in lines]
+    return [heading, "| --- |" + " ---: |" * (len(lines[0]) - 1), *rows]
 
 
 def as_csv(run: Run) -> str:
@@ -164,6 +184,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
 
     title: str
     rows: list[CellMetrics]
+    best: list[Best]
+    """The fastest decode mode of each precision and workload, against FP16's fastest."""
     notes: list[str]
     divergences: list[Divergence]
     """Where decode modes gave different tokens."""
@@ -178,6 +200,7 @@ def as_json(run: Run) -> str:
     summary = Summary(
         title=title(run),
         rows=rows,
+        best=best_modes(rows),
         notes=notes(run, rows),
         divergences=divergences(run.cells),
         peaks=run.peaks,

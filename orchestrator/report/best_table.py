@@ -1,0 +1,32 @@
+"""The best decode mode of each precision against that of FP16: a row per precision, a column per workload."""
+
+from orchestrator.best_mode import Best
+from orchestrator.units import ABSENT, rate, ratio
+from orchestrator.workloads import BASELINE, WorkloadKey, workload_label
+
+HEADING = "best mode of each"
+
+
+def best_table(bests: list[Best]) -> list[list[str]]:
+    """The heading and the rows, as text; nothing where there is no choice of modes, or nothing to compare."""
+    modes = {best.decode for best in bests}
+    precisions = list(dict.fromkeys(best.precision for best in bests))
+    keys = list(dict.fromkeys(map(_key, bests)))
+    if len(precisions) < 2 or BASELINE not in precisions or (modes == {"eager"} and len(keys) < 2):
+        return []
+    labels = [workload_label(key, keys) or "against FP16's best" for key in keys]
+    cells = {(best.precision, _key(best)): _show(best) for best in bests}
+    rows = [[name, *(cells.get((name, key), ABSENT) for key in keys)] for name in precisions]
+    return [[HEADING, *labels], *rows]
+
+
+def _key(best: Best) -> WorkloadKey:
+    return WorkloadKey(best.prompt_tokens, best.depth, best.batch_size)
+
+
+def _show(best: Best) -> str:
+    """FP16's own speed, and how the others compare with it; in parentheses where the host set the pace."""
+    if best.precision == BASELINE or best.versus_baseline is None:
+        return f"{rate(best.decode_tok_s)} tok/s, {best.decode}"
+    shown = ratio(best.versus_baseline)
+    return f"{f'({shown})' if best.host_bound else shown}, {best.decode}"
