@@ -117,7 +117,10 @@ def _shortened_cell(cell: CellRecord, done: Done, name: str) -> Iterator[str]:
 
 def _unequal_prompts(run: Run) -> Iterator[str]:
     """A budget lets slow precisions measure the first prompts only, and prefill grows with the prompt."""
-    measured = [cell.trials for cell in run.cells if isinstance(cell.outcome, Done)]
+    done = [(cell, cell.outcome) for cell in run.cells if isinstance(cell.outcome, Done)]
+    if all(outcome.trials_measured == outcome.trials_planned for _, outcome in done):
+        return
+    measured = [cell.trials for cell, _ in done]
     counts = {len(trials) for trials in measured}
     lengths = {trial.prompt_tokens for trials in measured for trial in trials}
     if len(counts) > 1 and len(lengths) > 1:

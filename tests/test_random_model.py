@@ -36,6 +36,7 @@ PUBLISHED_BILLIONS = {
     "qwen2.5-1.5b": 1.544,
     "qwen2.5-7b": 7.616,
     "qwen2.5-14b": 14.770,
+    "qwen2.5-32b": 32.764,
     "llama-3.1-8b": 8.030,
     "mistral-7b": 7.248,
 }

@@ -114,6 +114,14 @@ def test_general_things_come_first() -> None:
 @pytest.mark.parametrize(("lengths", "warned"), [((10, 90), True), ((64, 64), False)])
 def test_rows_on_different_prompts_are_named(lengths: tuple[int, int], warned: bool) -> None:
     trials = [make_trial(prompt_tokens=length) for length in lengths]
-    run = make_run(make_cell("fp16", trials=trials), make_cell("awq", trials=trials[:1]))
+    part = Done(at_ns=0, trials_planned=2, trials_measured=1, sample_text=None)
+    run = make_run(make_cell("fp16", trials=trials), make_cell("awq", trials=trials[:1], outcome=part))
     assert any("1 to 2 prompts of different length" in line for line in run_warnings(run)) == warned
     assert run_warnings(make_run(make_cell("fp16", trials=trials), make_cell("awq", trials=trials))) == []
+
+
+def test_larger_batches_make_fewer_trials_of_the_same_prompts() -> None:
+    trials = [make_trial(prompt_tokens=length) for length in (10, 90)]
+    assert (
+        run_warnings(make_run(make_cell("fp16", trials=trials), make_cell("fp16", trials=trials[1:]))) == []
+    )
