@@ -12,26 +12,17 @@ reckoned again.
 import sys
 import time
 from collections import defaultdict
-from contextlib import ExitStack
-from io import StringIO
 from itertools import accumulate
 from pathlib import Path
 from statistics import fmean, median, quantiles
 from unittest.mock import patch
 
-from rich.console import Console
+from one_worker import one_worker
 
-from orchestrator.cli import lay_out, open_nvml
-from orchestrator.interpreter import lent_packages
-from orchestrator.machine import describe_machine
 from orchestrator.observation import Observation
-from orchestrator.progress import Watcher
-from orchestrator.run import Worker
-from orchestrator.store import RunFolder
 from orchestrator.vram import MemorySource
 from schemas.frames import AnyFrame, Ready
-from schemas.options import Options
-from schemas.record import CellRecord, MemoryReading, RunPlan
+from schemas.record import CellRecord, MemoryReading
 
 STRETCH_NS = 500_000_000
 PROMPTS = 6
@@ -69,24 +60,11 @@ def is_on(at_ns: int) -> bool:
 
 def measure(path: Path, model: str) -> CellRecord:
     """One cell of FP16 in eager mode, its record kept in `path`."""
-    path.mkdir(parents=True, exist_ok=True)
-    prompts = path / "prompts.txt"
-    prompts.write_text("one\n" * PROMPTS)
-    options = Options(
-        precision=["fp16"], model=model, decode=["eager"], prompts=str(prompts), new_tokens=NEW_TOKENS
-    )
-    with ExitStack() as stack:
-        nvml, reason = open_nvml(stack)
-        (cell,) = lay_out(options, nvml).cells
-        plan = RunPlan(command=sys.argv, options=options, jobs=[cell.job], skipped={})
-        folder = RunFolder.create(path, plan, describe_machine(nvml, reason))
-        lent = stack.enter_context(lent_packages())
-        quiet = Watcher(Console(file=StringIO()), 1)
-        stack.enter_context(patch("orchestrator.run.Observation", OnAndOffObservation))
-        worker = stack.enter_context(Worker(cell, lent, folder, quiet, nvml, 600))
-        record = worker.measure(cell)
-        folder.append(record)
-        return record
+    with (
+        patch("orchestrator.run.Observation", OnAndOffObservation),
+        one_worker(path, model, PROMPTS, ["eager"], NEW_TOKENS) as one,
+    ):
+        return one.measure(one.cells[0])
 
 
 def shifts(record: CellRecord) -> list[float]:
