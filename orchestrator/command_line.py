@@ -70,7 +70,7 @@ def _click_option(field: shapes.Field) -> Command:
 
 def _metavar(name: str, shape: shapes.Type, form: str | None) -> str:
     if form is not None:
-        return {"names": "NAME,…", "range": "RANGE"}[form]
+        return {"names": "NAME,…", "range": "RANGE", "share": "PERCENT"}[form]
     if isinstance(shape, shapes.DictType):
         return "NAME=VALUE"
     return {"precision": "NAME", "workers": "DIR"}.get(name, "VALUE")
@@ -104,13 +104,22 @@ def read_options(given: dict[str, Any]) -> Options:
         raise BadInput(_flag(name), str(given.get(name)), "can't be taken", wanted) from None
 
 
-def _read_form(name: str, text: str, form: str) -> list[str] | list[int]:
+def _read_form(name: str, text: str, form: str) -> list[str] | list[int] | float:
     if form == "names":
         return list(dict.fromkeys(word.strip() for word in text.split(",")))
+    if form == "share":
+        return _read_share(name, text)
     try:
         return parse_range(text)
     except ValueError as error:
         raise BadInput(_flag(name), text, "is no range", str(error)) from None
+
+
+def _read_share(name: str, text: str) -> float:
+    try:
+        return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        raise BadInput(_flag(name), text, "is no share", "Write 1% or 0.01") from None
 
 
 def _pair(name: str, text: str) -> tuple[str, str]:

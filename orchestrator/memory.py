@@ -129,7 +129,8 @@ def _sampled(sample: MemoryReading) -> int | None:
 
 
 def _merge(earlier: PhaseMemory, later: PhaseMemory) -> PhaseMemory:
-    higher = max(earlier, later, key=lambda phase: phase.sampled_peak_bytes or 0)
+    seen = [phase for phase in (earlier, later) if phase.sampled_peak_bytes is not None] or [later]
+    higher = max(seen, key=lambda phase: phase.sampled_peak_bytes or 0)
     return msgspec.structs.replace(
         later,
         peak_allocated_bytes=_highest((earlier.peak_allocated_bytes, later.peak_allocated_bytes)),

@@ -19,6 +19,7 @@ from orchestrator.report.live_lines import print_live
 from orchestrator.report.memory_table import print_memory
 from orchestrator.report.needs_table import print_needs
 from orchestrator.report.plot import REQUIREMENT, forms, title
+from orchestrator.rounds import typical_run
 from orchestrator.store import read_run
 from orchestrator.timeline import timelines
 from orchestrator.warnings import run_warnings
@@ -72,7 +73,7 @@ def show_memory(
         return 0
     if run is None:
         raise BadInput("RUN", "", "is missing", "Name a run folder, or take --live")
-    measured = read_run(run)
+    measured = typical_run(read_run(run))
     cells = [cell for cell in measured.cells if cell.edges and (not precision or cell.precision in precision)]
     unknown = set(precision) - {cell.precision for cell in cells}
     if unknown or not cells:

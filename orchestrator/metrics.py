@@ -17,6 +17,7 @@ from statistics import median
 import msgspec
 
 from orchestrator.bounds import Bound, decode_pace, prefill_pace
+from orchestrator.intervals import Verdict
 from orchestrator.memory import summarize_memory
 from orchestrator.peaks import bandwidth_bytes_per_s, matrix_flop_per_s
 from orchestrator.roofs import roof_tok_s
@@ -48,7 +49,14 @@ class CellMetrics(msgspec.Struct, frozen=True, kw_only=True):
     decode_tok_s: float | None = None
     end_to_end_tok_s: float | None = None
     decode_versus_baseline: float | None = None
-    """This decode tok/s over FP16's in the same decode mode on the same workload; above 1 is faster."""
+    """This decode tok/s over FP16's in the same decode mode on the same workload; above 1 is faster. Of
+    several rounds the geometric mean."""
+    decode_versus_low: float | None = None
+    """Lower end of its 95 % interval over rounds; None of one round."""
+    decode_versus_high: float | None = None
+    rounds: int = 1
+    """Those that the ratio rests on."""
+    verdict: Verdict | None = None
     decode_roof_tok_s: float | None = None
     """Decode tok/s if nothing but the measured memory bandwidth held it back."""
     decode_mbu: float | None = None

@@ -12,13 +12,15 @@ def cell_name(cell: CellRecord) -> str:
 def job_name(job: Job) -> str:
     """The same of a cell yet to be measured."""
     decode = job.workload.decode
-    return job.precision if decode == "eager" else f"{job.precision} {decode}"
+    name = job.precision if decode == "eager" else f"{job.precision} {decode}"
+    return f"{name} (A/A)" if job.twin else name
 
 
 def file_stem(job: Job) -> str:
-    """A name that no other cell of the run has, e.g. `fp16-graph-b8-p512-d4096`."""
+    """A name that no other cell of the run has, e.g. `fp16-graph-b8-p512-d4096-r3`."""
     load = job.workload
     batch = f"-b{load.batch_size}" if load.batch_size > 1 else ""
     prompt = "" if load.prompt_tokens is None else f"-p{load.prompt_tokens}"
     depth = f"-d{load.depth}" if load.depth else ""
-    return f"{job.precision}-{load.decode}{batch}{prompt}{depth}"
+    round_ = f"-r{job.round}" if job.round else ""
+    return f"{job.precision}-{load.decode}{batch}{prompt}{depth}{round_}{'-aa' if job.twin else ''}"

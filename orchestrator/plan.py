@@ -1,5 +1,6 @@
 """From options to jobs: which precisions, on which device, under which interpreter. No process is started."""
 
+import random
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -10,7 +11,9 @@ from orchestrator.availability import why_not
 from orchestrator.environments import find_environment, make_command
 from orchestrator.errors import BadInput
 from orchestrator.interpreter import Interpreter, find_interpreter, own_interpreter
+from orchestrator.intervals import FEWEST_ROUNDS
 from orchestrator.precisions import Precision, choose
+from orchestrator.workloads import BASELINE
 from schemas.environment import Gpu
 from schemas.job import DecodeMode, Job, ModelSource, Workload
 from schemas.options import Options
@@ -18,6 +21,10 @@ from schemas.options import Options
 OWN_PROMPTS = Path(__file__).parent / "prompts.txt"
 CPU_BUDGET_S = 210.0
 """A CPU takes minutes for what a GPU does in seconds; a default run shall end within five."""
+
+
+MOST_ROUNDS = 50
+"""Rounds after which even `--precise` gives up."""
 
 
 class Cell(NamedTuple):
@@ -35,10 +42,17 @@ class Plan(NamedTuple):
     cells: list[Cell]
     budget_s: float | None
     cooldown_s: float
+    precise: float | None = None
+    """Half-width of the intervals at which later rounds are left out."""
 
     @property
     def runnable(self) -> list[Cell]:
         return [cell for cell in self.cells if cell.why_not is None]
+
+    @property
+    def cells_to_budget(self) -> int:
+        """Those among which the budget is shared out: of `--precise`, which ends when it ends, the fewest."""
+        return sum(not self.precise or cell.job.round < FEWEST_ROUNDS for cell in self.runnable)
 
     @property
     def left_out(self) -> dict[str, str]:
@@ -60,6 +74,7 @@ def make_plan(
     chosen = choose_precisions(options, precisions)
     choose(precisions, options.checkpoint, "--checkpoint")
     device = choose_device(options.device, gpus)
+    _check_comparison(options, chosen)
     interpreters = choose_interpreters(options.python, precisions, cache_folder)
     workloads = list_workloads(options, device)
     obstacles = {
@@ -69,28 +84,61 @@ def make_plan(
         first = chosen[0].name
         raise BadInput("--all", "", f"nothing can run here: {first} {obstacles[first]}", "See --list")
     model = find_model()
+    rounds = MOST_ROUNDS if options.precise else options.rounds
     cells = [
         Cell(
-            precision,
-            interpreters[precision.name],
+            turn.precision,
+            interpreters[turn.precision.name],
             Job(
-                precision=precision.name,
+                precision=turn.precision.name,
                 model=model,
                 workload=workload,
                 device=device,
-                packages=list(packages_of(precision)),
-                checkpoint=options.checkpoint.get(precision.name),
+                packages=list(packages_of(turn.precision)),
+                checkpoint=options.checkpoint.get(turn.precision.name),
                 seed=options.seed,
+                round=round_,
+                twin=turn.twin,
                 cache_folder=str(cache_folder),
             ),
-            obstacles[precision.name],
+            obstacles[turn.precision.name],
         )
-        for precision in chosen
+        for round_ in range(rounds)
+        for turn in _order(chosen, round_, options, rounds)
         # What can't run at all is told once.
-        for workload in (workloads if obstacles[precision.name] is None else workloads[:1])
+        for workload in (workloads if obstacles[turn.precision.name] is None else workloads[: round_ == 0])
     ]
-    default_budget_s = CPU_BUDGET_S if device == "cpu" else None
-    return Plan(cells, options.budget or default_budget_s, options.cooldown)
+    default_budget_s = CPU_BUDGET_S * options.rounds if device == "cpu" else None
+    return Plan(cells, options.budget or default_budget_s, options.cooldown, options.precise)
+
+
+class Turn(NamedTuple):
+    """A precision's place in a round."""
+
+    precision: Precision
+    twin: bool
+
+
+def _order(chosen: list[Precision], round_: int, options: Options, rounds: int) -> list[Turn]:
+    """Who runs after whom in a round: as they were named in the only one, else shuffled by seed and round.
+
+    A drift over the run then falls on all alike.
+    """
+    turns = [Turn(precision, twin=False) for precision in chosen]
+    if options.aa:
+        turns += [Turn(precision, twin=True) for precision in chosen if precision.name == BASELINE]
+    if rounds > 1:
+        random.Random(f"{options.seed}/{round_}").shuffle(turns)
+    return turns
+
+
+def _check_comparison(options: Options, chosen: list[Precision]) -> None:
+    """Raise `BadInput` where an option compares with a baseline that isn't measured."""
+    if BASELINE in {precision.name for precision in chosen}:
+        return
+    for flag, given in (("--aa", options.aa), ("--precise", options.precise)):
+        if given:
+            raise BadInput(flag, "", f"compares with {BASELINE}, which is not measured", f"Add -p {BASELINE}")
 
 
 def packages_of(precision: Precision) -> Iterator[str]:

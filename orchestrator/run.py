@@ -17,12 +17,14 @@ import msgspec
 
 from orchestrator.idle import IdleGpu
 from orchestrator.interpreter import lent_packages, worker_command, worker_environment
+from orchestrator.intervals import FEWEST_ROUNDS
 from orchestrator.nvml import Nvml
 from orchestrator.observation import Observation
 from orchestrator.peaks import measure_peaks
 from orchestrator.plan import Cell, Plan
 from orchestrator.progress import Watcher
-from orchestrator.store import RunFolder
+from orchestrator.rounds import is_precise, rounds_of
+from orchestrator.store import RunFolder, read_run
 from orchestrator.worker_process import WorkerProcess
 from schemas.frames import Done, Failed, Phase, Ready
 from schemas.record import CellRecord, Leftover, Skipped
@@ -35,7 +37,7 @@ def run_plan(
 
     A cell that can't run here is a failure where it was asked for by name (`explicit`), else left out.
     """
-    budget = Budget(plan.budget_s, len(plan.runnable))
+    budget = Budget(plan.budget_s, plan.cells_to_budget)
     idle = IdleGpu(nvml)
     with lent_packages(cell.precision for cell in plan.cells) as lent, watcher:
         if plan.runnable:
@@ -43,11 +45,26 @@ def run_plan(
             first = min(plan.runnable, key=lambda cell: not cell.interpreter.own)
             idle.note(_keep_peaks(first, folder, watcher, lent, timeout_s))
         pause = Pause(plan.cooldown_s)
-        for _, cells in groupby(plan.cells, key=lambda cell: cell.precision.name):
-            queue = deque(cells)
-            while queue:
-                with Worker(queue[0], lent, folder, watcher, nvml, timeout_s, idle) as worker:
-                    _run_queue(queue, worker, plan, budget, pause, explicit)
+        for round_, cells in groupby(plan.cells, key=lambda cell: cell.job.round):
+            if plan.precise and round_ >= FEWEST_ROUNDS and _is_enough(plan, folder, budget, watcher):
+                break
+            for _, turn in groupby(cells, key=lambda cell: (cell.precision.name, cell.job.twin)):
+                queue = deque(turn)
+                while queue:
+                    with Worker(queue[0], lent, folder, watcher, nvml, timeout_s, idle) as worker:
+                        _run_queue(queue, worker, plan, budget, pause, explicit)
+
+
+def _is_enough(plan: Plan, folder: RunFolder, budget: "Budget", watcher: Watcher) -> bool:
+    """Whether `--precise` wants no further round: its intervals are narrow, or the budget is spent."""
+    run = read_run(folder.path)
+    if is_precise(run, plan.precise or 0):
+        watcher.say(f"every interval is within {plan.precise:.1%} after {rounds_of(run)} rounds")
+        return True
+    if budget.left_s is not None and budget.left_s <= 0:
+        watcher.say(f"the budget is spent after {rounds_of(run)} rounds; some intervals are wider than asked")
+        return True
+    return False
 
 
 def _run_queue(
@@ -80,7 +97,7 @@ class Budget:
     def next_share_s(self) -> float | None:
         """Seconds for the next cell, None where time is no object."""
         share_s = None if self.left_s is None else self.left_s / self.cells_left
-        self.cells_left -= 1
+        self.cells_left = max(self.cells_left - 1, 1)
         return share_s
 
     def spend(self, seconds: float) -> None:

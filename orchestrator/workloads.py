@@ -33,12 +33,28 @@ def decode_mode(cell: CellRecord) -> DecodeMode:
 
 
 def baseline_of(cell: CellRecord, cells: Iterable[CellRecord]) -> CellRecord | None:
-    """The measured FP16 cell of the same workload and decode mode; for an FP16 cell itself."""
-    if cell.precision == BASELINE:
+    """The measured FP16 cell of the same workload and decode mode; for an FP16 cell itself.
+
+    `cells` are of one round.
+    """
+    if cell.precision == BASELINE and not is_twin(cell):
         return cell if isinstance(cell.outcome, Done) else None
-    measured = (one for one in cells if one.precision == BASELINE and isinstance(one.outcome, Done))
+    measured = (
+        one
+        for one in cells
+        if one.precision == BASELINE and not is_twin(one) and isinstance(one.outcome, Done)
+    )
     alike = (workload_key(cell), decode_mode(cell))
     return next((one for one in measured if (workload_key(one), decode_mode(one)) == alike), None)
+
+
+def is_twin(cell: CellRecord) -> bool:
+    """Whether this is FP16 once more, to be held against itself."""
+    return cell.job is not None and cell.job.twin
+
+
+def round_of(cell: CellRecord) -> int:
+    return 0 if cell.job is None else cell.job.round
 
 
 def by_workload(cells: Iterable[CellRecord]) -> dict[WorkloadKey, list[CellRecord]]:

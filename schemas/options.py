@@ -14,10 +14,12 @@ Seconds = Annotated[float, Meta(gt=0)]
 Depth = Annotated[int, Meta(ge=0, le=131_072)]
 
 
-def option(help: str, short: str | None = None, form: Literal["names", "range"] | None = None) -> Meta:
+def option(
+    help: str, short: str | None = None, form: Literal["names", "range", "share"] | None = None
+) -> Meta:
     """Describe one field: its help text, its one-letter form, and how several values stand in one text.
 
-    `names` are parted by commas; a `range` is what `orchestrator.ranges` reads.
+    `names` are parted by commas; a `range` is what `orchestrator.ranges` reads; a `share` may be in percent.
     """
     return Meta(description=help, extra={"short": short, "form": form})
 
@@ -81,7 +83,26 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     cooldown: Annotated[
         Annotated[float, Meta(ge=0, le=3600)], option("Seconds to wait before every row but the first.")
     ] = 0
-    seed: Annotated[Annotated[int, Meta(ge=0)], option("Seed of random weights.")] = 0
+    rounds: Annotated[
+        Annotated[int, Meta(ge=1, le=1000)],
+        option(
+            "How often to measure each precision, in a fresh process and in another order each time. Ratios "
+            "then have an interval, and from 5 rounds on a verdict."
+        ),
+    ] = 1
+    precise: Annotated[
+        Annotated[float, Meta(gt=0, lt=1)] | None,
+        option(
+            "Go on with rounds until every ratio's interval is within this, e.g. 1%, or --budget is spent.",
+            form="share",
+        ),
+    ] = None
+    aa: Annotated[
+        bool, option("Measure FP16 twice in every round: by how much it differs from itself is noise.")
+    ] = False
+    seed: Annotated[
+        Annotated[int, Meta(ge=0)], option("Seed of random weights, and of the order in each round.")
+    ] = 0
     budget: Annotated[
         Seconds | None,
         option(

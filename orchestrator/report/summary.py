@@ -14,10 +14,11 @@ from rich.table import Table
 from orchestrator.best_mode import Best, best_modes, leads
 from orchestrator.divergence import Divergence, divergences
 from orchestrator.explain import explanations
-from orchestrator.metrics import CellMetrics, reason, summarize
+from orchestrator.metrics import CellMetrics, reason
 from orchestrator.report.best_table import best_table
 from orchestrator.report.console import open_console
 from orchestrator.report.proof import proof
+from orchestrator.rounds import round_notes, summarize_rounds, typical_run
 from orchestrator.units import ABSENT, mib, milliseconds, percent, rate, ratio
 from orchestrator.warnings import run_warnings
 from orchestrator.workloads import full_name
@@ -75,6 +76,8 @@ def columns(run: Run, rows: list[CellMetrics]) -> list[Column]:
 
 def _versus_fp16(row: CellMetrics) -> str:
     shown = ratio(row.decode_versus_baseline)
+    if row.decode_versus_low is not None and row.decode_versus_high is not None:
+        shown += f" [{row.decode_versus_low:.2f}, {row.decode_versus_high:.2f}]"
     return f"({shown})" if row.decode_bound == "launch" and row.decode_versus_baseline is not None else shown
 
 
@@ -105,7 +108,7 @@ def _lengths(run: Run) -> str:
 def print_summary(run: Run, path: Path, verbose: bool = False) -> None:
     """Print the table, why its figures are as they are, what to beware of, and where the raw facts lie."""
     console = open_console()
-    rows = summarize(run.cells, run.peaks)
+    rows = summarize_rounds(run)
     table = Table(
         title=title(run),
         title_justify="left",
@@ -125,7 +128,7 @@ def print_summary(run: Run, path: Path, verbose: bool = False) -> None:
     for line in notes(run, rows):
         click.echo(f"• {line}")
     if verbose:
-        for line in proof(run):
+        for line in proof(typical_run(run)):
             click.echo(line)
     click.echo(f"\nrun folder: {path}")
     for name in ("records.jsonl", "peaks.json", "samples", "logs"):
@@ -145,18 +148,26 @@ def _plain_table(lines: list[list[str]]) -> Table:
 
 def notes(run: Run, rows: list[CellMetrics]) -> list[str]:
     """Why a row has no figures, why the others are as they are, then the warnings of the run."""
+    typical = typical_run(run)
     failures = [
-        f"{full_name(cell, run.cells)}: {reason(cell.outcome)}"
-        for cell in run.cells
+        f"{full_name(cell, typical.cells)}: {reason(cell.outcome)}"
+        for cell in typical.cells
         if isinstance(cell.outcome, Failed)
     ]
     parentheses = [PARENTHESES] if any(_versus_fp16(row).startswith("(") for row in rows) else []
-    return [*failures, *parentheses, *leads(best_modes(rows)), *explanations(run), *run_warnings(run)]
+    return [
+        *failures,
+        *parentheses,
+        *round_notes(run),
+        *leads(best_modes(rows)),
+        *explanations(typical),
+        *run_warnings(typical),
+    ]
 
 
 def as_markdown(run: Run) -> str:
     """The same table and notes, to paste into a text."""
-    rows = summarize(run.cells, run.peaks)
+    rows = summarize_rounds(run)
     shown = columns(run, rows)
     table = [[column.heading for column in shown], *([column.show(row) for column in shown] for row in rows)]
     lines = [f"**{title(run)}**", "", *_markdown_table(table)]
@@ -175,7 +186,7 @@ def as_csv(run: Run) -> str:
     text = io.StringIO()
     table = csv.DictWriter(text, CellMetrics.__struct_fields__, lineterminator="\n")
     table.writeheader()
-    table.writerows(msgspec.structs.asdict(row) for row in summarize(run.cells, run.peaks))
+    table.writerows(msgspec.structs.asdict(row) for row in summarize_rounds(run))
     return text.getvalue()
 
 
@@ -196,13 +207,13 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
 
 def as_json(run: Run) -> str:
     """The summary as one JSON document."""
-    rows = summarize(run.cells, run.peaks)
+    rows = summarize_rounds(run)
     summary = Summary(
         title=title(run),
         rows=rows,
         best=best_modes(rows),
         notes=notes(run, rows),
-        divergences=divergences(run.cells),
+        divergences=divergences(typical_run(run).cells),
         peaks=run.peaks,
         qbench=run.environment.qbench,
         commit=run.environment.commit,

@@ -1,0 +1,103 @@
+"""What a ratio is worth: its interval over rounds, and whether it tells a difference from noise.
+
+A process is one sample of everything that varies between processes: clocks, memory layout, which core of
+the host. So the unit of replication is the round, in which each precision runs once in a fresh process, and a
+ratio is taken round by round, which cancels what drifts slower than a round. The interval is a 95 % bootstrap
+of the geometric mean over rounds (Efron and Tibshirani 1993, percentile method, by scipy).
+
+Of few rounds a bootstrap interval is too narrow: it leaves the truth out more often than one time in twenty.
+A verdict therefore also wants Student's t on the logarithms to agree, at 2 %.
+"""
+
+import math
+from statistics import fmean
+from typing import Literal
+
+import msgspec
+
+from orchestrator.units import percent, ratio
+
+Verdict = Literal["faster", "slower", "same", "can't tell"]
+
+CONFIDENCE = 0.95
+T_LEVEL = 0.02
+FEWEST_ROUNDS = 5
+"""Rounds from which on there are verdicts."""
+SAME = 0.02
+"""An interval within this of 1 says that two precisions are the same for all who choose between them."""
+RESAMPLES = 9999
+
+
+class Comparison(msgspec.Struct, frozen=True, kw_only=True):
+    """A ratio over rounds; above 1 is faster."""
+
+    ratio: float
+    rounds: int
+    low: float | None = None
+    """Ends of the 95 % interval; None of one round."""
+    high: float | None = None
+    verdict: Verdict | None = None
+    """None of one round."""
+    why: str = ""
+    """The verdict's reason in a line."""
+
+    @property
+    def half_width(self) -> float | None:
+        """Half the interval, relative to the ratio."""
+        return None if self.low is None or self.high is None else (self.high - self.low) / 2 / self.ratio
+
+
+def compare(ratios: list[float], noise_floor: float = 0.0) -> Comparison:
+    """What these ratios, one a round, tell together.
+
+    `noise_floor` is by how much FP16 differed from itself; nothing below it is called a difference.
+    """
+    logs = [math.log(each) for each in ratios]
+    middle = math.exp(fmean(logs))
+    if len(ratios) < 2:
+        return Comparison(ratio=middle, rounds=len(ratios))
+    low, high = (math.exp(end) for end in _interval(logs))
+    verdict, why = _verdict(middle, low, high, logs, noise_floor)
+    return Comparison(ratio=middle, rounds=len(ratios), low=low, high=high, verdict=verdict, why=why)
+
+
+def _interval(logs: list[float]) -> tuple[float, float]:
+    import numpy  # a second to import with scipy, and only runs of several rounds need them
+    from scipy.stats import bootstrap
+
+    if len(set(logs)) == 1:
+        return logs[0], logs[0]
+    found = bootstrap(
+        (logs,),
+        numpy.mean,
+        confidence_level=CONFIDENCE,
+        n_resamples=RESAMPLES,
+        method="percentile",
+        rng=0,  # the same records give the same interval
+    ).confidence_interval
+    return float(found.low), float(found.high)
+
+
+def _verdict(
+    middle: float, low: float, high: float, logs: list[float], noise_floor: float
+) -> tuple[Verdict, str]:
+    span = f"[{low:.3f}, {high:.3f}] over {len(logs)} rounds"
+    if len(logs) < FEWEST_ROUNDS:
+        return "can't tell", f"{len(logs)} rounds are too few, {FEWEST_ROUNDS} the least"
+    if low >= 1 / (1 + SAME) and high <= 1 + SAME:
+        return "same", f"{span} lies within {percent(SAME)} of 1"
+    if abs(middle - 1) <= noise_floor:
+        return "can't tell", f"FP16 differed from itself by {noise_floor:.1%}, and this by no more"
+    if low <= 1 <= high:
+        return "can't tell", f"{span} holds 1"
+    if not _t_agrees(logs):
+        return "can't tell", f"{span} does not hold 1, but so few rounds that vary so much prove nothing"
+    return ("faster" if middle > 1 else "slower"), f"{ratio(middle)} {span}"
+
+
+def _t_agrees(logs: list[float]) -> bool:
+    from scipy.stats import ttest_1samp
+
+    if len(set(logs)) == 1:
+        return True
+    return bool(ttest_1samp(logs, 0.0).pvalue < T_LEVEL)
