@@ -52,24 +52,39 @@ def compare(ratios: list[float], noise_floor: float = 0.0) -> Comparison:
 
     `noise_floor` is by how much FP16 differed from itself; nothing below it is called a difference.
     """
-    logs = [math.log(each) for each in ratios]
-    middle = math.exp(fmean(logs))
-    if len(ratios) < 2:
-        return Comparison(ratio=middle, rounds=len(ratios))
+    return _compared([[math.log(each) for each in ratios]], noise_floor)
+
+
+def compare_unpaired(values: list[float], references: list[float]) -> Comparison:
+    """The ratio of two figures from runs apart from each other, each with a value a round."""
+    return _compared([[math.log(each) for each in sample] for sample in (values, references)], 0.0)
+
+
+def _compared(logs: list[list[float]], noise_floor: float) -> Comparison:
+    """Of one sample of logarithms its mean, of two the difference of their means."""
+    middle = math.exp(_statistic(*map(fmean, logs)))
+    rounds = min(map(len, logs))
+    if rounds < 2:
+        return Comparison(ratio=middle, rounds=rounds)
     low, high = (math.exp(end) for end in _interval(logs))
     verdict, why = _verdict(middle, low, high, logs, noise_floor)
-    return Comparison(ratio=middle, rounds=len(ratios), low=low, high=high, verdict=verdict, why=why)
+    return Comparison(ratio=middle, rounds=rounds, low=low, high=high, verdict=verdict, why=why)
 
 
-def _interval(logs: list[float]) -> tuple[float, float]:
+def _statistic(mean: float, reference: float = 0.0) -> float:
+    return mean - reference
+
+
+def _interval(logs: list[list[float]]) -> tuple[float, float]:
     import numpy  # a second to import with scipy, and only runs of several rounds need them
     from scipy.stats import bootstrap
 
-    if len(set(logs)) == 1:
-        return logs[0], logs[0]
+    if _never_varies(logs):
+        mean = _statistic(*map(fmean, logs))
+        return mean, mean
     found = bootstrap(
-        (logs,),
-        numpy.mean,
+        logs,
+        lambda *samples, axis: _statistic(*(numpy.mean(sample, axis=axis) for sample in samples)),
         confidence_level=CONFIDENCE,
         n_resamples=RESAMPLES,
         method="percentile",
@@ -79,11 +94,12 @@ def _interval(logs: list[float]) -> tuple[float, float]:
 
 
 def _verdict(
-    middle: float, low: float, high: float, logs: list[float], noise_floor: float
+    middle: float, low: float, high: float, logs: list[list[float]], noise_floor: float
 ) -> tuple[Verdict, str]:
-    span = f"[{low:.3f}, {high:.3f}] over {len(logs)} rounds"
-    if len(logs) < FEWEST_ROUNDS:
-        return "can't tell", f"{len(logs)} rounds are too few, {FEWEST_ROUNDS} the least"
+    rounds = min(map(len, logs))
+    span = f"[{low:.3f}, {high:.3f}] over {rounds} rounds"
+    if rounds < FEWEST_ROUNDS:
+        return "can't tell", f"{rounds} rounds are too few, {FEWEST_ROUNDS} the least"
     if low >= 1 / (1 + SAME) and high <= 1 + SAME:
         return "same", f"{span} lies within {percent(SAME)} of 1"
     if abs(middle - 1) <= noise_floor:
@@ -95,9 +111,15 @@ def _verdict(
     return ("faster" if middle > 1 else "slower"), f"{ratio(middle)} {span}"
 
 
-def _t_agrees(logs: list[float]) -> bool:
-    from scipy.stats import ttest_1samp
+def _t_agrees(logs: list[list[float]]) -> bool:
+    """Student's test of one sample, Welch's of two."""
+    from scipy.stats import ttest_1samp, ttest_ind
 
-    if len(set(logs)) == 1:
+    if _never_varies(logs):
         return True
-    return bool(ttest_1samp(logs, 0.0).pvalue < T_LEVEL)
+    test = ttest_1samp(logs[0], 0.0) if len(logs) == 1 else ttest_ind(*logs, equal_var=False)
+    return bool(test.pvalue < T_LEVEL)
+
+
+def _never_varies(logs: list[list[float]]) -> bool:
+    return all(len(set(sample)) == 1 for sample in logs)
