@@ -41,8 +41,8 @@ def main() -> None:
 @click.command("qbench-worker")
 @click.argument("name", metavar="PRECISION", required=False)
 @takes_options(
-    "model", "workers", "checkpoint", "python", "device", "prompts", "decode", "prompt_tokens", "depth",
-    "new_tokens", "batch_size", "warmup", "seed", "budget", "timeout",
+    "model", "workers", "checkpoint", "calibration", "python", "device", "prompts", "decode", "prompt_tokens",
+    "depth", "new_tokens", "batch_size", "warmup", "seed", "outliers", "budget", "timeout",
 )  # fmt: skip
 @click.option(
     "--list", "list_", is_flag=True, help="List the precisions, their packages, and which run here."

@@ -10,6 +10,7 @@ DecodeMode = Literal["eager", "graph", "compile", "generate"]
 ModelKind = Literal["hub", "folder", "gguf", "random"]
 
 RANDOM_WEIGHTS_WARNING = "random weights: no quality, and INT8 has no outliers"
+PLANTED_OUTLIERS_WARNING = "random weights: no quality; {} outlier features were planted in the activations"
 
 
 class ModelSource(msgspec.Struct, frozen=True, kw_only=True):
@@ -24,6 +25,8 @@ class ModelSource(msgspec.Struct, frozen=True, kw_only=True):
     """Short name for titles and folders, e.g. `qwen2.5-0.5b-instruct`."""
     notice: str | None = None
     """One line that every output of the run repeats, e.g. that a fallback model was taken."""
+    outliers: int = 0
+    """Outlier features planted in the activations of random weights; see `workers/planted_outliers.py`."""
 
     @property
     def is_random(self) -> bool:

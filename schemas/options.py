@@ -82,6 +82,10 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         Seconds | None,
         option(
             "Seconds the measuring may take, shared out among the precisions; what does not fit is left "
+    outliers: Annotated[
+        Annotated[int, Meta(ge=0, le=128)],
+        option("Outlier features to plant in the activations of random weights, for LLM.int8 to find."),
+    ] = 0
             "out and named. Default: 210 on a CPU, none on a GPU."
         ),
     ] = None

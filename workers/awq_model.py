@@ -18,6 +18,7 @@ from workers import model_source
 from workers.awq_cache import choose_group_size, packed_folder, recipe_file
 from workers.awq_recipe import calibrate, pack
 from workers.protocol import LoadedModel, Report
+from workers.planted_outliers import READERS, outlier_channels
 from workers.random_model import random_config, random_state_dict
 from workers.transformers_model import load_tokenizer
 
@@ -91,7 +92,9 @@ def _random_awq_model(job: Job) -> PreTrainedModel:
             for name, linear in get_named_linears(layer).items():
                 packed = gemm.WQLinear_GEMM.from_linear(linear, 4, RANDOM_GROUP_SIZE, init_only=True)
                 set_op_by_name(layer, name, packed)
-    dense = random_state_dict(config, job.device, torch.float16, job.seed)
+    outliers = job.model.outliers
+    dense = random_state_dict(config, job.device, torch.float16, job.seed, outliers)
+    channels = list(outlier_channels(outliers, config.hidden_size, job.seed))
     generator = torch.Generator(job.device).manual_seed(job.seed)
     for name, empty in [*model.named_parameters(), *model.named_buffers()]:
         if empty.is_meta:
@@ -111,6 +114,9 @@ def _random_packed(
 ) -> torch.Tensor:
     if name.endswith("qweight"):
         bounds = torch.iinfo(torch.int32)
+            if name.removesuffix(".qweight").endswith(READERS):
+                # (inputs, outputs / 8): what reads a planted outlier is too small for four bits, and zero.
+                value[channels] = ZERO_POINTS_OF_8
         return torch.randint(
             bounds.min,
             bounds.max,
