@@ -1,5 +1,6 @@
 """From options to jobs: which precisions, on which device, under which interpreter. No process is started."""
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +13,7 @@ from orchestrator.errors import BadInput
 from orchestrator.interpreter import Interpreter, find_interpreter, own_interpreter
 from orchestrator.precisions import Precision, choose
 from schemas.environment import Gpu
-from schemas.job import DecodeMode, Job, ModelSource, Workload
+from schemas.job import CalibrationText, DecodeMode, Job, ModelSource, Workload
 from schemas.options import Options
 
 OWN_PROMPTS = Path(__file__).parent / "prompts.txt"
@@ -59,6 +60,7 @@ def make_plan(
     """
     chosen = choose_precisions(options, precisions)
     choose(precisions, options.checkpoint, "--checkpoint")
+    calibration = read_calibration(options, chosen)
     device = choose_device(options.device, gpus)
     interpreters = choose_interpreters(options.python, precisions, cache_folder)
     workloads = list_workloads(options, device)
@@ -80,6 +82,7 @@ def make_plan(
                 device=device,
                 packages=list(packages_of(precision)),
                 checkpoint=options.checkpoint.get(precision.name),
+                calibration=calibration if precision.calibrated else None,
                 seed=options.seed,
                 cache_folder=str(cache_folder),
             ),
@@ -196,3 +199,23 @@ def read_prompts(option: str | None) -> list[str]:
     if not prompts:
         raise BadInput("--prompts", str(path), "holds no prompt", "Write one prompt a line")
     return prompts
+
+
+def read_calibration(options: Options, chosen: list[Precision]) -> CalibrationText | None:
+    """The text that `--calibration` names. Raises `BadInput` where it can't be read or none is calibrated."""
+    if options.calibration is None:
+        return None
+    if not any(each.calibrated and each.name not in options.checkpoint for each in chosen):
+        names = ", ".join(each.name for each in chosen)
+        raise BadInput("--calibration", options.calibration, f"{names}: not calibrated here", "Leave it out")
+    if (options.model or "").startswith("random:"):
+        problem = "random weights are not calibrated"
+        raise BadInput("--calibration", options.calibration, problem, "Leave it out, or name another --model")
+    path = Path(options.calibration).expanduser().absolute()
+    try:
+        content = path.read_bytes()
+        content.decode()
+    except (OSError, UnicodeDecodeError) as error:
+        problem = f"can't be read: {error}"
+        raise BadInput("--calibration", options.calibration, problem, "Name a file of UTF-8 text") from error
+    return CalibrationText(path=str(path), sha256=hashlib.sha256(content).hexdigest())

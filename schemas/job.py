@@ -33,6 +33,14 @@ class ModelSource(msgspec.Struct, frozen=True, kw_only=True):
         return self.kind == "random"
 
 
+class CalibrationText(msgspec.Struct, frozen=True, kw_only=True):
+    """A text of the user's own, in place of ours, that weights are calibrated with."""
+
+    path: str
+    sha256: str
+    """Of the file as it was when the run was laid out; results are kept by it."""
+
+
 class Workload(msgspec.Struct, frozen=True, kw_only=True):
     """What is generated, and how: every batch of prompts once, greedily, exactly `new_tokens` each."""
 
@@ -61,6 +69,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     """Distributions the worker's header names; `Ready` reports the version of each."""
     checkpoint: str | None = None
     """Folder or Hub id of ready quantized weights for this precision."""
+    calibration: CalibrationText | None = None
+    """None is our own text; of no concern to a precision that isn't calibrated."""
     seed: int = 0
     budget_s: float | None = None
     """Seconds the worker may spend from its start, preparation apart; it measures what fits."""

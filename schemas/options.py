@@ -42,6 +42,10 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     checkpoint: Annotated[
         dict[str, str], option("Ready quantized weights for a precision: NAME=FOLDER_OR_HUB_ID.")
     ] = {}
+    calibration: Annotated[
+        str | None,
+        option("Text file to calibrate weights with, where a precision needs that. Default: our own."),
+    ] = None
     python: Annotated[dict[str, str], option("Run a precision under another interpreter: NAME=PATH.")] = {}
     device: Annotated[str, option("cpu, cuda, cuda:N, or auto (the first GPU, else the CPU).")] = "auto"
     prompts: Annotated[
@@ -78,14 +82,14 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         Annotated[float, Meta(ge=0, le=3600)], option("Seconds to wait before every row but the first.")
     ] = 0
     seed: Annotated[Annotated[int, Meta(ge=0)], option("Seed of random weights.")] = 0
-    budget: Annotated[
-        Seconds | None,
-        option(
-            "Seconds the measuring may take, shared out among the precisions; what does not fit is left "
     outliers: Annotated[
         Annotated[int, Meta(ge=0, le=128)],
         option("Outlier features to plant in the activations of random weights, for LLM.int8 to find."),
     ] = 0
+    budget: Annotated[
+        Seconds | None,
+        option(
+            "Seconds the measuring may take, shared out among the precisions; what does not fit is left "
             "out and named. Default: 210 on a CPU, none on a GPU."
         ),
     ] = None
