@@ -82,7 +82,7 @@ def make_plan(
                 device=device,
                 packages=list(packages_of(precision)),
                 checkpoint=options.checkpoint.get(precision.name),
-                calibration=calibration if precision.calibrated else None,
+                calibration=calibration if _will_be_calibrated(precision, options) else None,
                 seed=options.seed,
                 cache_folder=str(cache_folder),
             ),
@@ -205,7 +205,7 @@ def read_calibration(options: Options, chosen: list[Precision]) -> CalibrationTe
     """The text that `--calibration` names. Raises `BadInput` where it can't be read or none is calibrated."""
     if options.calibration is None:
         return None
-    if not any(each.calibrated and each.name not in options.checkpoint for each in chosen):
+    if not any(_will_be_calibrated(each, options) for each in chosen):
         names = ", ".join(each.name for each in chosen)
         raise BadInput("--calibration", options.calibration, f"{names}: not calibrated here", "Leave it out")
     if (options.model or "").startswith("random:"):
@@ -219,3 +219,7 @@ def read_calibration(options: Options, chosen: list[Precision]) -> CalibrationTe
         problem = f"can't be read: {error}"
         raise BadInput("--calibration", options.calibration, problem, "Name a file of UTF-8 text") from error
     return CalibrationText(path=str(path), sha256=hashlib.sha256(content).hexdigest())
+
+
+def _will_be_calibrated(precision: Precision, options: Options) -> bool:
+    return precision.calibrated and precision.name not in options.checkpoint
