@@ -4,6 +4,7 @@ import signal
 import sys
 from contextlib import ExitStack
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,8 @@ def lay_out(options: Options, nvml: Nvml | None) -> Plan:
     """The plan of these options on this machine; environments that it passes over are told of."""
 
     def find_model() -> ModelSource:
-        return resolve_model(options.model, cache_folder(), say=lambda line: click.echo(line, err=True))
+        say = partial(click.echo, err=True)
+        return resolve_model(options.model, cache_folder(), say, options.outliers)
 
     precisions = find_all_precisions(options.workers)
     plan = make_plan(options, precisions, find_model, nvml.gpus() if nvml else [], cache_folder())

@@ -13,7 +13,7 @@ from pathlib import Path
 from orchestrator.embedded import MODEL_NAME, fetch_embedded_model
 from orchestrator.errors import BadInput
 from orchestrator.hub import OTHER_SOURCES, is_hub_id, require_hub_model
-from schemas.job import RANDOM_WEIGHTS_WARNING, ModelSource
+from schemas.job import PLANTED_OUTLIERS_WARNING, RANDOM_WEIGHTS_WARNING, ModelSource
 
 DEFAULT_HUB_ID = "Qwen/Qwen2.5-0.5B-Instruct"
 
@@ -25,16 +25,20 @@ GGUF_HEADER_BYTES = 24
 
 
 def resolve_model(
-    option: str | None, cache_folder: Path, say: Callable[[str], None] = lambda line: None
+    option: str | None, cache_folder: Path, say: Callable[[str], None] = lambda line: None, outliers: int = 0
 ) -> ModelSource:
     """Find out what `--model` names, or choose the default model where `option` is None.
 
-    `say` is given one line before a download. Raises `BadInput`, the Hub's silence included, within 3 s.
+    `say` is given one line before a download; `outliers` are to be planted. Raises `BadInput`, the Hub's
+    silence included, within 3 s.
     """
+    if outliers and not (option or "").startswith("random:"):
+        problem = "outliers can be planted in random weights only"
+        raise BadInput("--outliers", str(outliers), problem, "Add --model random:NAME")
     if option is None:
         return _default_model(cache_folder, say)
     if option.startswith("random:"):
-        return _random_model(option)
+        return _random_model(option, outliers)
     path = Path(os.path.expanduser(option))
     if path.suffix.lower() == ".gguf":
         return _gguf_model(path)
@@ -58,14 +62,15 @@ def _default_model(cache_folder: Path, say: Callable[[str], None]) -> ModelSourc
         return ModelSource(kind="gguf", location=str(gguf), name=MODEL_NAME, notice=notice)
 
 
-def _random_model(option: str) -> ModelSource:
+def _random_model(option: str, outliers: int) -> ModelSource:
     name = option.removeprefix("random:").lower()
     known = random_names()
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
         fix = f"Try random:{near[0]}; known are {', '.join(known)}"
         raise BadInput("--model", option, "no such random architecture", fix)
-    return ModelSource(kind="random", location=name, name=f"random-{name}", notice=RANDOM_WEIGHTS_WARNING)
+    notice = PLANTED_OUTLIERS_WARNING.format(outliers) if outliers else RANDOM_WEIGHTS_WARNING
+    return ModelSource(kind="random", location=name, name=f"random-{name}", notice=notice, outliers=outliers)
 
 
 def _gguf_model(path: Path) -> ModelSource:

@@ -1,5 +1,6 @@
 """From options to jobs: which precisions, on which device, under which interpreter. No process is started."""
 
+import hashlib
 import random
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ from orchestrator.intervals import FEWEST_ROUNDS
 from orchestrator.precisions import Precision, choose
 from orchestrator.workloads import BASELINE
 from schemas.environment import Gpu
-from schemas.job import DecodeMode, Job, ModelSource, Workload
+from schemas.job import CalibrationText, DecodeMode, Job, ModelSource, Workload
 from schemas.options import Options
 
 OWN_PROMPTS = Path(__file__).parent / "prompts.txt"
@@ -73,6 +74,7 @@ def make_plan(
     """
     chosen = choose_precisions(options, precisions)
     choose(precisions, options.checkpoint, "--checkpoint")
+    calibration = read_calibration(options, chosen)
     device = choose_device(options.device, gpus)
     _check_comparison(options, chosen)
     interpreters = choose_interpreters(options.python, precisions, cache_folder)
@@ -96,6 +98,7 @@ def make_plan(
                 device=device,
                 packages=list(packages_of(turn.precision)),
                 checkpoint=options.checkpoint.get(turn.precision.name),
+                calibration=calibration if _will_be_calibrated(turn.precision, options) else None,
                 seed=options.seed,
                 round=round_,
                 twin=turn.twin,
@@ -246,3 +249,27 @@ def read_prompts(option: str | None) -> list[str]:
     if not prompts:
         raise BadInput("--prompts", str(path), "holds no prompt", "Write one prompt a line")
     return prompts
+
+
+def read_calibration(options: Options, chosen: list[Precision]) -> CalibrationText | None:
+    """The text that `--calibration` names. Raises `BadInput` where it can't be read or none is calibrated."""
+    if options.calibration is None:
+        return None
+    if not any(_will_be_calibrated(each, options) for each in chosen):
+        names = ", ".join(each.name for each in chosen)
+        raise BadInput("--calibration", options.calibration, f"{names}: not calibrated here", "Leave it out")
+    if (options.model or "").startswith("random:"):
+        problem = "random weights are not calibrated"
+        raise BadInput("--calibration", options.calibration, problem, "Leave it out, or name another --model")
+    path = Path(options.calibration).expanduser().absolute()
+    try:
+        content = path.read_bytes()
+        content.decode()
+    except (OSError, UnicodeDecodeError) as error:
+        problem = f"can't be read: {error}"
+        raise BadInput("--calibration", options.calibration, problem, "Name a file of UTF-8 text") from error
+    return CalibrationText(path=str(path), sha256=hashlib.sha256(content).hexdigest())
+
+
+def _will_be_calibrated(precision: Precision, options: Options) -> bool:
+    return precision.calibrated and precision.name not in options.checkpoint

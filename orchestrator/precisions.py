@@ -52,6 +52,8 @@ class Precision(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     devices: list[Literal["cpu", "cuda"]]
     min_compute_capability: float | None = None
     """As NVIDIA writes it, 7.5 for a T4; None where any GPU will do."""
+    calibrated: bool = False
+    """Its weights are made with a calibration text, by the worker's `prepare`."""
     requirements: list[str]
     """PEP 508 strings."""
     requires_python: str | None = None

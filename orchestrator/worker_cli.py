@@ -14,6 +14,7 @@ import click
 import msgspec
 
 from orchestrator.cache import cache_folder
+from orchestrator.calibration import calibrate_cell, require_calibration
 from orchestrator.cli import lay_out, list_precisions, open_nvml
 from orchestrator.command_line import read_options, run_command, takes_options
 from orchestrator.errors import BadInput
@@ -41,17 +42,22 @@ def main() -> None:
 @click.command("qbench-worker")
 @click.argument("name", metavar="PRECISION", required=False)
 @takes_options(
-    "model", "workers", "checkpoint", "python", "device", "prompts", "decode", "prompt_tokens", "depth",
-    "new_tokens", "batch_size", "warmup", "seed", "budget", "timeout",
+    "model", "workers", "checkpoint", "calibration", "python", "device", "prompts", "decode", "prompt_tokens",
+    "depth", "new_tokens", "batch_size", "warmup", "seed", "outliers", "budget", "timeout",
 )  # fmt: skip
 @click.option(
     "--list", "list_", is_flag=True, help="List the precisions, their packages, and which run here."
 )
 @click.option(
+    "--calibrate", is_flag=True, help="Make the precision's calibrated weights, and measure nothing."
+)
+@click.option(
     "--make-env", metavar="NAME", help="Make an environment of its own for a precision, used from then on."
 )
 @click.option("--drop-env", metavar="NAME", help="Remove the environment of its own that a precision has.")
-def work(name: str | None, list_: bool, make_env: str | None, drop_env: str | None, **given: Any) -> int:
+def work(
+    name: str | None, list_: bool, calibrate: bool, make_env: str | None, drop_env: str | None, **given: Any
+) -> int:
     """Run the worker of one PRECISION in the foreground, without a run folder. Exits 0, or 1 if it fails."""
     if name is not None:
         given["precision"] = [name]
@@ -72,9 +78,13 @@ def work(name: str | None, list_: bool, make_env: str | None, drop_env: str | No
         if name is None:
             known = ", ".join(find_all_precisions(options.workers))
             raise BadInput("PRECISION", "", "is missing", f"Name one of: {known}")
+        if calibrate:
+            require_calibration(name, find_all_precisions(options.workers), options)
         plan = lay_out(options, nvml)
         if plan.left_out:
             raise BadInput("PRECISION", name, plan.left_out[name], "See qbench-worker --list")
+        if calibrate:
+            return calibrate_cell(plan.cells[0], options.timeout)
         return follow(plan.cells, nvml, options)
 
 

@@ -19,7 +19,7 @@ from typing import IO, Self
 
 import msgspec
 
-from schemas.frames import AnyFrame, Done, Failed, Peaks, Waiting
+from schemas.frames import AnyFrame, Done, Failed, Peaks, Prepared, Waiting
 from schemas.job import Job
 
 GRACE_S = 3.0
@@ -89,7 +89,7 @@ class WorkerProcess:
         self._write(b"\n")
 
     def frames(self, timeout_s: float, tick_s: float = 0.25) -> Iterator[AnyFrame | None]:
-        """What the worker sends, up to Done, Peaks or Failed; None every `tick_s` without news.
+        """What the worker sends, up to Done, Peaks, Prepared or Failed; None every `tick_s` without news.
 
         A worker that dies, hangs or talks nonsense yields a Failed of the parent's own making.
         """
@@ -107,7 +107,7 @@ class WorkerProcess:
                 continue
             frame = self._decode(line)
             yield frame
-            if isinstance(frame, Done | Peaks | Failed):
+            if isinstance(frame, Done | Peaks | Prepared | Failed):
                 return
         yield self._describe_death()
 

@@ -9,7 +9,8 @@
 A job that fails ends in Failed instead of Done, at any place; Progress may stand anywhere. A worker that is
 still of use after it says Waiting and reads another Job, which must differ in its workload alone.
 
-The worker that measures the device's peaks says Phase("start") · Phase("context") · Ready · Peaks.
+The worker that measures the device's peaks says Phase("start") · Phase("context") · Ready · Peaks. One that
+is only to prepare says Phase("start") · [Phase("prepare")] · Prepared.
 
 Times are nanoseconds of CLOCK_MONOTONIC, which parent and worker share on one host, so that the
 parent's memory samples and the worker's phases can be laid over each other.
@@ -104,6 +105,34 @@ class Progress(Frame, frozen=True, kw_only=True):
     message: str
     done: int | None = None
     total: int | None = None
+
+
+class Calibration(msgspec.Struct, frozen=True, kw_only=True):
+    """What quantized weights were calibrated with, and how long it took."""
+
+    text: str
+    """Name of the text's file."""
+    text_sha256: str
+    samples: int
+    sample_tokens: int
+    group_size: int
+    took_s: float
+    """All of it: search and packing, or packing alone where the findings were there."""
+
+    def __str__(self) -> str:
+        return (
+            f"{self.text} (sha256 {self.text_sha256[:12]}), {self.samples} × {self.sample_tokens} tokens, "
+            f"groups of {self.group_size}"
+        )
+
+
+class Prepared(Frame, frozen=True, kw_only=True):
+    """Weights lie ready: the last word of a worker that was only to prepare them."""
+
+    folder: str
+    calibration: Calibration
+    anew: bool
+    """Whether this worker made them."""
 
 
 class ForwardCosts(msgspec.Struct, frozen=True, kw_only=True):
@@ -263,5 +292,17 @@ class Waiting(Frame, frozen=True, kw_only=True):
 
 
 AnyFrame = (
-    Phase | Ready | Progress | Loaded | SetUp | WarmedUp | Trial | Profile | Peaks | Done | Failed | Waiting
+    Phase
+    | Ready
+    | Progress
+    | Prepared
+    | Loaded
+    | SetUp
+    | WarmedUp
+    | Trial
+    | Profile
+    | Peaks
+    | Done
+    | Failed
+    | Waiting
 )

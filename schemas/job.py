@@ -10,6 +10,7 @@ DecodeMode = Literal["eager", "graph", "compile", "generate"]
 ModelKind = Literal["hub", "folder", "gguf", "random"]
 
 RANDOM_WEIGHTS_WARNING = "random weights: no quality, and INT8 has no outliers"
+PLANTED_OUTLIERS_WARNING = "random weights: no quality; {} outlier features were planted in the activations"
 
 
 class ModelSource(msgspec.Struct, frozen=True, kw_only=True):
@@ -24,10 +25,20 @@ class ModelSource(msgspec.Struct, frozen=True, kw_only=True):
     """Short name for titles and folders, e.g. `qwen2.5-0.5b-instruct`."""
     notice: str | None = None
     """One line that every output of the run repeats, e.g. that a fallback model was taken."""
+    outliers: int = 0
+    """Outlier features planted in the activations of random weights; see `workers/planted_outliers.py`."""
 
     @property
     def is_random(self) -> bool:
         return self.kind == "random"
+
+
+class CalibrationText(msgspec.Struct, frozen=True, kw_only=True):
+    """A text of the user's own, in place of ours, that weights are calibrated with."""
+
+    path: str
+    sha256: str
+    """Of the file as it was when the run was laid out; results are kept by it."""
 
 
 class Workload(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,6 +69,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     """Distributions the worker's header names; `Ready` reports the version of each."""
     checkpoint: str | None = None
     """Folder or Hub id of ready quantized weights for this precision."""
+    calibration: CalibrationText | None = None
+    """None is our own text; of no concern to a precision that isn't calibrated."""
     seed: int = 0
     budget_s: float | None = None
     """Seconds the worker may spend from its start, preparation apart; it measures what fits."""

@@ -44,6 +44,10 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     checkpoint: Annotated[
         dict[str, str], option("Ready quantized weights for a precision: NAME=FOLDER_OR_HUB_ID.")
     ] = {}
+    calibration: Annotated[
+        str | None,
+        option("Text file to calibrate weights with, where a precision needs that. Default: our own."),
+    ] = None
     python: Annotated[dict[str, str], option("Run a precision under another interpreter: NAME=PATH.")] = {}
     device: Annotated[str, option("cpu, cuda, cuda:N, or auto (the first GPU, else the CPU).")] = "auto"
     prompts: Annotated[
@@ -102,6 +106,10 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     ] = False
     seed: Annotated[
         Annotated[int, Meta(ge=0)], option("Seed of random weights, and of the order in each round.")
+    ] = 0
+    outliers: Annotated[
+        Annotated[int, Meta(ge=0, le=128)],
+        option("Outlier features to plant in the activations of random weights, for LLM.int8 to find."),
     ] = 0
     budget: Annotated[
         Seconds | None,

@@ -22,16 +22,16 @@ from worker_runs import WorkerRun, make_job, run_worker
 from orchestrator.cache import cache_folder
 from orchestrator.embedded import GGUF_SHA256, MODEL_NAME, fetch_embedded_model
 from orchestrator.errors import BadInput
-from schemas.frames import Done, Failed, Phase, Progress
-from schemas.job import Job
+from schemas.frames import Done, Failed, Loaded, Phase, Progress
+from schemas.job import CalibrationText, Job
 from workers.awq_cache import (
-    BLOCK_TOKENS,
     SHIPPED_RECIPES,
     choose_group_size,
     is_prepared,
     packed_folder,
     recipe_file,
 )
+from workers.calibration_text import BLOCK_TOKENS, read_note
 from workers.model_source import folder as model_folder
 
 SMOLLM2 = {"hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9, "num_hidden_layers": 30}
@@ -166,7 +166,10 @@ def test_the_recipe_tells_how_it_was_made(prepared: Prepared) -> None:
     told = metadata_of(recipe_file(prepared.job))
     assert told["model"] == "awq"  # the name that the test's job gives it
     assert told["group_size"] == "128"
-    assert f"blocks of {BLOCK_TOKENS} tokens" in told["calibration"]
+    note = read_note(packed_folder(prepared.job))
+    text = f"{note.samples} blocks of {BLOCK_TOKENS} tokens of qbench's calibration.txt"
+    assert told["calibration"].startswith(text)
+    assert prepared.first.one(Loaded).settings["calibration"] == str(note)
     for package in ("autoawq", "torch", "transformers"):
         assert f"{package} {version(package)}" in told["versions"]
     before, after = perplexities(told)
@@ -222,9 +225,9 @@ CALIBRATE = """\
     from awq import AutoAWQForCausalLM
     from awq.quantize.quantizer import AwqQuantizer
     from transformers import AutoTokenizer
-    from workers.awq_cache import CALIBRATION_TEXT
     from workers.awq_model import _runnable_on
-    from workers.awq_recipe import Calibrator, _blocks, quantization_config
+    from workers.awq_recipe import Calibrator, quantization_config
+    from workers.calibration_text import OWN_TEXT
 
     class Unmended(Calibrator):
         _compute_best_scale = AwqQuantizer._compute_best_scale
@@ -244,8 +247,8 @@ CALIBRATE = """\
 
     folder = sys.argv[1]
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    ids = tokenizer(CALIBRATION_TEXT.read_text()).input_ids
-    blocks = list(_blocks(ids))[:4]
+    ids = tokenizer(OWN_TEXT.read_text()).input_ids
+    blocks = [ids[start : start + 128] for start in range(0, 512, 128)]
 
     def logits(model):
         with torch.inference_mode():
@@ -287,11 +290,17 @@ def test_calibrating_on_a_cpu_leaves_the_weights_alone(tiny_llama: Path) -> None
 
 
 @pytest.fixture
-def shipped(tmp_path: Path) -> Path:
-    """The recipe of the embedded model, found as a worker finds it but without the 98 MB themselves."""
+def embedded_job(tmp_path: Path) -> Job:
+    """A job for the embedded model, as far as its recipe is concerned: without the 98 MB themselves."""
     config_folder(tmp_path, **SMOLLM2)
     (tmp_path / "SOURCE_SHA256").write_text(GGUF_SHA256 + "\n")
-    return recipe_file(make_job("awq", tmp_path, tmp_path / "cache"))
+    return make_job("awq", tmp_path, tmp_path / "cache")
+
+
+@pytest.fixture
+def shipped(embedded_job: Job) -> Path:
+    """The recipe of the embedded model, found as a worker finds it."""
+    return recipe_file(embedded_job)
 
 
 def test_the_embedded_model_has_its_recipe_in_the_project(shipped: Path) -> None:
@@ -305,6 +314,18 @@ def test_the_embedded_model_has_its_recipe_in_the_project(shipped: Path) -> None
     assert before < after < 1.25 * before
     layers = {key.split(".")[0] for key in keys_of(shipped)}
     assert layers == set(map(str, range(SMOLLM2["num_hidden_layers"])))
+
+
+def test_a_text_of_ones_own_has_a_recipe_of_its_own(embedded_job: Job) -> None:
+    def recipe(path: str, sha256: str) -> Path:
+        text = CalibrationText(path=path, sha256=sha256)
+        return recipe_file(msgspec.structs.replace(embedded_job, calibration=text))
+
+    ours = recipe_file(embedded_job)
+    theirs = recipe("a.txt", "aa")
+    assert theirs.parent == Path(embedded_job.cache_folder) / "awq-recipes"
+    assert len({ours.name, theirs.name, recipe("a.txt", "bb").name}) == 3
+    assert recipe("b.txt", "aa") == theirs  # named by content, wherever it lies
 
 
 def test_every_shipped_recipe_is_the_one_of_a_model(shipped: Path) -> None:

@@ -1,5 +1,6 @@
 """From options to cells: nothing is guessed silently, and what can't be meant is refused with a fix."""
 
+import hashlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from orchestrator.plan import (
 )
 from orchestrator.precisions import find_precisions
 from schemas.environment import Gpu
-from schemas.job import ModelSource
+from schemas.job import CalibrationText, ModelSource
 from schemas.options import Options
 
 PRECISIONS = find_precisions()
@@ -233,3 +234,19 @@ def test_where_nothing_can_run_no_model_is_fetched(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("orchestrator.plan.check", lambda *_: "needs torch")
     with pytest.raises(BadInput, match=r"--all: nothing can run here: fp32 needs torch"):
         make_plan(Options(all=True), PRECISIONS, find_model, [], Path("cache"))
+
+
+def test_only_jobs_whose_weights_are_calibrated_carry_the_text(tmp_path: Path) -> None:
+    text = tmp_path / "mine.txt"
+    text.write_text("words")
+    twin = replace(PRECISIONS["awq"], name="awq-twin")
+    options = Options(
+        precision=["fp16", "awq", "awq-twin"], calibration=str(text), checkpoint={"awq-twin": "ready"}
+    )
+    plan = make_plan(options, PRECISIONS | {"awq-twin": twin}, lambda: MODEL, [], Path("cache"))
+    carried = {cell.job.precision: cell.job.calibration for cell in plan.cells}
+    assert carried["fp16"] is None
+    assert carried["awq-twin"] is None  # its checkpoint was calibrated with who knows what
+    assert carried["awq"] == CalibrationText(
+        path=str(text), sha256=hashlib.sha256(text.read_bytes()).hexdigest()
+    )

@@ -7,11 +7,9 @@ from pathlib import Path
 
 from schemas.job import Job
 from workers import model_source
+from workers.calibration_text import BLOCK_TOKENS, text_sha256
 
-BLOCK_TOKENS = 128
-"""Length of a calibration sample."""
 SHIPPED_RECIPES = Path(__file__).parent / "recipes"
-CALIBRATION_TEXT = Path(__file__).parent / "texts" / "calibration.txt"
 
 
 def is_prepared(job: Job) -> bool:
@@ -21,7 +19,7 @@ def is_prepared(job: Job) -> bool:
 
 def packed_folder(job: Job) -> Path:
     """Folder of this job's AWQ checkpoint in the cache."""
-    return Path(job.cache_folder) / "awq" / recipe_file(job).stem
+    return Path(job.cache_folder) / "awq-packed" / recipe_file(job).stem
 
 
 def recipe_file(job: Job) -> Path:
@@ -35,7 +33,7 @@ def recipe_file(job: Job) -> Path:
         model_fingerprint(folder),
         str(choose_group_size(folder)),
         str(BLOCK_TOKENS),
-        hashlib.sha256(CALIBRATION_TEXT.read_bytes()).hexdigest(),
+        text_sha256(job),
         importlib.metadata.version("autoawq"),
     )
     name = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24] + ".safetensors"

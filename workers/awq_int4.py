@@ -10,6 +10,7 @@
 # bits_per_weight = 4.16
 # devices = ["cpu", "cuda"]
 # min_compute_capability = 7.5
+# calibrated = true
 # ///
 """AWQ INT4: four-bit weights, calibrated so that the channels that matter keep their precision.
 
@@ -19,7 +20,7 @@ most memory; whether it is faster than FP16 depends on the kernel, not on the fo
 """
 
 from schemas.job import Job
-from workers.awq_cache import is_prepared
+from workers.awq_cache import is_prepared, packed_folder
 from workers.protocol import LoadedModel, Report, main
 
 
@@ -36,4 +37,4 @@ def prepare(job: Job, report: Report) -> None:
 
 
 if __name__ == "__main__":
-    main(load, prepare, is_prepared)
+    main(load, prepare, is_prepared, prepared_folder=packed_folder)

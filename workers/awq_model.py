@@ -1,6 +1,7 @@
 """AWQ weights on a device through AutoAWQ: from a checkpoint, from a recipe, or random."""
 
 import math
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from unittest.mock import patch
@@ -11,12 +12,14 @@ from accelerate.utils import set_module_tensor_to_device
 from awq import AutoAWQForCausalLM
 from awq.modules.linear import gemm
 from awq.utils.module import get_named_linears, set_op_by_name
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from schemas.job import Job
 from workers import model_source
 from workers.awq_cache import choose_group_size, packed_folder, recipe_file
 from workers.awq_recipe import calibrate, pack
+from workers.calibration_text import calibrated_with, read_note, samples, write_note
+from workers.planted_outliers import READERS, outlier_channels
 from workers.protocol import LoadedModel, Report
 from workers.random_model import random_config, random_state_dict
 from workers.transformers_model import load_tokenizer
@@ -31,12 +34,17 @@ DEVIATION_OF_INT4 = math.sqrt((16**2 - 1) / 12)
 
 def prepare_checkpoint(job: Job, report: Report) -> None:
     """Pack this job's model by its recipe, calibrating first where there is no recipe yet."""
-    folder, recipe = model_source.folder(job), recipe_file(job)
+    began_s = time.monotonic()
+    folder, recipe, packed = model_source.folder(job), recipe_file(job), packed_folder(job)
     group_size = choose_group_size(folder)
+    blocks = samples(job, AutoTokenizer.from_pretrained(folder))
     with _runnable_on(job.device):
         if not recipe.exists():
-            calibrate(folder, group_size, recipe, job.model.name, report)
-        pack(folder, recipe, group_size, packed_folder(job), report)
+            calibrate(job, folder, group_size, blocks, recipe, report)
+        unfinished = packed.with_name(packed.name + ".part")
+        pack(folder, recipe, group_size, unfinished, report)
+    write_note(unfinished, calibrated_with(job, len(blocks), group_size, time.monotonic() - began_s))
+    unfinished.replace(packed)
 
 
 def load_awq_model(job: Job) -> LoadedModel:
@@ -48,9 +56,12 @@ def load_awq_model(job: Job) -> LoadedModel:
     with _runnable_on(job.device):
         if job.model.is_random:
             return LoadedModel(_random_awq_model(job), None, _settings(), OPAQUE)
-        checkpoint = job.checkpoint or str(packed_folder(job))
+        checkpoint, settings = job.checkpoint, _settings()
+        if checkpoint is None:
+            checkpoint = str(packed_folder(job))
+            settings["calibration"] = str(read_note(packed_folder(job)))
         loaded = AutoAWQForCausalLM.from_quantized(checkpoint, fuse_layers=False, device_map={"": job.device})
-        return LoadedModel(loaded.model.eval(), load_tokenizer(job), _settings(), OPAQUE)
+        return LoadedModel(loaded.model.eval(), load_tokenizer(job), settings, OPAQUE)
 
 
 def _settings() -> dict[str, str]:
@@ -91,7 +102,9 @@ def _random_awq_model(job: Job) -> PreTrainedModel:
             for name, linear in get_named_linears(layer).items():
                 packed = gemm.WQLinear_GEMM.from_linear(linear, 4, RANDOM_GROUP_SIZE, init_only=True)
                 set_op_by_name(layer, name, packed)
-    dense = random_state_dict(config, job.device, torch.float16, job.seed)
+    outliers = job.model.outliers
+    dense = random_state_dict(config, job.device, torch.float16, job.seed, outliers)
+    channels = list(outlier_channels(outliers, config.hidden_size, job.seed))
     generator = torch.Generator(job.device).manual_seed(job.seed)
     for name, empty in [*model.named_parameters(), *model.named_buffers()]:
         if empty.is_meta:
@@ -101,6 +114,9 @@ def _random_awq_model(job: Job) -> PreTrainedModel:
                 if known
                 else _random_packed(name, empty, config.initializer_range, generator)
             )
+            if name.removesuffix(".qweight").endswith(READERS):
+                # (inputs, outputs / 8): what reads a planted outlier is too small for four bits, and zero.
+                value[channels] = ZERO_POINTS_OF_8
             set_module_tensor_to_device(model, name, job.device, value)
     model.tie_weights()
     return model.to(job.device).eval()

@@ -9,6 +9,7 @@ Keys read `LAYER.scale.PREVIOUS>LINEAR,LINEAR` (a vector over input channels) an
 """
 
 import importlib.metadata
+import shlex
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,9 @@ from awq.quantize.scale import apply_clip, apply_scale
 from awq.utils.module import exclude_layers_to_not_quantize, get_named_linears
 from safetensors.torch import load_file, save_file
 
-from workers.awq_cache import BLOCK_TOKENS, CALIBRATION_TEXT, model_fingerprint
+from schemas.job import Job
+from workers.awq_cache import model_fingerprint
+from workers.calibration_text import BLOCK_TOKENS, text_name, text_path
 from workers.perplexity import heldout_text, perplexity
 from workers.protocol import Report
 
@@ -102,7 +105,9 @@ class RecipePacker(AwqQuantizer):
             yield previous, linears.split(","), scales
 
 
-def calibrate(folder: Path, group_size: int, recipe_file: Path, model_name: str, report: Report) -> None:
+def calibrate(
+    job: Job, folder: Path, group_size: int, blocks: list[list[int]], recipe_file: Path, report: Report
+) -> None:
     """Search scales and clips for the model in `folder` and write them to `recipe_file`.
 
     The file's metadata tells how it was made, and the perplexity of held-out text before and after
@@ -116,21 +121,21 @@ def calibrate(folder: Path, group_size: int, recipe_file: Path, model_name: str,
         str(folder), torch_dtype=dtype, device_map={"": "cpu"}, safetensors=True
     )
     before = perplexity(model.model, tokenizer, heldout_text())
-    blocks = list(_blocks(tokenizer(CALIBRATION_TEXT.read_text()).input_ids))
     model.quantize(
         tokenizer,
         quant_config=quantization_config(group_size),
         calib_data=blocks,
+        max_calib_samples=len(blocks),
         max_calib_seq_len=BLOCK_TOKENS,
         quantizer_cls=partial(Calibrator, report),
     )
     after = perplexity(model.model.to("cuda" if on_gpu else "cpu"), tokenizer, heldout_text())
     metadata = {
-        "model": model_name,
-        "command": f"qbench-worker awq --model {model_name}",
+        "model": job.model.name,
+        "command": _command(job),
         "fingerprint": model_fingerprint(folder),
         "group_size": str(group_size),
-        "calibration": f"{len(blocks)} blocks of {BLOCK_TOKENS} tokens of texts/calibration.txt, {dtype}",
+        "calibration": f"{len(blocks)} blocks of {BLOCK_TOKENS} tokens of {text_name(job)}, {dtype}",
         "versions": " ".join(
             f"{name} {importlib.metadata.version(name)}" for name in ("autoawq", "torch", "transformers")
         ),
@@ -142,9 +147,9 @@ def calibrate(folder: Path, group_size: int, recipe_file: Path, model_name: str,
     unfinished.replace(recipe_file)
 
 
-def _blocks(ids: list[int]) -> Iterator[list[int]]:
-    for start in range(0, len(ids) - BLOCK_TOKENS + 1, BLOCK_TOKENS):
-        yield ids[start : start + BLOCK_TOKENS]
+def _command(job: Job) -> str:
+    words = ["qbench-worker", "awq", "--calibrate", "--model", job.model.name]
+    return shlex.join(words + ([] if job.calibration is None else ["--calibration", text_path(job).name]))
 
 
 def pack(folder: Path, recipe_file: Path, group_size: int, packed_folder: Path, report: Report) -> None:
@@ -154,10 +159,8 @@ def pack(folder: Path, recipe_file: Path, group_size: int, packed_folder: Path, 
     )
     packer = partial(RecipePacker, load_file(recipe_file), report)
     model.quantize(None, quant_config=quantization_config(group_size), quantizer_cls=packer)
-    unfinished = packed_folder.with_name(packed_folder.name + ".part")
-    model.save_quantized(str(unfinished))
-    transformers.AutoTokenizer.from_pretrained(folder).save_pretrained(unfinished)
-    unfinished.replace(packed_folder)
+    model.save_quantized(str(packed_folder))
+    transformers.AutoTokenizer.from_pretrained(folder).save_pretrained(packed_folder)
 
 
 def quantization_config(group_size: int) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import msgspec
@@ -24,12 +25,14 @@ from schemas.frames import (
     Frame,
     Phase,
     PhaseName,
+    Prepared,
     Progress,
     TorchMemory,
     Waiting,
 )
 from schemas.job import Job, decode_job
 from workers import model_source
+from workers.calibration_text import read_note
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -116,15 +119,17 @@ def main(
     is_prepared: Done = lambda job: True,
     build: Prepare | None = None,
     is_built: Done = lambda job: True,
+    prepared_folder: Callable[[Job], Path] | None = None,
 ) -> None:
     """Be a worker: read a Job, measure what `load` gives, send frames, go on with the next Job if one comes.
 
-    Exits 0, or 1 where a job failed.
+    Exits 0, or 1 where a job failed. With `--prepare` it prepares, says where the result lies, and ends.
 
     `prepare` makes what `load` needs (converted, calibrated or packed weights) and keeps it in the
     job's cache folder; `build` compiles the precision's kernels, where they come as sources, and keeps
     them. Each runs in a process of its own, so that nothing of it is left in this one when memory is
     measured. `is_prepared` and `is_built` must be cheap: they are asked before torch is imported.
+    `prepared_folder` is where the `prepare` of a calibrated precision leaves weights and their note.
     """
     began_ns = time.monotonic_ns()
     _die_with_parent()
@@ -134,6 +139,9 @@ def main(
         Errand("build", build, is_built),
     ]
     errand = sys.argv[2] if sys.argv[1:2] == ["--errand"] else None
+    only_prepare = sys.argv[1:] == ["--prepare"]
+    if only_prepare:
+        errands = [each for each in errands if each.phase == "prepare"]
     channel = Channel.take_over(int(sys.argv[3]) if errand else None)
     try:
         job = decode_job(channel.answers.readline())
@@ -141,10 +149,14 @@ def main(
             _run_errands(errands, errand, job, channel)
             return
         channel.enter("start")
-        for phase in _phases_to_do(errands, job):
+        phases = _phases_to_do(errands, job)
+        for phase in phases:
             channel.enter(phase)
             _run_in_own_process(phase, job, channel)
             began_ns = time.monotonic_ns()  # done once and kept, so the budget doesn't count it
+        if only_prepare:
+            channel.send(_prepared(prepared_folder, job, anew=bool(phases)))
+            return
         from workers.measure import measure
 
         all_measured = measure(job, load, channel, began_ns)
@@ -157,7 +169,19 @@ def main(
 
 
 def _phases_to_do(errands: list[Errand], job: Job) -> list[PhaseName]:
-    return list(dict.fromkeys(errand.phase for errand in errands if not errand.is_done(job)))
+    phases: list[PhaseName] = []
+    for errand in errands:
+        # Once one errand of a phase is to be run, those after it may have nothing to look at yet.
+        if errand.phase not in phases and not errand.is_done(job):
+            phases.append(errand.phase)
+    return phases
+
+
+def _prepared(prepared_folder: Callable[[Job], Path] | None, job: Job, anew: bool) -> Prepared:
+    if prepared_folder is None:
+        raise Unsupported("its worker does not tell where its calibrated weights lie")
+    folder = prepared_folder(job)
+    return Prepared(folder=str(folder), calibration=read_note(folder), anew=anew)
 
 
 def _run_errands(errands: list[Errand], phase: str, job: Job, channel: Channel) -> None:

@@ -2,7 +2,7 @@
 
 How fast a precision runs and how much it holds depends on the shapes alone, so any GPU can be measured
 without a hub. What random weights can't show is quality; and since they have none of the outlier features
-that trained models grow, they flatter LLM.int8, whose slow path handles outliers.
+that trained models grow, they flatter LLM.int8, whose slow path handles outliers, unless some are planted.
 
 Weights are drawn one at a time, on the device, when the loader of transformers asks for them. A 7B model
 that loads as INT8 therefore never stands in memory as FP16, just as when it is read from safetensors.
@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any
+
+from workers.planted_outliers import outlier_channels, plant_outliers
 
 if TYPE_CHECKING:
     import torch
@@ -39,6 +41,8 @@ class RandomTensor:
     dtype: "torch.dtype"
     seed: int
     std: float
+    outliers: tuple[int, ...] = ()
+    """Channels of the hidden state in which outlier features are planted."""
 
     def __getitem__(self, index: EllipsisType) -> "torch.Tensor":
         """Draw the whole tensor; `tensor[...]` is the only index the loader uses."""
@@ -46,10 +50,13 @@ class RandomTensor:
 
         weight = torch.empty(self.shape, device=self.device, dtype=self.dtype)
         if len(self.shape) > 1:
-            return weight.normal_(0.0, self.std, generator=self._generator())
-        # The vectors of a transformer are biases and the scales of its norms: left neutral, as at the
-        # start of a training, they keep activations in a range that FP16 can hold.
-        return weight.fill_(0.0 if self.name.endswith("bias") else 1.0)
+            weight.normal_(0.0, self.std, generator=self._generator())
+        else:
+            # The vectors of a transformer are biases and the scales of its norms: left neutral, as at the
+            # start of a training, they keep activations in a range that FP16 can hold.
+            weight.fill_(0.0 if self.name.endswith("bias") else 1.0)
+        plant_outliers(self.name, weight, self.outliers)
+        return weight
 
     def get_shape(self) -> list[int]:
         return list(self.shape)
@@ -72,9 +79,11 @@ def random_config(name: str) -> "PreTrainedConfig":
 
 
 def random_state_dict(
-    config: "PreTrainedConfig", device: str, dtype: "torch.dtype", seed: int
+    config: "PreTrainedConfig", device: str, dtype: "torch.dtype", seed: int, outliers: int = 0
 ) -> dict[str, RandomTensor]:
     """Name → tensor to be drawn, for every weight of `config`'s causal language model.
+
+    `outliers` is the number of outlier features to plant; see `workers/planted_outliers.py`.
 
     A weight that is tied to another, like the output head of a small model, is left out: transformers
     ties it by itself, and would warn of a checkpoint that holds both.
@@ -83,22 +92,28 @@ def random_state_dict(
 
     with torch.device("meta"):
         skeleton = _model_class(config)(config)
+    channels = outlier_channels(outliers, config.hidden_size, seed)
     return {
-        name: RandomTensor(name, tuple(weight.shape), device, dtype, seed, config.initializer_range)
+        name: RandomTensor(name, tuple(weight.shape), device, dtype, seed, config.initializer_range, channels)
         for name, weight in skeleton.state_dict().items()
         if name not in skeleton.all_tied_weights_keys
     }
 
 
 def load_random_model(
-    name: str, device: str, dtype: "torch.dtype", seed: int, **options: Any
+    name: str, device: str, dtype: "torch.dtype", seed: int, outliers: int = 0, **options: Any
 ) -> "PreTrainedModel":
     """The model `random:NAME` on `device`, in eval mode; see `build_random_model`."""
-    return build_random_model(random_config(name), device, dtype, seed, **options)
+    return build_random_model(random_config(name), device, dtype, seed, outliers, **options)
 
 
 def build_random_model(
-    config: "PreTrainedConfig", device: str, dtype: "torch.dtype", seed: int, **options: Any
+    config: "PreTrainedConfig",
+    device: str,
+    dtype: "torch.dtype",
+    seed: int,
+    outliers: int = 0,
+    **options: Any,
 ) -> "PreTrainedModel":
     """A model of `config`'s architecture with random weights on `device`, in eval mode.
 
@@ -108,7 +123,7 @@ def build_random_model(
     model: PreTrainedModel = _model_class(config).from_pretrained(
         None,
         config=config,
-        state_dict=random_state_dict(config, device, dtype, seed),
+        state_dict=random_state_dict(config, device, dtype, seed, outliers),
         dtype=dtype,
         device_map={"": device},
         **options,

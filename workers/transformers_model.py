@@ -17,7 +17,8 @@ def load_transformers_model(job: Job, dtype: torch.dtype, **loading: Any) -> Loa
     A device map of one entry keeps accelerate's hooks, which would run at every layer, out of the model.
     """
     if job.model.is_random:
-        model = load_random_model(job.model.location, job.device, dtype, job.seed, **loading)
+        name, outliers = job.model.location, job.model.outliers
+        model = load_random_model(name, job.device, dtype, job.seed, outliers, **loading)
         return LoadedModel(model, None)
     source = job.checkpoint or model_source.location(job)
     model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, device_map={"": job.device}, **loading)

@@ -8,6 +8,7 @@ from schemas.frames import (
     Loaded,
     Peaks,
     Phase,
+    Prepared,
     Profile,
     Progress,
     Ready,
@@ -29,6 +30,8 @@ def describe(frame: AnyFrame, reading: MemoryReading | None) -> str:
             return f"ready     pid {frame.pid}, {frame.device_name}, Python {frame.python}, {versions}"
         case Progress():
             return f"          {frame.message} {frame.done}/{frame.total}"
+        case Prepared():
+            return f"prepared  {frame.folder}, with {frame.calibration}"
         case Loaded():
             stored = ", ".join(f"{mib(size)} MiB {dtype}" for dtype, size in frame.weight_bytes.items())
             layers = ", ".join(f"{count} {name}" for name, count in frame.linear_classes.items())
