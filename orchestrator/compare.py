@@ -40,6 +40,7 @@ class Measured(NamedTuple):
     precision: str
     decode_mode: DecodeMode
     model: str
+    outliers: int
     prompts: str
     prompt_tokens: int | None
     depth: int
@@ -138,6 +139,7 @@ def _measured(cell: CellRecord) -> Measured:
         precision=cell.precision,
         decode_mode=load.decode,
         model=model.name,
+        outliers=model.outliers,
         prompts=prompts,
         prompt_tokens=load.prompt_tokens,
         depth=load.depth,
