@@ -33,11 +33,12 @@ PLATFORMS = [
 ON_THE_GPU_MACHINE = {"torch", "triton", "transformers", "accelerate"}
 """Of what worker headers name, what its image has built for its driver."""
 
-NAMED_BY_NO_HEADER = [SCHEMAS_NEED, "dill", "multiprocess"]
-"""The last two are what `datasets` imports at once; autoawq imports `datasets`."""
+NAMED_BY_NO_HEADER = [SCHEMAS_NEED, "dill", "multiprocess", "termcolor"]
+"""`dill` and `multiprocess` are what `datasets` imports at once, and autoawq imports `datasets`; `termcolor`
+is what hqq imports."""
 
-NO_WHEEL_ON_THE_INDEX = {"autoawq"}
-"""Published as source alone. It is pure Python, so a wheel built here fits there."""
+NO_WHEEL_ON_THE_INDEX = {"autoawq", "gemlite", "hqq"}
+"""Published as sources alone. They are pure Python, so wheels built here fit there."""
 
 KEPT_BITSANDBYTES = {"libbitsandbytes_cpu.so", "libbitsandbytes_cuda130.so"}
 """Of the builds for nine toolkits in its wheel: 4.5 MB instead of 120."""

@@ -52,6 +52,9 @@ class Precision(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     devices: list[Literal["cpu", "cuda"]]
     min_compute_capability: float | None = None
     """As NVIDIA writes it, 7.5 for a T4; None where any GPU will do."""
+    in_all: bool = True
+    """Whether the extra `all` brings its packages: not where they can't live beside the others', or are of
+    no use, and large, on a machine without a GPU."""
     requirements: list[str]
     """PEP 508 strings."""
     requires_python: str | None = None
