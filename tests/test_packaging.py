@@ -73,8 +73,8 @@ def test_every_precision_has_its_extra(metadata: Message) -> None:
 
 def test_all_leaves_out_what_says_so(metadata: Message) -> None:
     apart = {name for name, precision in find_precisions().items() if not precision.in_all}
-    assert "hqq" in apart
-    assert not {"gemlite", "hqq"} & requirements(metadata, extra="all")
+    assert {"hqq", "awq-marlin"} <= apart
+    assert not {"gemlite", "hqq", "gptqmodel"} & requirements(metadata, extra="all")
 
 
 def test_developers_have_their_tools(metadata: Message) -> None:

@@ -1,13 +1,15 @@
 """Where AWQ's prepared weights lie, found by content and without importing torch."""
 
 import hashlib
-import importlib.metadata
 import json
 from pathlib import Path
 
 from schemas.job import Job
 from workers import model_source
+from workers.protocol import Report, Unsupported
 
+AUTOAWQ_VERSION = "0.2.9"
+"""As the header of `awq` pins it. Said here too, for environments that use what another one has made."""
 BLOCK_TOKENS = 128
 """Length of a calibration sample."""
 SHIPPED_RECIPES = Path(__file__).parent / "recipes"
@@ -17,6 +19,18 @@ CALIBRATION_TEXT = Path(__file__).parent / "texts" / "calibration.txt"
 def is_prepared(job: Job) -> bool:
     """Whether `load` will find its checkpoint; random weights are packed as they are made."""
     return job.model.is_random or job.checkpoint is not None or packed_folder(job).exists()
+
+
+def prepare(job: Job, report: Report) -> None:
+    """Make this job's checkpoint. Raises `Unsupported` in an environment without AutoAWQ."""
+    try:
+        from workers.awq_model import prepare_checkpoint
+    except ModuleNotFoundError as error:
+        raise Unsupported(
+            "there are no AWQ weights of this model yet, and AutoAWQ, which makes them, isn't installed here",
+            f"run qbench-worker awq --calibrate --model {job.model.location}, or name an AWQ --checkpoint",
+        ) from error
+    prepare_checkpoint(job, report)
 
 
 def packed_folder(job: Job) -> Path:
@@ -36,7 +50,7 @@ def recipe_file(job: Job) -> Path:
         str(choose_group_size(folder)),
         str(BLOCK_TOKENS),
         hashlib.sha256(CALIBRATION_TEXT.read_bytes()).hexdigest(),
-        importlib.metadata.version("autoawq"),
+        AUTOAWQ_VERSION,
     )
     name = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24] + ".safetensors"
     shipped = SHIPPED_RECIPES / name

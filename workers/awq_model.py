@@ -1,6 +1,5 @@
 """AWQ weights on a device through AutoAWQ: from a checkpoint, from a recipe, or random."""
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from unittest.mock import patch
@@ -19,14 +18,11 @@ from workers.awq_cache import choose_group_size, packed_folder, recipe_file
 from workers.awq_recipe import calibrate, pack
 from workers.protocol import LoadedModel, Report
 from workers.random_model import random_config, random_state_dict
+from workers.random_packed import random_packed
 from workers.transformers_model import load_tokenizer
 
 RANDOM_GROUP_SIZE = 128
-ZERO_POINTS_OF_8 = 0x88888888 - 2**32
-"""Eight 4-bit zero points of 8, as a signed 32-bit integer."""
 OPAQUE = (gemm.WQLinear_GEMM,)
-DEVIATION_OF_INT4 = math.sqrt((16**2 - 1) / 12)
-"""Standard deviation of a uniform integer from 0 to 15."""
 
 
 def prepare_checkpoint(job: Job, report: Report) -> None:
@@ -79,11 +75,7 @@ def _runnable_on(device: str) -> Iterator[None]:
 
 
 def _random_awq_model(job: Job) -> PreTrainedModel:
-    """The architecture with random packed integers: AWQ's shapes and bytes, straight on the device.
-
-    Scales are chosen so that a uniform 4-bit integer around zero point 8 has the deviation that the
-    architecture's own initialisation has.
-    """
+    """The architecture with random packed integers: AWQ's shapes and bytes, straight on the device."""
     config = random_config(job.model.location)
     with init_empty_weights():
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float16)
@@ -97,28 +89,8 @@ def _random_awq_model(job: Job) -> PreTrainedModel:
         if empty.is_meta:
             known = name in dense
             value = (
-                dense[name][...]
-                if known
-                else _random_packed(name, empty, config.initializer_range, generator)
+                dense[name][...] if known else random_packed(name, empty, config.initializer_range, generator)
             )
             set_module_tensor_to_device(model, name, job.device, value)
     model.tie_weights()
     return model.to(job.device).eval()
-
-
-def _random_packed(
-    name: str, like: torch.Tensor, deviation: float, generator: torch.Generator
-) -> torch.Tensor:
-    if name.endswith("qweight"):
-        bounds = torch.iinfo(torch.int32)
-        return torch.randint(
-            bounds.min,
-            bounds.max,
-            like.shape,
-            dtype=torch.int32,
-            device=generator.device,
-            generator=generator,
-        )
-    if name.endswith("qzeros"):
-        return torch.full(like.shape, ZERO_POINTS_OF_8, dtype=torch.int32, device=generator.device)
-    return torch.full(like.shape, deviation / DEVIATION_OF_INT4, dtype=like.dtype, device=generator.device)

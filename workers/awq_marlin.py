@@ -1,0 +1,33 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = [
+#   "torch>=2.8", "transformers>=5.17,<6", "accelerate>=1.13", "gguf>=0.17", "gptqmodel==7.6.0",
+# ]
+# [tool.qbench]
+# precision = "awq-marlin"
+# label = "AWQ INT4 (Marlin)"
+# bits_per_weight = 4.16
+# devices = ["cuda"]
+# min_compute_capability = 8.0
+# in_all = false
+# ///
+"""AWQ INT4 through Marlin (Frantar et al. 2024, arXiv:2408.11743): the weights of `awq`, another kernel.
+
+Stores what `awq` stores, repacked on the GPU into the order in which Marlin's threads read it, and multiplies
+in FP16 through GPTQModel's Marlin. It is made to keep memory busy for up to some 32 rows, so it wins where
+bytes are time, and keeps its lead at batches where other four-bit kernels lose theirs. nvcc compiles it once.
+"""
+
+from schemas.job import Job
+from workers import awq_cache, marlin_build
+from workers.protocol import LoadedModel, main
+
+
+def load(job: Job) -> LoadedModel:
+    from workers.awq_marlin_model import load_awq_marlin_model
+
+    return load_awq_marlin_model(job)
+
+
+if __name__ == "__main__":
+    main(load, awq_cache.prepare, awq_cache.is_prepared, marlin_build.build, marlin_build.is_built)
