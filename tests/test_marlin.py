@@ -1,4 +1,4 @@
-"""What of Marlin can be told without a GPU and without GPTQModel: when it is built, and what is refused."""
+"""What of Marlin can be told without a GPU and without GPTQModel: what is built, kept, drawn and refused."""
 
 import importlib.metadata
 import os
@@ -12,7 +12,7 @@ from worker_runs import make_job
 
 from orchestrator.precisions import find_precisions
 from schemas.job import Job
-from workers import awq_cache, marlin_build, ready
+from workers import awq_cache, gptq_checkpoint, marlin_build, ready
 from workers.protocol import Unsupported
 from workers.random_packed import DEVIATION_OF_INT4, random_packed
 
@@ -67,6 +67,24 @@ def test_both_awq_precisions_share_their_weights(tiny_llama: Path, cache: Path) 
         need.name: str(need.specifier) for need in map(Requirement, find_precisions()["awq"].requirements)
     }
     assert needs["autoawq"] == f"=={awq_cache.AUTOAWQ_VERSION}"
+
+
+def test_gptq_checkpoints_are_kept_by_content(
+    tiny_llama: Path, tiny_qwen2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    versions = {"gptqmodel": "7.6.0"}
+    monkeypatch.setattr(importlib.metadata, "version", versions.__getitem__)
+    job = make_job("gptq", tiny_llama, tmp_path)
+    folder = gptq_checkpoint.packed_folder(job)
+    assert folder.parent == tmp_path / "gptq"
+    assert gptq_checkpoint.packed_folder(make_job("gptq", tiny_qwen2, tmp_path)) != folder
+    assert not gptq_checkpoint.is_prepared(job)
+    folder.mkdir(parents=True)
+    assert gptq_checkpoint.is_prepared(job)
+    versions["gptqmodel"] = "7.7.0"
+    assert not gptq_checkpoint.is_prepared(job)
+    assert gptq_checkpoint.is_prepared(make_job("gptq", tiny_llama, tmp_path, checkpoint="some/checkpoint"))
+    assert gptq_checkpoint.is_prepared(make_job("gptq", "qwen2.5-0.5b", tmp_path))
 
 
 def test_random_integers_deviate_as_real_weights_do() -> None:

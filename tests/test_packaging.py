@@ -73,7 +73,7 @@ def test_every_precision_has_its_extra(metadata: Message) -> None:
 
 def test_all_leaves_out_what_says_so(metadata: Message) -> None:
     apart = {name for name, precision in find_precisions().items() if not precision.in_all}
-    assert {"hqq", "awq-marlin"} <= apart
+    assert {"hqq", "awq-marlin", "gptq"} <= apart
     assert not {"gemlite", "hqq", "gptqmodel"} & requirements(metadata, extra="all")
 
 

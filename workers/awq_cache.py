@@ -72,7 +72,7 @@ def model_fingerprint(folder: Path) -> str:
 def choose_group_size(folder: Path) -> int:
     """The largest usual group size that divides the input width of every linear layer.
 
-    Raises `ValueError` where none does, since AWQ's kernels can't split a group.
+    Raises `ValueError` where none does, since kernels for AWQ and GPTQ can't split a group.
     """
     config = json.loads((folder / "config.json").read_text())
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
@@ -81,4 +81,4 @@ def choose_group_size(folder: Path) -> int:
     for group_size in (128, 64, 32):
         if all(width % group_size == 0 for width in widths):
             return group_size
-    raise ValueError(f"AWQ needs input widths divisible by 32; this model has {sorted(widths)}")
+    raise ValueError(f"groups need input widths divisible by 32; this model has {sorted(widths)}")

@@ -24,9 +24,13 @@ from workers.protocol import LoadedModel, main
 
 
 def load(job: Job) -> LoadedModel:
-    from workers.awq_marlin_model import load_awq_marlin_model
+    from gptqmodel.nn_modules.qlinear.marlin_awq import AwqMarlinLinear
 
-    return load_awq_marlin_model(job)
+    from workers.marlin_model import Layout, load_marlin_model
+
+    stored = {"quant_method": "awq", "bits": 4, "zero_point": True, "version": "gemm"}
+    layout = Layout(AwqMarlinLinear, {"desc_act": False, "sym": False}, stored)
+    return load_marlin_model(job, layout, awq_cache.packed_folder)
 
 
 if __name__ == "__main__":

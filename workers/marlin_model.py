@@ -1,90 +1,102 @@
-"""AWQ weights through GPTQModel's Marlin layers, filled straight on the GPU and repacked there, one by one.
+"""Packed four-bit weights in GPTQModel's Marlin layers, filled straight on the GPU and repacked there.
 
-transformers loads AWQ checkpoints through GPTQModel too, but chooses a kernel by its own order, and packages
-of `awq` aren't needed to multiply. So the architecture is built without storage, its quantized layers are
-replaced, and each tensor goes where its name says.
+transformers loads AWQ and GPTQ checkpoints through GPTQModel too, but chooses a kernel by its own order. So
+the architecture is built without storage, its quantized layers are replaced, and each tensor goes where its
+name says.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import init_empty_weights
 from accelerate.utils import set_module_tensor_to_device
-from gptqmodel.nn_modules.qlinear.marlin_awq import AwqMarlinLinear
 from huggingface_hub import snapshot_download
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from schemas.job import Job
-from workers.awq_cache import packed_folder
 from workers.protocol import LoadedModel, Unsupported
 from workers.random_model import random_config, random_state_dict
 from workers.random_packed import random_packed
 from workers.transformers_model import load_tokenizer
 
 RANDOM_GROUP_SIZE = 128
-OPAQUE = (AwqMarlinLinear,)
-FORMAT = {"bits": 4, "zero_point": True, "version": "gemm"}
-"""What Marlin's layers can repack: AutoAWQ's usual layout."""
 
 
-def load_awq_marlin_model(job: Job) -> LoadedModel:
-    """The job's model with an AwqMarlinLinear for every layer that is quantized in its checkpoint."""
+class Layout(NamedTuple):
+    """A packed format that Marlin can repack."""
+
+    layer: type[torch.nn.Module]
+    """GPTQModel's class for it."""
+    options: dict[str, bool]
+    """What its constructor takes, beside shape and group size."""
+    checkpoint: dict[str, Any]
+    """What a checkpoint's quantization config must say; texts in lower case."""
+
+
+def load_marlin_model(job: Job, layout: Layout, packed_folder: Callable[[Job], Path]) -> LoadedModel:
+    """The job's model with a Marlin layer for every layer that is quantized in its checkpoint.
+
+    Where the job names none, that is what was prepared in its `packed_folder`.
+    """
     if job.model.is_random:
-        return LoadedModel(_random_model(job), None, _settings(RANDOM_GROUP_SIZE), OPAQUE)
+        return _loaded(_random_model(job, layout), job, layout, RANDOM_GROUP_SIZE)
     checkpoint = Path(job.checkpoint or packed_folder(job))
     if not checkpoint.is_dir():
         checkpoint = Path(snapshot_download(str(checkpoint)))
     config = AutoConfig.from_pretrained(checkpoint)
-    group_size = checked_group_size(getattr(config, "quantization_config", {}))
+    group_size = checked_group_size(getattr(config, "quantization_config", {}), layout)
     del config.quantization_config  # transformers need not know: these are layers like any others
     names = {name for file in checkpoint.glob("*.safetensors") for name in _names_in(file)}
-    model = empty_model(config, group_size, {name.removesuffix(".qweight") for name in names})
-    fill(model, _tensors_in(checkpoint, job.device), job.device)
-    return LoadedModel(model, load_tokenizer(job), _settings(group_size), OPAQUE)
+    model = empty_model(config, layout, group_size, {name.removesuffix(".qweight") for name in names})
+    fill(model, layout, _tensors_in(checkpoint, job.device), job.device)
+    return _loaded(model, job, layout, group_size)
 
 
-def _settings(group_size: int) -> dict[str, str]:
-    return {"awq_kernel": "Marlin", "group_size": str(group_size)}
+def _loaded(model: PreTrainedModel, job: Job, layout: Layout, group_size: int) -> LoadedModel:
+    settings = {"quant_method": layout.checkpoint["quant_method"], "group_size": str(group_size)}
+    tokenizer = None if job.model.is_random else load_tokenizer(job)
+    return LoadedModel(model, tokenizer, settings | {"kernel": "Marlin"}, (layout.layer,))
 
 
-def checked_group_size(quantization: dict[str, Any]) -> int:
-    """Group size of an AWQ checkpoint. Raises `Unsupported` for another format or layout."""
-    told = {name: quantization.get(name) for name in ("quant_method", *FORMAT)}
-    told["version"] = str(told["version"]).lower()
-    if told != {"quant_method": "awq", **FORMAT}:
-        found = ", ".join(f"{name} {value}" for name, value in told.items())
-        raise Unsupported(
-            f"Marlin takes AWQ weights of 4 bits with zero points in the GEMM layout, not {found}",
-            "name another --checkpoint",
+def checked_group_size(quantization: dict[str, Any], layout: Layout) -> int:
+    """Group size of a checkpoint. Raises `Unsupported` for another format or layout."""
+    found = {name: quantization.get(name) for name in layout.checkpoint}
+    found = {name: value.lower() if isinstance(value, str) else value for name, value in found.items()}
+    if found != layout.checkpoint:
+        wanted, told = (
+            ", ".join(f"{name} {value}" for name, value in facts.items())
+            for facts in (layout.checkpoint, found)
         )
+        raise Unsupported(f"Marlin takes checkpoints of {wanted}, not {told}", "name another --checkpoint")
     return int(quantization["group_size"])
 
 
-def empty_model(config: PreTrainedConfig, group_size: int, quantized: set[str]) -> PreTrainedModel:
+def empty_model(
+    config: PreTrainedConfig, layout: Layout, group_size: int, quantized: set[str]
+) -> PreTrainedModel:
     """The architecture without storage, with Marlin layers in place of linear ones with these names."""
     with init_empty_weights():
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float16)
     for name, linear in list(model.named_modules()):
         if name in quantized and isinstance(linear, torch.nn.Linear):
             with torch.device("meta"):
-                model.set_submodule(name, _marlin_layer(linear, group_size))
+                model.set_submodule(name, _marlin_layer(linear, layout, group_size))
     return model
 
 
-def _marlin_layer(linear: torch.nn.Linear, group_size: int) -> AwqMarlinLinear:
+def _marlin_layer(linear: torch.nn.Linear, layout: Layout, group_size: int) -> torch.nn.Module:
     try:
-        return AwqMarlinLinear(
+        return layout.layer(
             bits=4,
             group_size=group_size,
-            desc_act=False,
-            sym=False,
             in_features=linear.in_features,
             out_features=linear.out_features,
             bias=linear.bias is not None,
             register_buffers=True,
+            **layout.options,
         )
     except NotImplementedError as error:
         shape = f"{linear.out_features} × {linear.in_features}"
@@ -94,7 +106,9 @@ def _marlin_layer(linear: torch.nn.Linear, group_size: int) -> AwqMarlinLinear:
         ) from error
 
 
-def fill(model: PreTrainedModel, tensors: Iterable[tuple[str, torch.Tensor]], device: str) -> None:
+def fill(
+    model: PreTrainedModel, layout: Layout, tensors: Iterable[tuple[str, torch.Tensor]], device: str
+) -> None:
     """Put each tensor where its name says, the rest of the model on the device, and repack for Marlin.
 
     Raises `OSError` where a tensor is missing: then it is no checkpoint of this model.
@@ -111,7 +125,7 @@ def fill(model: PreTrainedModel, tensors: Iterable[tuple[str, torch.Tensor]], de
         if empty.is_meta:
             set_module_tensor_to_device(model, name, device, torch.empty_like(empty, device=device))
     for layer in model.to(device).eval().modules():
-        if isinstance(layer, AwqMarlinLinear):
+        if isinstance(layer, layout.layer):
             layer.post_init()
 
 
@@ -127,11 +141,11 @@ def _tensors_in(folder: Path, device: str) -> Iterator[tuple[str, torch.Tensor]]
                 yield name, tensors.get_tensor(name)
 
 
-def _random_model(job: Job) -> PreTrainedModel:
+def _random_model(job: Job, layout: Layout) -> PreTrainedModel:
     config = random_config(job.model.location)
     dense = random_state_dict(config, job.device, torch.float16, job.seed)
     in_layers = {name.removesuffix(".weight") for name in dense if ".layers." in name}
-    model = empty_model(config, RANDOM_GROUP_SIZE, in_layers)
+    model = empty_model(config, layout, RANDOM_GROUP_SIZE, in_layers)
     generator = torch.Generator(job.device).manual_seed(job.seed)
 
     def tensors() -> Iterator[tuple[str, torch.Tensor]]:
@@ -140,6 +154,8 @@ def _random_model(job: Job) -> PreTrainedModel:
                 yield name, dense[name][...]
             elif name.endswith(("qweight", "qzeros", "scales")):
                 yield name, random_packed(name, empty, config.initializer_range, generator)
+            elif name.endswith("g_idx"):  # of GPTQ: which group an input belongs to, where not in turn
+                yield name, torch.zeros_like(empty, device=job.device)
 
-    fill(model, tensors(), job.device)
+    fill(model, layout, tensors(), job.device)
     return model
