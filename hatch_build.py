@@ -1,7 +1,8 @@
 """Extras of the package, generated from the headers of the workers.
 
 `pip install 'qbench[int8]'` brings what that worker's header asks for, and `qbench[all]` what all of
-them do. A new precision therefore has its extra from its own file, and pyproject.toml names none.
+them do, but for those that say `in_all = false`. A new precision therefore has its extra from its own file,
+and pyproject.toml names none.
 """
 
 import sys
@@ -21,5 +22,6 @@ class WorkerExtras(MetadataHookInterface):
 
         precisions = find_precisions(Path(self.root, "workers")).values()
         extras = {precision.name: precision.requirements for precision in precisions}
-        everything = sorted({each for requirements in extras.values() for each in requirements})
+        together = [extras[precision.name] for precision in precisions if precision.in_all]
+        everything = sorted({each for requirements in together for each in requirements})
         metadata["optional-dependencies"] = {**extras, "all": everything, **self.config["extras"]}

@@ -33,11 +33,15 @@ PLATFORMS = [
 ON_THE_GPU_MACHINE = {"torch", "triton", "transformers", "accelerate"}
 """Of what worker headers name, what its image has built for its driver."""
 
-NAMED_BY_NO_HEADER = [SCHEMAS_NEED, "dill", "multiprocess"]
-"""The last two are what `datasets` imports at once; autoawq imports `datasets`."""
+LEFT_OUT = {"gptqmodel"}
+"""It needs pypcre, which is published as C sources alone and is compiled for one Python and one libpcre2."""
 
-NO_WHEEL_ON_THE_INDEX = {"autoawq"}
-"""Published as source alone. It is pure Python, so a wheel built here fits there."""
+NAMED_BY_NO_HEADER = [SCHEMAS_NEED, "dill", "multiprocess", "termcolor"]
+"""`dill` and `multiprocess` are what `datasets` imports at once, and autoawq imports `datasets`; `termcolor`
+is what hqq imports."""
+
+NO_WHEEL_ON_THE_INDEX = {"autoawq", "gemlite", "hqq"}
+"""Published as sources alone. They are pure Python, so wheels built here fit there."""
 
 KEPT_BITSANDBYTES = {"libbitsandbytes_cpu.so", "libbitsandbytes_cuda130.so"}
 """Of the builds for nine toolkits in its wheel: 4.5 MB instead of 120."""
@@ -50,10 +54,10 @@ MOST_BYTES = 40_000_000
 
 
 def bundled_requirements() -> list[str]:
-    """What goes into the folder: the workers' packages, less what the GPU machine has."""
+    """What goes into the folder: the workers' packages, less what the GPU machine has or has to compile."""
     headers = [need for precision in find_precisions().values() for need in precision.requirements]
     wanted = dict.fromkeys([*headers, *NAMED_BY_NO_HEADER])
-    return [need for need in wanted if _name(need) not in ON_THE_GPU_MACHINE]
+    return [need for need in wanted if _name(need) not in ON_THE_GPU_MACHINE | LEFT_OUT]
 
 
 def write_bundle(folder: Path) -> int:

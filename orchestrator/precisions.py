@@ -54,6 +54,9 @@ class Precision(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """As NVIDIA writes it, 7.5 for a T4; None where any GPU will do."""
     calibrated: bool = False
     """Its weights are made with a calibration text, by the worker's `prepare`."""
+    in_all: bool = True
+    """Whether the extra `all` brings its packages: not where they can't live beside the others', or are of
+    no use, and large, on a machine without a GPU."""
     requirements: list[str]
     """PEP 508 strings."""
     requires_python: str | None = None

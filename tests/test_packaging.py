@@ -68,13 +68,20 @@ def test_every_precision_has_its_extra(metadata: Message) -> None:
     for name, precision in find_precisions().items():
         expected = {canonicalize_name(Requirement(need).name) for need in precision.requirements}
         assert requirements(metadata, extra=canonicalize_name(name)) == expected
-        assert expected <= requirements(metadata, extra="all")
+        assert not precision.in_all or expected <= requirements(metadata, extra="all")
+
+
+def test_all_leaves_out_what_says_so(metadata: Message) -> None:
+    apart = {name for name, precision in find_precisions().items() if not precision.in_all}
+    assert {"hqq", "awq-marlin", "gptq"} <= apart
+    assert not {"gemlite", "hqq", "gptqmodel"} & requirements(metadata, extra="all")
 
 
 def test_developers_have_their_tools(metadata: Message) -> None:
     assert requirements(metadata, extra="dev") == {
         "pytest",
         "pytest-xdist",
+        "hqq",
         "hypothesis",
         "matplotlib",
         "ruff",

@@ -1,20 +1,34 @@
 """Where AWQ's prepared weights lie, found by content and without importing torch."""
 
 import hashlib
-import importlib.metadata
 import json
 from pathlib import Path
 
 from schemas.job import Job
 from workers import model_source
 from workers.calibration_text import BLOCK_TOKENS, text_sha256
+from workers.protocol import Report, Unsupported
 
+AUTOAWQ_VERSION = "0.2.9"
+"""As the header of `awq` pins it. Said here too, for environments that use what another one has made."""
 SHIPPED_RECIPES = Path(__file__).parent / "recipes"
 
 
 def is_prepared(job: Job) -> bool:
     """Whether `load` will find its checkpoint; random weights are packed as they are made."""
     return job.model.is_random or job.checkpoint is not None or packed_folder(job).exists()
+
+
+def prepare(job: Job, report: Report) -> None:
+    """Make this job's checkpoint. Raises `Unsupported` in an environment without AutoAWQ."""
+    try:
+        from workers.awq_model import prepare_checkpoint
+    except ModuleNotFoundError as error:
+        raise Unsupported(
+            "there are no AWQ weights of this model yet, and AutoAWQ, which makes them, isn't installed here",
+            f"run qbench-worker awq --calibrate --model {job.model.location}, or name an AWQ --checkpoint",
+        ) from error
+    prepare_checkpoint(job, report)
 
 
 def packed_folder(job: Job) -> Path:
@@ -34,7 +48,7 @@ def recipe_file(job: Job) -> Path:
         str(choose_group_size(folder)),
         str(BLOCK_TOKENS),
         text_sha256(job),
-        importlib.metadata.version("autoawq"),
+        AUTOAWQ_VERSION,
     )
     name = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24] + ".safetensors"
     shipped = SHIPPED_RECIPES / name
@@ -56,7 +70,7 @@ def model_fingerprint(folder: Path) -> str:
 def choose_group_size(folder: Path) -> int:
     """The largest usual group size that divides the input width of every linear layer.
 
-    Raises `ValueError` where none does, since AWQ's kernels can't split a group.
+    Raises `ValueError` where none does, since kernels for AWQ and GPTQ can't split a group.
     """
     config = json.loads((folder / "config.json").read_text())
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
@@ -65,4 +79,4 @@ def choose_group_size(folder: Path) -> int:
     for group_size in (128, 64, 32):
         if all(width % group_size == 0 for width in widths):
             return group_size
-    raise ValueError(f"AWQ needs input widths divisible by 32; this model has {sorted(widths)}")
+    raise ValueError(f"groups need input widths divisible by 32; this model has {sorted(widths)}")

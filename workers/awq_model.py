@@ -1,6 +1,5 @@
 """AWQ weights on a device through AutoAWQ: from a checkpoint, from a recipe, or random."""
 
-import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,14 +21,11 @@ from workers.calibration_text import calibrated_with, read_note, samples, write_
 from workers.planted_outliers import READERS, outlier_channels
 from workers.protocol import LoadedModel, Report
 from workers.random_model import random_config, random_state_dict
+from workers.random_packed import ZERO_POINTS_OF_8, random_packed
 from workers.transformers_model import load_tokenizer
 
 RANDOM_GROUP_SIZE = 128
-ZERO_POINTS_OF_8 = 0x88888888 - 2**32
-"""Eight 4-bit zero points of 8, as a signed 32-bit integer."""
 OPAQUE = (gemm.WQLinear_GEMM,)
-DEVIATION_OF_INT4 = math.sqrt((16**2 - 1) / 12)
-"""Standard deviation of a uniform integer from 0 to 15."""
 
 
 def prepare_checkpoint(job: Job, report: Report) -> None:
@@ -90,11 +86,7 @@ def _runnable_on(device: str) -> Iterator[None]:
 
 
 def _random_awq_model(job: Job) -> PreTrainedModel:
-    """The architecture with random packed integers: AWQ's shapes and bytes, straight on the device.
-
-    Scales are chosen so that a uniform 4-bit integer around zero point 8 has the deviation that the
-    architecture's own initialisation has.
-    """
+    """The architecture with random packed integers: AWQ's shapes and bytes, straight on the device."""
     config = random_config(job.model.location)
     with init_empty_weights():
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float16)
@@ -110,9 +102,7 @@ def _random_awq_model(job: Job) -> PreTrainedModel:
         if empty.is_meta:
             known = name in dense
             value = (
-                dense[name][...]
-                if known
-                else _random_packed(name, empty, config.initializer_range, generator)
+                dense[name][...] if known else random_packed(name, empty, config.initializer_range, generator)
             )
             if name.removesuffix(".qweight").endswith(READERS):
                 # (inputs, outputs / 8): what reads a planted outlier is too small for four bits, and zero.
@@ -120,21 +110,3 @@ def _random_awq_model(job: Job) -> PreTrainedModel:
             set_module_tensor_to_device(model, name, job.device, value)
     model.tie_weights()
     return model.to(job.device).eval()
-
-
-def _random_packed(
-    name: str, like: torch.Tensor, deviation: float, generator: torch.Generator
-) -> torch.Tensor:
-    if name.endswith("qweight"):
-        bounds = torch.iinfo(torch.int32)
-        return torch.randint(
-            bounds.min,
-            bounds.max,
-            like.shape,
-            dtype=torch.int32,
-            device=generator.device,
-            generator=generator,
-        )
-    if name.endswith("qzeros"):
-        return torch.full(like.shape, ZERO_POINTS_OF_8, dtype=torch.int32, device=generator.device)
-    return torch.full(like.shape, deviation / DEVIATION_OF_INT4, dtype=like.dtype, device=generator.device)

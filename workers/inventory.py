@@ -17,8 +17,8 @@ from workers.protocol import LoadedModel
 
 MOST_NAMES = 20
 SCALES = {"scales", "scale", "SCB", "absmax", "scale_and_zero"}
-"""What AutoAWQ and GPTQModel, torchao, and bitsandbytes call them."""
-ZERO_POINTS = {"qzeros", "zero_point"}
+"""What AutoAWQ, GPTQModel and gemlite, torchao, and bitsandbytes call them."""
+ZERO_POINTS = {"qzeros", "zeros", "zero_point"}
 
 
 class Stored(NamedTuple):

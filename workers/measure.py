@@ -95,6 +95,8 @@ def _measure_cell(
     with decoding(workload.decode, loaded, batches, workload.new_tokens, device) as (generate, facts):
         channel.send(facts)
         enter("warmup")
+        if device.torch.type == "cuda":
+            _meet_all_shapes(generate, batches)
         channel.send(_warm_up(generate, batches[0], workload, channel, deadline_ns))
         trials = []
         for trial in _trials(generate, batches, workload.new_tokens, enter, deadline_ns):
@@ -113,6 +115,17 @@ def _measure_cell(
 
 def _enter(channel: Channel, device: Device, phase: PhaseName, trial: int | None = None) -> None:
     channel.enter(phase, trial, device.memory())
+
+
+def _meet_all_shapes(generate: Generate, batches: list[Batch]) -> None:
+    """Generate one token after the first from each shape of prompts but that of the warm-up, which follows.
+
+    Triton compiles and tunes its kernels by the number of rows to multiply: seconds in a first prefill.
+    """
+    shapes = {batch.ids.shape: batch for batch in batches}
+    del shapes[batches[0].ids.shape]
+    for batch in shapes.values():
+        generate(batch, Limits(2))
 
 
 def _warm_up(

@@ -5,23 +5,45 @@ import importlib.metadata
 import os
 import platform
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from schemas.frames import Ready
 from workers.device import Device
 
 MEASURED_WITH = ("torch", "transformers")
 """What every worker measures with, so that its versions are told whatever the header names."""
+CUDA_DEFAULTS = {"PYTORCH_ALLOC_CONF": "expandable_segments:False", "CUDA_DEVICE_ORDER": "FASTEST_FIRST"}
+"""What torch and CUDA do where these variables aren't set."""
 
 
 def import_packages(packages: Iterable[str]) -> dict[str, str]:
     """Import what the worker's header names, and tell the version of each."""
     versions = {}
-    for package in packages:
-        distribution = importlib.metadata.distribution(package)
-        importlib.import_module(_module_name(distribution))
-        versions[package] = distribution.version
+    with _cuda_defaults_kept():
+        for package in packages:
+            distribution = importlib.metadata.distribution(package)
+            importlib.import_module(_module_name(distribution))
+            versions[package] = distribution.version
     return versions
+
+
+@contextmanager
+def _cuda_defaults_kept() -> Iterator[None]:
+    """Let no package choose torch's allocator and the order of GPUs for this process, as gptqmodel does.
+
+    Its worker's memory could not be compared with the others', and might be another GPU's. gptqmodel leaves
+    alone what is set; torch looks again when it first allocates, which is later.
+    """
+    usual = os.environ.get("PYTORCH_CUDA_ALLOC_CONF") or CUDA_DEFAULTS["PYTORCH_ALLOC_CONF"]
+    held = CUDA_DEFAULTS | {"PYTORCH_ALLOC_CONF": usual}
+    unset = [name for name in held if not os.environ.get(name)]
+    os.environ.update({name: held[name] for name in unset})
+    try:
+        yield
+    finally:
+        for name in unset:
+            del os.environ[name]
 
 
 def ready_frame(device: Device, versions: dict[str, str]) -> Ready:

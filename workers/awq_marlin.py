@@ -1,0 +1,39 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = [
+#   "torch>=2.8", "transformers>=5.17,<6", "accelerate>=1.13", "gguf>=0.17", "gptqmodel==7.6.0",
+# ]
+# [tool.qbench]
+# precision = "awq-marlin"
+# label = "AWQ INT4 (Marlin)"
+# bits_per_weight = 4.16
+# devices = ["cuda"]
+# min_compute_capability = 8.0
+# in_all = false
+# calibrated = true
+# ///
+"""AWQ INT4 through Marlin (Frantar et al. 2024, arXiv:2408.11743): the weights of `awq`, another kernel.
+
+Stores what `awq` stores, repacked on the GPU into the order in which Marlin's threads read it, and multiplies
+in FP16 through GPTQModel's Marlin. It is made to keep memory busy for up to some 32 rows, so it wins where
+bytes are time, and keeps its lead at batches where other four-bit kernels lose theirs. nvcc compiles it once.
+"""
+
+from schemas.job import Job
+from workers import awq_cache, marlin_build
+from workers.protocol import LoadedModel, main
+
+
+def load(job: Job) -> LoadedModel:
+    from gptqmodel.nn_modules.qlinear.marlin_awq import AwqMarlinLinear
+
+    from workers.marlin_model import Layout, load_marlin_model
+
+    stored = {"quant_method": "awq", "bits": 4, "zero_point": True, "version": "gemm"}
+    layout = Layout(AwqMarlinLinear, {"desc_act": False, "sym": False}, stored)
+    return load_marlin_model(job, layout, awq_cache.packed_folder)
+
+
+if __name__ == "__main__":
+    prepared = (awq_cache.prepare, awq_cache.is_prepared)
+    main(load, *prepared, marlin_build.build, marlin_build.is_built, awq_cache.packed_folder)

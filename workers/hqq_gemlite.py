@@ -1,0 +1,37 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = [
+#   "torch>=2.10", "transformers>=5.17,<6", "accelerate>=1.10", "gguf>=0.17",
+#   "hqq==0.2.8.post1", "gemlite==0.6.0.post2",
+# ]
+# [tool.qbench]
+# precision = "hqq"
+# label = "HQQ INT4 (gemlite)"
+# bits_per_weight = 4.25
+# devices = ["cuda"]
+# min_compute_capability = 8.0
+# in_all = false
+# ///
+"""HQQ INT4: zero points fitted to the weights alone, in seconds and without data (Badri & Shaji 2023).
+
+Stores packed INT4 with an FP16 scale and an FP16 zero point per group of 128 input channels (64 or 32 where
+128 doesn't divide them). gemlite's Triton kernels dequantize in registers while they multiply: a
+matrix–vector kernel for up to four rows, split-K below 64, GEMM from there. It wins where bytes are time, at
+small batches, and needs no calibration. Kernels are tuned at first use, which lies in the warm-up; gemlite
+comes with what was found on some GPUs, the H100 among them. It can't be imported without a GPU.
+"""
+
+from schemas.job import Job
+from workers.protocol import LoadedModel, main
+
+
+def load(job: Job) -> LoadedModel:
+    from gemlite.helper import A16W4_HQQ_INT
+
+    from workers.hqq_model import load_hqq_model
+
+    return load_hqq_model(job, A16W4_HQQ_INT(job.device).from_weights)
+
+
+if __name__ == "__main__":
+    main(load)
