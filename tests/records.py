@@ -170,7 +170,7 @@ def make_run(
     )
 
 
-# Cells as an H100 would give them, from the measured facts in DESIGN.md
+# Cells as an H100 would give them
 
 QWEN_7B = ForwardCosts(
     step_weight_bytes=14_141_000_000,
