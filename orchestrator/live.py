@@ -48,9 +48,11 @@ class LiveReading(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def outside_torch_bytes(self) -> int | None:
+        """None too where torch was heard before memory was given back: it holds no more than NVML saw."""
         if self.process_bytes is None or self.reserved_bytes is None:
             return None
-        return self.process_bytes - self.reserved_bytes
+        outside_bytes = self.process_bytes - self.reserved_bytes
+        return outside_bytes if outside_bytes >= 0 else None
 
 
 def watch(target: str, nvml: Nvml | None) -> Iterator[LiveReading]:

@@ -39,7 +39,7 @@ time.sleep(2.5)
 WATCHER = """
 import sys
 import msgspec
-from orchestrator.live import watch
+from orchestrator.live import LiveReading, watch
 from orchestrator.nvml import Nvml
 with Nvml.open() as nvml:
     for reading in watch(sys.argv[1], nvml):
@@ -141,3 +141,9 @@ def test_a_program_is_ended_with_its_watcher() -> None:
     assert len(psutil.Process().children()) == 1
     readings.close()  # type: ignore[attr-defined]
     assert psutil.Process().children() == []
+
+
+def test_torchs_figure_may_be_older_than_nvmls() -> None:
+    """A program gave memory back just before NVML was read, and torch was heard before that."""
+    assert LiveReading(at_ns=0, process_bytes=600, reserved_bytes=450).outside_torch_bytes == 150
+    assert LiveReading(at_ns=0, process_bytes=100, reserved_bytes=450).outside_torch_bytes is None
