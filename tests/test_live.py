@@ -39,7 +39,7 @@ time.sleep(2.5)
 WATCHER = """
 import sys
 import msgspec
-from orchestrator.live import LiveReading, watch
+from orchestrator.live import watch
 from orchestrator.nvml import Nvml
 with Nvml.open() as nvml:
     for reading in watch(sys.argv[1], nvml):
