@@ -20,6 +20,7 @@ from workers import compilation, device, measure, profiling
 from workers.decoding import EagerStepper, StaticStepper
 from workers.device import Device
 from workers.generation import Limits, generate_stepwise
+from workers.int8_dyn_torchao import int_mm
 from workers.prompts import Batch, make_batches
 from workers.protocol import Unsupported
 from workers.static_cache import StepState, grouped_attention_in
@@ -305,6 +306,18 @@ def test_a_product_of_one_row_is_a_sum() -> None:
     assert torch.allclose(summed, torch.addmm(bias, vector, matrix), atol=1e-5)
     assert compilation._product(torch.randn(2, 40), matrix) is NotImplemented
     assert compilation._product_with_bias(bias, vector, matrix, alpha=2) is NotImplemented
+
+
+@pytest.mark.parametrize("rows", [1, 16, 17, 40])
+def test_few_rows_of_int8_are_padded_for_the_kernel_and_cut_again(
+    rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    kernel = torch._int_mm
+    monkeypatch.setattr(torch, "_int_mm", lambda left, right: seen.append(len(left)) or kernel(left, right))
+    left, right = (torch.randint(-127, 128, shape, dtype=torch.int8) for shape in ((rows, 32), (32, 24)))
+    assert torch.equal(int_mm(left, right), left.int() @ right.int())
+    assert seen == [max(rows, 17)]
 
 
 # Kernel times

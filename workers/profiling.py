@@ -5,6 +5,7 @@ changed, and the union of all kernels' intervals is the time in which the GPU wo
 unprofiled time of a step it tells how long it stood idle, waiting for the host.
 """
 
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 
@@ -18,6 +19,8 @@ from workers.generation import Generate, Limits
 from workers.prompts import Batch
 
 DECODE_STEPS = 8
+ENOUGH_S = 2.0
+"""No further step is begun after so long: where a step takes seconds, it issues a million kernels."""
 KEPT_KERNELS = 20
 
 
@@ -26,28 +29,35 @@ def profile_generation(generate: Generate, batch: Batch, new_tokens: int, device
     if device.torch.type != "cuda":
         return Profile(reason="kernels are traced on NVIDIA GPUs alone")
     steps = min(DECODE_STEPS, new_tokens - 1)
-    prefill = _traced(lambda start: _prefill(generate, batch, start))
-    decode = _traced(lambda start: generate(batch, Limits(1 + steps), between=start)) if steps else None
     return Profile(
-        prefill=kernel_times(prefill, 1), decode=None if decode is None else kernel_times(decode, steps)
+        prefill=_traced(lambda start: _prefill(generate, batch, start)),
+        decode=_traced(lambda start: _decode(generate, batch, steps, start)) if steps else None,
     )
 
 
-def _prefill(generate: Generate, batch: Batch, start: Callable[[], None]) -> None:
+def _prefill(generate: Generate, batch: Batch, start: Callable[[], None]) -> int:
     start()
     generate(batch, Limits(1))
+    return 1
 
 
-def _traced(run: Callable[[Callable[[], None]], object]) -> list[FunctionEvent]:
-    """What the GPU ran from where `run` calls its argument until it returned, synchronised."""
+def _decode(generate: Generate, batch: Batch, steps: int, start: Callable[[], None]) -> int:
+    enough_ns = time.monotonic_ns() + int(ENOUGH_S * 1e9)
+    return len(generate(batch, Limits(1 + steps, enough_ns), between=start).token_s)
+
+
+def _traced(run: Callable[[Callable[[], None]], int]) -> KernelTimes:
+    """What the GPU ran from where `run` calls its argument until it returned, synchronised, how many steps
+    it made."""
     tracer = profile(activities=[ProfilerActivity.CUDA])
-    run(tracer.start)
+    steps = run(tracer.start)
     tracer.stop()
-    return [
+    events = (
         event
         for event in tracer.events() or []
         if event.device_type == DeviceType.CUDA and not event.is_user_annotation
-    ]
+    )
+    return kernel_times(events, steps)
 
 
 def kernel_times(events: Iterable[FunctionEvent], steps: int) -> KernelTimes:
