@@ -3,9 +3,9 @@
     python results/sampler_cost.py FOLDER [MODEL]
 
 Eager decode is what suffers first, since the host sets its pace. But a host wanders by more than the answer,
-from cell to cell by a fifth, so the sampler is on for half a second and off for the next, all through one
-cell. Each stretch with it is held against the two beside it, which takes a steady drift out; the median over
-all is the answer, and it should stay under 0.5 %. Clock and token times are in the record, so it can be
+from cell to cell by a fifth, so the sampler is on for a fifth of a second and off for the next, all through
+one cell. Each stretch with it is held against the two beside it, which takes a steady drift out; the median
+over all is the answer, and it should stay under 0.5 %. Clock and token times are in the record, so it can be
 reckoned again.
 """
 
@@ -24,7 +24,7 @@ from orchestrator.vram import MemorySource
 from schemas.frames import AnyFrame, Ready
 from schemas.record import CellRecord, MemoryReading
 
-STRETCH_NS = 500_000_000
+STRETCH_NS = 200_000_000
 PROMPTS = 6
 NEW_TOKENS = 400
 

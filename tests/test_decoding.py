@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 import torch
+from torchao.quantization import Int8WeightOnlyConfig, quantize_
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from worker_runs import make_job, run_jobs
 
@@ -306,6 +307,21 @@ def test_a_product_of_one_row_is_a_sum() -> None:
     assert torch.allclose(summed, torch.addmm(bias, vector, matrix), atol=1e-5)
     assert compilation._product(torch.randn(2, 40), matrix) is NotImplemented
     assert compilation._product_with_bias(bias, vector, matrix, alpha=2) is NotImplemented
+
+
+@pytest.mark.parametrize("eight_bits", [False, True])
+def test_weights_of_eight_bits_are_found_inside_tensors_of_torchao(eight_bits: bool) -> None:
+    layer = torch.nn.Linear(64, 32, dtype=torch.bfloat16)
+    if eight_bits:
+        quantize_(layer, Int8WeightOnlyConfig())
+    found = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> torch.fx.GraphModule:
+        found.append(compilation.has_matrices_of_bytes(inputs))
+        return graph
+
+    torch.compile(layer, backend=backend)(torch.randn(1, 64, dtype=torch.bfloat16))
+    assert found == [eight_bits]
 
 
 @pytest.mark.parametrize("rows", [1, 16, 17, 40])
