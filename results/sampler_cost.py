@@ -5,8 +5,9 @@
 Eager decode is what suffers first, since the host sets its pace. But a host wanders by more than the answer,
 from cell to cell by a fifth, so the sampler is on for a fifth of a second and off for the next, all through
 one cell. Each stretch with it is held against the two beside it, which takes a steady drift out; the median
-over all is the answer, and it should stay under 0.5 %. Clock and token times are in the record, so it can be
-reckoned again.
+over all is the answer, and it should stay under 0.5 %.
+
+    python results/sampler_cost.py FOLDER --print   reckons it again from the records that lie there
 """
 
 import sys
@@ -14,12 +15,14 @@ import time
 from collections import defaultdict
 from itertools import accumulate
 from pathlib import Path
-from statistics import fmean, median, quantiles
+from statistics import fmean, median
 from unittest.mock import patch
 
 from one_worker import one_worker
+from scipy.stats import bootstrap
 
 from orchestrator.observation import Observation
+from orchestrator.store import read_run
 from orchestrator.vram import MemorySource
 from schemas.frames import AnyFrame, Ready
 from schemas.record import CellRecord, MemoryReading
@@ -84,9 +87,10 @@ def shifts(record: CellRecord) -> list[float]:
 
 
 if __name__ == "__main__":
-    found = shifts(measure(Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else "random:qwen2.5-0.5b"))
-    low, _, high = quantiles(found, n=4)
+    path, model = Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else "random:qwen2.5-0.5b"
+    found = shifts(read_run(path).cells[0] if model == "--print" else measure(path, model))
+    interval = bootstrap((found,), median, vectorized=False, rng=0).confidence_interval
     print(
         f"{len(found)} stretches with the sampler on: {median(found):+.2%} a token in the median, "
-        f"{low:+.2%} to {high:+.2%} in the middle half"
+        f"95 % interval {interval.low:+.2%} to {interval.high:+.2%}"
     )
