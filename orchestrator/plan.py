@@ -152,17 +152,17 @@ def packages_of(precision: Precision) -> Iterator[str]:
 
 
 def list_workloads(options: Options, device: str) -> list[Workload]:
-    """Every batch size and prompt length at every depth in every decode mode."""
+    """Every batch size, prompt length, depth and count of new tokens in every decode mode."""
     default: list[DecodeMode] = ["eager"] if device == "cpu" else ["eager", "graph"]
     prompts = read_prompts(options.prompts)
     natural: list[int | None] = [None]
-    batch_sizes = options.batch_size if isinstance(options.batch_size, list) else [options.batch_size]
+    batch_sizes, new_tokens = _listed(options.batch_size), _listed(options.new_tokens)
     return [
         Workload(
             prompts=prompts,
             prompt_tokens=prompt_tokens,
             depth=depth,
-            new_tokens=options.new_tokens,
+            new_tokens=count,
             batch_size=batch_size,
             decode=decode,
             warmup=options.warmup,
@@ -170,8 +170,13 @@ def list_workloads(options: Options, device: str) -> list[Workload]:
         for batch_size in batch_sizes
         for prompt_tokens in options.prompt_tokens or natural
         for depth in options.depth or [0]
+        for count in new_tokens
         for decode in options.decode or default
     ]
+
+
+def _listed(counts: list[int] | int) -> list[int]:
+    return counts if isinstance(counts, list) else [counts]
 
 
 def choose_precisions(options: Options, precisions: Mapping[str, Precision]) -> list[Precision]:

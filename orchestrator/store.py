@@ -17,7 +17,7 @@ from typing import TypeVar
 import msgspec
 
 from orchestrator.errors import BadInput
-from orchestrator.names import file_stem
+from orchestrator.names import file_stem, older_file_stem
 from schemas.environment import Environment
 from schemas.record import CellRecord, MemoryReading, PeaksRecord, Run, RunPlan
 
@@ -98,6 +98,8 @@ def _read_cells(path: Path) -> list[CellRecord]:
 
 def _read_samples(path: Path, cell: CellRecord) -> list[MemoryReading]:
     file = _samples_file(path, cell)
+    if not file.exists() and cell.job is not None:
+        file = file.with_name(f"{older_file_stem(cell.job)}.jsonl")
     if not file.exists():  # there are none, or the record is of before cells had decode modes
         file = file.with_name(f"{cell.precision}.jsonl")
     if not file.exists():

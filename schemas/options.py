@@ -74,8 +74,11 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
             "Tokens of context before the prompt, untimed; several, or 0-4096+1024, each a row.", form="range"
         ),
     ] = None
-    new_tokens: Annotated[Count, option("Tokens to generate per prompt.")] = 128
     # A single count in records of before it could be several.
+    new_tokens: Annotated[
+        list[Count] | Count,
+        option("Tokens to generate per prompt; several, or 16-256*2, each a row.", form="range"),
+    ] = 128
     batch_size: Annotated[
         list[Count] | Count,
         option("Prompts generated together; several, or 1-64*2, each a row.", form="range"),

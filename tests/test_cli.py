@@ -46,7 +46,10 @@ def test_help(qbench: Qbench, script: str) -> None:
 
 def test_help_tells_defaults(qbench: Qbench) -> None:
     text = " ".join(qbench("orchestrate", "--help").stdout.split())
-    assert "--new-tokens VALUE Tokens to generate per prompt. [default: 128]" in text
+    assert (
+        "--new-tokens RANGE Tokens to generate per prompt; several, or 16-256*2, each a row. [default: 128]"
+        in text
+    )
     assert "-p, --precision NAME" in text
 
 
@@ -86,7 +89,7 @@ BAD = {
     "unknown precision": (["-p", "fp17"], "--precision fp17", "Did you mean fp16?"),
     "nothing to measure": (["--model", "random:qwen2.5-0.5b"], "--precision", "Take --all, or -p"),
     "no tokens": ([*P, "--new-tokens", "0"], "--new-tokens 0", ">= 1"),
-    "tokens in words": ([*P, "--new-tokens", "abc"], "--new-tokens abc", "Expected int"),
+    "tokens in words": ([*P, "--new-tokens", "abc"], "--new-tokens abc", "Write a number"),
     "too many tokens": ([*P, "--new-tokens", "999999"], "--new-tokens 999999", "<= 131072"),
     "negative batch": ([*P, "--batch-size", "-1"], "--batch-size -1", "Write a number"),
     "no batch": ([*P, "--batch-size", "4,0"], "--batch-size 4,0", ">= 1"),
@@ -225,7 +228,7 @@ def test_the_run_folder_holds_the_raw_facts(measured: Measured, model_options: l
     plan, environment_ = measured.run.plan, measured.run.environment
     assert plan.command[0] == "qbench-orchestrate"
     assert plan.command[-len(model_options) :] == model_options
-    assert plan.options.new_tokens == 4
+    assert plan.options.new_tokens == [4]
     assert [job.precision for job in plan.jobs] == ["fp16", "fp32"]
     assert environment_.qbench == orchestrator.__version__
     assert environment_.cpu_count == os.cpu_count()
@@ -237,8 +240,8 @@ def test_the_run_folder_holds_the_raw_facts(measured: Measured, model_options: l
         "environment.json",
         "records.jsonl",
         "peaks.json",
-        "samples/fp16-eager.jsonl",
-        "samples/fp32-eager.jsonl",
+        "samples/fp16-eager-n4.jsonl",
+        "samples/fp32-eager-n4.jsonl",
         "logs/peaks.log",
         "logs/fp16.log",
         "logs/fp32.log",
