@@ -3,8 +3,9 @@
 import hashlib
 import random
 from collections.abc import Callable, Iterator, Mapping
+from itertools import product
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from packaging.requirements import Requirement
 
@@ -16,8 +17,8 @@ from orchestrator.intervals import FEWEST_ROUNDS
 from orchestrator.precisions import Precision, choose
 from orchestrator.workloads import BASELINE
 from schemas.environment import Gpu
-from schemas.job import CalibrationText, DecodeMode, Job, ModelSource, Workload
-from schemas.options import Options
+from schemas.job import CalibrationText, Job, ModelSource, Workload
+from schemas.options import Options, Sweep
 
 OWN_PROMPTS = Path(__file__).parent / "prompts.txt"
 CPU_BUDGET_S = 210.0
@@ -152,26 +153,26 @@ def packages_of(precision: Precision) -> Iterator[str]:
 
 
 def list_workloads(options: Options, device: str) -> list[Workload]:
-    """Every batch size, prompt length, depth and count of new tokens in every decode mode."""
-    default: list[DecodeMode] = ["eager"] if device == "cpu" else ["eager", "graph"]
+    """Every combination of batch size, prompt length, depth, new tokens and decode mode, in this order.
+
+    Of each sweep by itself where there are some; a workload that several of them have is taken once.
+    """
+    shared: dict[str, list[Any]] = {
+        "batch_size": _listed(options.batch_size),
+        "prompt_tokens": options.prompt_tokens or [None],
+        "depth": options.depth or [0],
+        "new_tokens": _listed(options.new_tokens),
+        "decode": options.decode or (["eager"] if device == "cpu" else ["eager", "graph"]),
+    }
+    combinations = dict.fromkeys(
+        values
+        for sweep in options.workloads or [Sweep()]
+        for values in product(*(getattr(sweep, name) or some for name, some in shared.items()))
+    )
     prompts = read_prompts(options.prompts)
-    natural: list[int | None] = [None]
-    batch_sizes, new_tokens = _listed(options.batch_size), _listed(options.new_tokens)
     return [
-        Workload(
-            prompts=prompts,
-            prompt_tokens=prompt_tokens,
-            depth=depth,
-            new_tokens=count,
-            batch_size=batch_size,
-            decode=decode,
-            warmup=options.warmup,
-        )
-        for batch_size in batch_sizes
-        for prompt_tokens in options.prompt_tokens or natural
-        for depth in options.depth or [0]
-        for count in new_tokens
-        for decode in options.decode or default
+        Workload(prompts=prompts, warmup=options.warmup, **dict(zip(shared, values, strict=True)))
+        for values in combinations
     ]
 
 
