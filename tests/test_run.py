@@ -96,7 +96,7 @@ def run(lent: Path, modes: list[DecodeMode], prompt: str = "one", cooldown_s: fl
     queue, budget, pause = deque(cells), Budget(None, len(cells)), Pause(cooldown_s)
     while queue:
         with Worker(queue[0], lent, folder, watcher, None, 30) as worker:
-            _run_queue(queue, worker, Plan(cells, None, cooldown_s), budget, pause, True)
+            _run_queue(queue, worker, Plan(cells, None, cooldown_s), budget, pause, True, [])
     return read_run(folder.path).cells
 
 
