@@ -14,6 +14,7 @@ from rich.console import Console
 from orchestrator.cache import cache_folder
 from orchestrator.command_line import read_options, run_command, takes_options
 from orchestrator.environments import outdated_line
+from orchestrator.estimate import estimate
 from orchestrator.machine import describe_machine
 from orchestrator.models import resolve_model
 from orchestrator.nvml import Nvml, NvmlUnavailable
@@ -24,7 +25,7 @@ from orchestrator.progress import watcher
 from orchestrator.report.listing import print_plan, print_precisions
 from orchestrator.report.summary import as_json, print_summary
 from orchestrator.run import run_plan
-from orchestrator.store import RunFolder, read_run
+from orchestrator.store import RUNS_FOLDER, RunFolder, read_run, read_runs
 from schemas.frames import Failed
 from schemas.job import ModelSource
 from schemas.options import Options
@@ -42,7 +43,7 @@ def main() -> None:
 @click.option("--json", "json_", is_flag=True, help="Print the summary as JSON instead of a table.")
 @click.option("--verbose", "-v", is_flag=True, help="Print what really ran: modules, settings, kernels.")
 @click.option("--list", "list_", is_flag=True, help="List the precisions, and whether each can run here.")
-@click.option("--dry-run", is_flag=True, help="Print what would be measured, and stop.")
+@click.option("--dry-run", is_flag=True, help="Print what would be measured, and about how long, and stop.")
 @click.option(
     "--plan",
     "plan_file",
@@ -66,7 +67,7 @@ def orchestrate(
             return 0
         plan = lay_out(options, nvml)
         if dry_run:
-            print_plan(plan)
+            print_plan(plan, estimate(plan, describe_machine(nvml, gpu_reason), read_runs(RUNS_FOLDER)))
             return 0
         folder = start_run(options, plan, nvml, gpu_reason)
         messages = Console(stderr=True, highlight=False, markup=False)
@@ -117,7 +118,7 @@ def lay_out(options: Options, nvml: Nvml | None) -> Plan:
 def start_run(options: Options, plan: Plan, nvml: Nvml | None, gpu_reason: str | None) -> RunFolder:
     """Make the run folder, with the plan and the machine in it."""
     now = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-    path = Path(options.out or f"qbench-runs/{now}-{plan.cells[0].job.model.name}")
+    path = Path(options.out or RUNS_FOLDER / f"{now}-{plan.cells[0].job.model.name}")
     record = RunPlan(
         command=["qbench-orchestrate", *sys.argv[1:]],
         options=options,

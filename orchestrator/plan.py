@@ -52,9 +52,14 @@ class Plan(NamedTuple):
         return [cell for cell in self.cells if cell.why_not is None]
 
     @property
+    def certain(self) -> list[Cell]:
+        """Those that are run whatever comes: of `--precise`, which ends when it ends, the fewest."""
+        return [cell for cell in self.runnable if not self.precise or cell.job.round < FEWEST_ROUNDS]
+
+    @property
     def cells_to_budget(self) -> int:
-        """Those among which the budget is shared out: of `--precise`, which ends when it ends, the fewest."""
-        return sum(not self.precise or cell.job.round < FEWEST_ROUNDS for cell in self.runnable)
+        """Among how many cells the budget is shared out."""
+        return len(self.certain)
 
     @property
     def left_out(self) -> dict[str, str]:

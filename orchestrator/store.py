@@ -11,6 +11,8 @@ A run that is killed keeps every finished cell; a line torn by the kill is passe
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,6 +24,9 @@ from schemas.environment import Environment
 from schemas.record import CellRecord, MemoryReading, PeaksRecord, Run, RunPlan
 
 T = TypeVar("T")
+
+RUNS_FOLDER = Path("qbench-runs")
+"""Where runs lie that were not told to lie elsewhere, from the folder on that they were started in."""
 
 
 class RunFolder:
@@ -86,6 +91,13 @@ def read_run(path: Path) -> Run:
             "RUN", str(path), f"can't be read: {error}", "Read it with the version that wrote it"
         ) from error
     return Run(plan=plan, environment=environment, cells=cells, peaks=peaks)
+
+
+def read_runs(folder: Path) -> Iterator[Run]:
+    """The runs in a folder from old to new, by their names; what can't be read is passed over."""
+    for path in sorted(folder.glob("*/plan.json")):
+        with suppress(BadInput):
+            yield read_run(path.parent)
 
 
 def _read_cells(path: Path) -> list[CellRecord]:

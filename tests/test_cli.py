@@ -72,11 +72,13 @@ def test_dry_run_lays_out_the_plan_and_leaves_nothing(qbench: Qbench, tmp_path: 
     options = ["--model", "random:qwen2.5-0.5b", "--new-tokens", "7", "--batch-size", "2", "--device", "cpu"]
     done = qbench("orchestrate", "-p", "int8", "-p", "fp16", *options, "--dry-run")
     assert done.returncode == 0
-    notice, int8, fp16, budget = done.stdout.splitlines()
+    notice, int8, fp16, cells, budget, time_ = done.stdout.splitlines()
     assert notice == RANDOM_WEIGHTS_WARNING
     assert int8.startswith("int8: random-qwen2.5-0.5b on cpu, 20 prompts × 7 new tokens, batch 2, under ")
     assert fp16.startswith("fp16: ")
+    assert cells == "2 cells"
     assert budget == "budget: 3 min 30 s"
+    assert time_ == "time: at most about 3 min 30 s, by the budget; no earlier figures of int8, fp16 here"
     assert list(tmp_path.iterdir()) == []
 
 
