@@ -4,7 +4,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import Qbench
+from conftest import ROOT, Qbench
 from test_plan import plan_of
 
 from orchestrator.errors import BadInput
@@ -54,6 +54,12 @@ def test_every_kind_of_value(tmp_path: Path) -> None:
         python={"int8": "/usr/bin/python3"},
         workloads=[Sweep(depth=[0, 16]), Sweep(batch_size=[1], decode=["compile"])],
     )
+
+
+def test_the_example_in_the_readme(tmp_path: Path) -> None:
+    example = (ROOT / "README.md").read_text().partition("```toml\n")[2].partition("```")[0]
+    sweeps = options_of(example, tmp_path).workloads
+    assert [(sweep.batch_size, sweep.prompt_tokens) for sweep in sweeps] == [([1, 2, 4], [32]), (None, [512])]
 
 
 def test_what_was_typed_wins_in_every_sweep_too() -> None:
