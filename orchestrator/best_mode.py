@@ -27,6 +27,7 @@ class Best(msgspec.Struct, frozen=True, kw_only=True):
     prompt_tokens: int | None
     depth: int
     batch_size: int
+    new_tokens: int | None
     decode_tok_s: float
     versus_baseline: float | None
     """Over FP16's best on the same workload; None where FP16 was not measured on it."""
@@ -50,14 +51,15 @@ def leads(bests: list[Best]) -> Iterator[str]:
     groups: dict[tuple[object, ...], list[Best]] = {}
     for best in bests:
         if best.versus_baseline is not None and not best.host_bound and best.precision != BASELINE:
-            groups.setdefault((best.precision, best.prompt_tokens, best.depth), []).append(best)
+            alike = (best.precision, best.prompt_tokens, best.depth, best.new_tokens)
+            groups.setdefault(alike, []).append(best)
     for group in groups.values():
         if line := _lead(sorted(group, key=lambda best: best.batch_size)):
             yield line
 
 
-def _workload(row: CellMetrics) -> tuple[int | None, int, int]:
-    return row.prompt_tokens, row.depth, row.batch_size
+def _workload(row: CellMetrics) -> tuple[int | None, ...]:
+    return row.prompt_tokens, row.depth, row.batch_size, row.new_tokens
 
 
 def _best(row: CellMetrics, baseline: CellMetrics | None) -> Best:
@@ -70,6 +72,7 @@ def _best(row: CellMetrics, baseline: CellMetrics | None) -> Best:
         prompt_tokens=row.prompt_tokens,
         depth=row.depth,
         batch_size=row.batch_size,
+        new_tokens=row.new_tokens,
         decode_tok_s=row.decode_tok_s or 0.0,
         versus_baseline=versus,
         baseline_decode=baseline.decode if baseline else None,

@@ -14,16 +14,18 @@ from rich.console import Console
 from orchestrator.cache import cache_folder
 from orchestrator.command_line import read_options, run_command, takes_options
 from orchestrator.environments import outdated_line
+from orchestrator.estimate import estimate
 from orchestrator.machine import describe_machine
 from orchestrator.models import resolve_model
 from orchestrator.nvml import Nvml, NvmlUnavailable
 from orchestrator.plan import Plan, make_plan
+from orchestrator.plan_file import with_plan_file
 from orchestrator.precisions import find_all_precisions
 from orchestrator.progress import watcher
 from orchestrator.report.listing import print_plan, print_precisions
 from orchestrator.report.summary import as_json, print_summary
 from orchestrator.run import run_plan
-from orchestrator.store import RunFolder, read_run
+from orchestrator.store import RUNS_FOLDER, RunFolder, read_run, read_runs
 from schemas.frames import Failed
 from schemas.job import ModelSource
 from schemas.options import Options
@@ -41,23 +43,31 @@ def main() -> None:
 @click.option("--json", "json_", is_flag=True, help="Print the summary as JSON instead of a table.")
 @click.option("--verbose", "-v", is_flag=True, help="Print what really ran: modules, settings, kernels.")
 @click.option("--list", "list_", is_flag=True, help="List the precisions, and whether each can run here.")
-@click.option("--dry-run", is_flag=True, help="Print what would be measured, and stop.")
+@click.option("--dry-run", is_flag=True, help="Print what would be measured, and about how long, and stop.")
+@click.option(
+    "--plan",
+    "plan_file",
+    metavar="FILE",
+    help="TOML file of options, each a key without its dashes. Options that are typed as well win over it.",
+)
 @click.version_option(package_name="qbench")
-def orchestrate(json_: bool, verbose: bool, list_: bool, dry_run: bool, **given: Any) -> int:
+def orchestrate(
+    json_: bool, verbose: bool, list_: bool, dry_run: bool, plan_file: str | None, **given: Any
+) -> int:
     """Measure what each precision of a model costs and buys, each in a fresh process.
 
     Prints a table of speed (prefill and decode apart) and memory (torch and NVML), and keeps the raw
     facts in a run folder. Exits 0, or 1 where a precision failed.
     """
-    options = read_options(given)
     with ExitStack() as stack:
+        options = stack.enter_context(with_plan_file(plan_file, read_options(given)))
         nvml, gpu_reason = open_nvml(stack)
         if list_:
             list_precisions(options, nvml)
             return 0
         plan = lay_out(options, nvml)
         if dry_run:
-            print_plan(plan)
+            print_plan(plan, estimate(plan, describe_machine(nvml, gpu_reason), read_runs(RUNS_FOLDER)))
             return 0
         folder = start_run(options, plan, nvml, gpu_reason)
         messages = Console(stderr=True, highlight=False, markup=False)
@@ -108,7 +118,7 @@ def lay_out(options: Options, nvml: Nvml | None) -> Plan:
 def start_run(options: Options, plan: Plan, nvml: Nvml | None, gpu_reason: str | None) -> RunFolder:
     """Make the run folder, with the plan and the machine in it."""
     now = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-    path = Path(options.out or f"qbench-runs/{now}-{plan.cells[0].job.model.name}")
+    path = Path(options.out or RUNS_FOLDER / f"{now}-{plan.cells[0].job.model.name}")
     record = RunPlan(
         command=["qbench-orchestrate", *sys.argv[1:]],
         options=options,
@@ -120,7 +130,8 @@ def start_run(options: Options, plan: Plan, nvml: Nvml | None, gpu_reason: str |
 
 def exit_status(run: Run) -> int:
     """1 where something that was asked for failed; not every precision can do every default decode mode."""
-    default_modes = run.plan.options.decode is None
+    options = run.plan.options
+    default_modes = options.decode is None and all(sweep.decode is None for sweep in options.workloads)
     for cell in run.cells:
         if isinstance(cell.outcome, Failed):
             of_mode = cell.job is not None and cell.job.workload.decode != "eager"

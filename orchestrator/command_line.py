@@ -10,6 +10,7 @@ from typing import Any, NoReturn, get_args
 
 import click
 import msgspec
+from click.core import ParameterSource
 from msgspec import inspect as shapes
 
 from orchestrator.errors import BadInput, QbenchError
@@ -38,7 +39,7 @@ def takes_options(*names: str) -> Callable[[Command], Command]:
 def _fields() -> tuple[shapes.Field, ...]:
     struct = shapes.type_info(Options)
     assert isinstance(struct, shapes.StructType)
-    return struct.fields
+    return tuple(field for field in struct.fields if isinstance(field.type, shapes.Metadata))
 
 
 def _described(field: shapes.Field) -> shapes.Metadata:
@@ -54,7 +55,7 @@ def _click_option(field: shapes.Field) -> Command:
     if isinstance(described.type, shapes.BoolType):
         return click.option(*flags, is_flag=True, help=help_text)
     form = (described.extra or {}).get("form")
-    repeatable = form is None and isinstance(described.type, shapes.ListType | shapes.DictType)
+    repeatable = form == "names" or isinstance(described.type, shapes.DictType)
     # Text as it was typed, defaults included: the Struct alone says what is valid.
     default = None if repeatable or field.default is None else str(field.default)
     return click.option(
@@ -73,10 +74,10 @@ def _metavar(name: str, shape: shapes.Type, form: str | None) -> str:
         return {"names": "NAME,…", "range": "RANGE", "share": "PERCENT"}[form]
     if isinstance(shape, shapes.DictType):
         return "NAME=VALUE"
-    return {"precision": "NAME", "workers": "DIR"}.get(name, "VALUE")
+    return {"workers": "DIR"}.get(name, "VALUE")
 
 
-_FORMS = {
+FORMS = {
     field.name: form
     for field in _fields()
     if (form := (_described(field).extra or {}).get("form")) is not None
@@ -87,24 +88,34 @@ _FORMS = {
 def read_options(given: dict[str, Any]) -> Options:
     """Turn click's values into Options. Raises `BadInput` naming the option, the value and a fix."""
     values = {name: value for name, value in given.items() if value not in (None, ())}
-    for name, form in _FORMS.items():
+    for name, form in FORMS.items():
         if name in values:
-            values[name] = _read_form(name, values[name], form)
+            values[name] = read_form(name, _typed(values[name]), form)
     for name in ("checkpoint", "python"):
         if name in values:
             values[name] = dict(_pair(name, text) for text in values[name])
     try:
         return msgspec.convert(values, Options, strict=False)
     except msgspec.ValidationError as error:
-        problem, _, path = str(error).partition(" - at `$.")
-        name = path.strip("`").split("[")[0]
-        wanted = problem.replace("`", "")
-        if wanted.startswith("Invalid enum value"):
-            wanted = f"{wanted}, take some of {', '.join(get_args(DecodeMode))}"
-        raise BadInput(_flag(name), str(given.get(name)), "can't be taken", wanted) from None
+        name = str(error).partition(" - at `$.")[2].strip("`").split("[")[0]
+        raise BadInput(_flag(name), _typed(given.get(name)), "can't be taken", what_fits(error)) from None
 
 
-def _read_form(name: str, text: str, form: str) -> list[str] | list[int] | float:
+def _typed(value: Any) -> str:
+    """An option's text; of one that was repeated all, as if it had been given once."""
+    return ",".join(value) if isinstance(value, tuple) else str(value)
+
+
+def what_fits(error: msgspec.ValidationError) -> str:
+    """What msgspec expected of a value, without the value's place."""
+    wanted = str(error).partition(" - at `$")[0].replace("`", "").replace(" | null", "")
+    if wanted.startswith("Invalid enum value"):
+        wanted = f"{wanted}, take some of {', '.join(get_args(DecodeMode))}"
+    return wanted
+
+
+def read_form(name: str, text: str, form: str) -> list[str] | list[int] | float:
+    """The values that stand in one text. Raises `BadInput`."""
     if form == "names":
         return list(dict.fromkeys(word.strip() for word in text.split(",")))
     if form == "share":
@@ -131,6 +142,12 @@ def _pair(name: str, text: str) -> tuple[str, str]:
 
 def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
+
+
+def typed_options() -> set[str]:
+    """Fields of Options that were named on the command line, whatever stands at its default."""
+    source = click.get_current_context().get_parameter_source
+    return {field.name for field in _fields() if source(field.name) is ParameterSource.COMMANDLINE}
 
 
 def run_command(command: click.Command) -> NoReturn:

@@ -38,6 +38,8 @@ class CellMetrics(msgspec.Struct, frozen=True, kw_only=True):
     """What every prompt was cut or repeated to; None where each kept its own length."""
     depth: int = 0
     batch_size: int = 1
+    new_tokens: int | None = None
+    """Those asked for per prompt; None of what was left out before there was a job."""
     reason: str | None = None
     warmup_trials: int | None = None
     trials: int = 0
@@ -152,6 +154,7 @@ def _identity(cell: CellRecord) -> CellMetrics:
         prompt_tokens=load.prompt_tokens,
         depth=load.depth,
         batch_size=load.batch_size,
+        new_tokens=load.new_tokens,
     )
 
 

@@ -17,10 +17,19 @@ def job_name(job: Job) -> str:
 
 
 def file_stem(job: Job) -> str:
-    """A name that no other cell of the run has, e.g. `fp16-graph-b8-p512-d4096-r3`."""
+    """A name that no other cell of the run has, e.g. `fp16-graph-b8-p512-d4096-n64-r3`."""
+    return _stem(job, f"-n{job.workload.new_tokens}")
+
+
+def older_file_stem(job: Job) -> str:
+    """The same in runs of before these could have several counts of new tokens."""
+    return _stem(job, "")
+
+
+def _stem(job: Job, new: str) -> str:
     load = job.workload
     batch = f"-b{load.batch_size}" if load.batch_size > 1 else ""
     prompt = "" if load.prompt_tokens is None else f"-p{load.prompt_tokens}"
     depth = f"-d{load.depth}" if load.depth else ""
     round_ = f"-r{job.round}" if job.round else ""
-    return f"{job.precision}-{load.decode}{batch}{prompt}{depth}{round_}{'-aa' if job.twin else ''}"
+    return f"{job.precision}-{load.decode}{batch}{prompt}{depth}{new}{round_}{'-aa' if job.twin else ''}"

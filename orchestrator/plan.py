@@ -3,8 +3,9 @@
 import hashlib
 import random
 from collections.abc import Callable, Iterator, Mapping
+from itertools import product
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from packaging.requirements import Requirement
 
@@ -16,8 +17,8 @@ from orchestrator.intervals import FEWEST_ROUNDS
 from orchestrator.precisions import Precision, choose
 from orchestrator.workloads import BASELINE
 from schemas.environment import Gpu
-from schemas.job import CalibrationText, DecodeMode, Job, ModelSource, Workload
-from schemas.options import Options
+from schemas.job import CalibrationText, Job, ModelSource, Workload
+from schemas.options import Options, Sweep
 
 OWN_PROMPTS = Path(__file__).parent / "prompts.txt"
 CPU_BUDGET_S = 210.0
@@ -51,9 +52,14 @@ class Plan(NamedTuple):
         return [cell for cell in self.cells if cell.why_not is None]
 
     @property
+    def certain(self) -> list[Cell]:
+        """Those that are run whatever comes: of `--precise`, which ends when it ends, the fewest."""
+        return [cell for cell in self.runnable if not self.precise or cell.job.round < FEWEST_ROUNDS]
+
+    @property
     def cells_to_budget(self) -> int:
-        """Those among which the budget is shared out: of `--precise`, which ends when it ends, the fewest."""
-        return sum(not self.precise or cell.job.round < FEWEST_ROUNDS for cell in self.runnable)
+        """Among how many cells the budget is shared out."""
+        return len(self.certain)
 
     @property
     def left_out(self) -> dict[str, str]:
@@ -152,26 +158,31 @@ def packages_of(precision: Precision) -> Iterator[str]:
 
 
 def list_workloads(options: Options, device: str) -> list[Workload]:
-    """Every batch size and prompt length at every depth in every decode mode."""
-    default: list[DecodeMode] = ["eager"] if device == "cpu" else ["eager", "graph"]
+    """Every combination of batch size, prompt length, depth, new tokens and decode mode, in this order.
+
+    Of each sweep by itself where there are some; a workload that several of them have is taken once.
+    """
+    shared: dict[str, list[Any]] = {
+        "batch_size": _listed(options.batch_size),
+        "prompt_tokens": options.prompt_tokens or [None],
+        "depth": options.depth or [0],
+        "new_tokens": _listed(options.new_tokens),
+        "decode": options.decode or (["eager"] if device == "cpu" else ["eager", "graph"]),
+    }
+    combinations = dict.fromkeys(
+        values
+        for sweep in options.workloads or [Sweep()]
+        for values in product(*(getattr(sweep, name) or some for name, some in shared.items()))
+    )
     prompts = read_prompts(options.prompts)
-    natural: list[int | None] = [None]
-    batch_sizes = options.batch_size if isinstance(options.batch_size, list) else [options.batch_size]
     return [
-        Workload(
-            prompts=prompts,
-            prompt_tokens=prompt_tokens,
-            depth=depth,
-            new_tokens=options.new_tokens,
-            batch_size=batch_size,
-            decode=decode,
-            warmup=options.warmup,
-        )
-        for batch_size in batch_sizes
-        for prompt_tokens in options.prompt_tokens or natural
-        for depth in options.depth or [0]
-        for decode in options.decode or default
+        Workload(prompts=prompts, warmup=options.warmup, **dict(zip(shared, values, strict=True)))
+        for values in combinations
     ]
+
+
+def _listed(counts: list[int] | int) -> list[int]:
+    return counts if isinstance(counts, list) else [counts]
 
 
 def choose_precisions(options: Options, precisions: Mapping[str, Precision]) -> list[Precision]:

@@ -23,10 +23,12 @@ from orchestrator.observation import Observation
 from orchestrator.peaks import measure_peaks
 from orchestrator.plan import Cell, Plan
 from orchestrator.progress import Watcher
+from orchestrator.room import ran_out, why_no_room
 from orchestrator.rounds import is_precise, rounds_of
 from orchestrator.store import RunFolder, read_run
 from orchestrator.worker_process import WorkerProcess
 from schemas.frames import Done, Failed, Phase, Ready
+from schemas.job import Job
 from schemas.record import CellRecord, Leftover, Skipped
 
 
@@ -45,6 +47,7 @@ def run_plan(
             first = min(plan.runnable, key=lambda cell: not cell.interpreter.own)
             idle.note(_keep_peaks(first, folder, watcher, lent, timeout_s))
         pause = Pause(plan.cooldown_s)
+        too_large: list[Job] = []
         for round_, cells in groupby(plan.cells, key=lambda cell: cell.job.round):
             if plan.precise and round_ >= FEWEST_ROUNDS and _is_enough(plan, folder, budget, watcher):
                 break
@@ -52,7 +55,7 @@ def run_plan(
                 queue = deque(turn)
                 while queue:
                     with Worker(queue[0], lent, folder, watcher, nvml, timeout_s, idle) as worker:
-                        _run_queue(queue, worker, plan, budget, pause, explicit)
+                        _run_queue(queue, worker, plan, budget, pause, explicit, too_large)
 
 
 def _is_enough(plan: Plan, folder: RunFolder, budget: "Budget", watcher: Watcher) -> bool:
@@ -68,15 +71,27 @@ def _is_enough(plan: Plan, folder: RunFolder, budget: "Budget", watcher: Watcher
 
 
 def _run_queue(
-    queue: deque[Cell], worker: "Worker", plan: Plan, budget: "Budget", pause: "Pause", explicit: bool
+    queue: deque[Cell],
+    worker: "Worker",
+    plan: Plan,
+    budget: "Budget",
+    pause: "Pause",
+    explicit: bool,
+    too_large: list[Job],
 ) -> None:
-    """Take cells off the queue for as long as `worker` is of use."""
+    """Take cells off the queue for as long as `worker` is of use.
+
+    Those that run out of memory are added to `too_large`, and none that is larger is tried.
+    """
     while queue and worker.usable:
         cell = queue.popleft()
         if cell.why_not is not None:
             worker.folder.append(_not_run(cell, cell.why_not, explicit))
             continue
         share_s = budget.next_share_s()
+        if no_room := why_no_room(cell.job, too_large):
+            worker.folder.append(_not_run(cell, no_room, False))
+            continue
         if share_s is not None and share_s <= 0:
             worker.folder.append(_not_run(cell, f"the budget of {plan.budget_s:g} s is spent", False))
             continue
@@ -85,6 +100,8 @@ def _run_queue(
         record = worker.measure(cell._replace(job=job))
         worker.folder.append(record)
         budget.spend(measuring_s(record))
+        if ran_out(record):
+            too_large.append(job)
 
 
 class Budget:

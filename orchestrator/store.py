@@ -11,17 +11,22 @@ A run that is killed keeps every finished cell; a line torn by the kill is passe
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 
 from orchestrator.errors import BadInput
-from orchestrator.names import file_stem
+from orchestrator.names import file_stem, older_file_stem
 from schemas.environment import Environment
 from schemas.record import CellRecord, MemoryReading, PeaksRecord, Run, RunPlan
 
 T = TypeVar("T")
+
+RUNS_FOLDER = Path("qbench-runs")
+"""Where runs lie that were not told to lie elsewhere, from the folder on that they were started in."""
 
 
 class RunFolder:
@@ -88,6 +93,13 @@ def read_run(path: Path) -> Run:
     return Run(plan=plan, environment=environment, cells=cells, peaks=peaks)
 
 
+def read_runs(folder: Path) -> Iterator[Run]:
+    """The runs in a folder from old to new, by their names; what can't be read is passed over."""
+    for path in sorted(folder.glob("*/plan.json")):
+        with suppress(BadInput):
+            yield read_run(path.parent)
+
+
 def _read_cells(path: Path) -> list[CellRecord]:
     file = path / "records.jsonl"
     lines = file.read_bytes().split(b"\n") if file.exists() else [b""]
@@ -98,6 +110,8 @@ def _read_cells(path: Path) -> list[CellRecord]:
 
 def _read_samples(path: Path, cell: CellRecord) -> list[MemoryReading]:
     file = _samples_file(path, cell)
+    if not file.exists() and cell.job is not None:
+        file = file.with_name(f"{older_file_stem(cell.job)}.jsonl")
     if not file.exists():  # there are none, or the record is of before cells had decode modes
         file = file.with_name(f"{cell.precision}.jsonl")
     if not file.exists():

@@ -59,9 +59,7 @@ def work(
     name: str | None, list_: bool, calibrate: bool, make_env: str | None, drop_env: str | None, **given: Any
 ) -> int:
     """Run the worker of one PRECISION in the foreground, without a run folder. Exits 0, or 1 if it fails."""
-    if name is not None:
-        given["precision"] = [name]
-    options = read_options(given)
+    options = msgspec.structs.replace(read_options(given), precision=[name] if name else [])
     with ExitStack() as stack:
         nvml, _ = open_nvml(stack)
         if list_:

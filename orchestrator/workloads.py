@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from orchestrator.names import cell_name
 from schemas.frames import Done
-from schemas.job import DecodeMode
+from schemas.job import DecodeMode, Workload
 from schemas.record import CellRecord
 
 BASELINE = "fp16"
@@ -24,7 +24,11 @@ def workload_key(cell: CellRecord) -> WorkloadKey:
     """The same for cells that differ in precision and decode mode only."""
     if cell.job is None:  # left out before there was a job: it has no figures either
         return WorkloadKey()
-    load = cell.job.workload
+    return key_of(cell.job.workload)
+
+
+def key_of(load: Workload) -> WorkloadKey:
+    """The same of a workload yet to be measured."""
     return WorkloadKey(load.prompt_tokens, load.depth, load.batch_size, load.new_tokens)
 
 

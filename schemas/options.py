@@ -24,11 +24,27 @@ def option(
     return Meta(description=help, extra={"short": short, "form": form})
 
 
+class Sweep(msgspec.Struct, frozen=True, kw_only=True):
+    """Workloads that a plan file lists by themselves: every combination of these values.
+
+    For what is None the option of the same name holds.
+    """
+
+    batch_size: list[Count] | None = None
+    prompt_tokens: list[Count] | None = None
+    depth: list[Depth] | None = None
+    new_tokens: list[Count] | None = None
+    decode: list[DecodeMode] | None = None
+
+
 class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """What to measure. A field `new_tokens` is the option `--new-tokens`; its Meta is the help."""
+    """What to measure. A field `new_tokens` is the option `--new-tokens`; its Meta is the help.
+
+    A field without Meta can be had in a plan file alone.
+    """
 
     all: Annotated[bool, option("Measure every precision that can run here.")] = False
-    precision: Annotated[list[str], option("Measure this precision; repeatable.", "-p")] = []
+    precision: Annotated[list[str], option("Measure these precisions; repeatable.", "-p", form="names")] = []
     model: Annotated[
         str | None,
         option(
@@ -74,8 +90,11 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
             "Tokens of context before the prompt, untimed; several, or 0-4096+1024, each a row.", form="range"
         ),
     ] = None
-    new_tokens: Annotated[Count, option("Tokens to generate per prompt.")] = 128
     # A single count in records of before it could be several.
+    new_tokens: Annotated[
+        list[Count] | Count,
+        option("Tokens to generate per prompt; several, or 16-256*2, each a row.", form="range"),
+    ] = 128
     batch_size: Annotated[
         list[Count] | Count,
         option("Prompts generated together; several, or 1-64*2, each a row.", form="range"),
@@ -123,3 +142,5 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         str | None,
         option("Run folder to write; it must not hold a run yet. Default: qbench-runs/TIME-MODEL."),
     ] = None
+    workloads: list[Sweep] = []
+    """Where there are any, they alone are measured."""

@@ -46,7 +46,10 @@ def test_help(qbench: Qbench, script: str) -> None:
 
 def test_help_tells_defaults(qbench: Qbench) -> None:
     text = " ".join(qbench("orchestrate", "--help").stdout.split())
-    assert "--new-tokens VALUE Tokens to generate per prompt. [default: 128]" in text
+    assert (
+        "--new-tokens RANGE Tokens to generate per prompt; several, or 16-256*2, each a row. [default: 128]"
+        in text
+    )
     assert "-p, --precision NAME" in text
 
 
@@ -69,11 +72,13 @@ def test_dry_run_lays_out_the_plan_and_leaves_nothing(qbench: Qbench, tmp_path: 
     options = ["--model", "random:qwen2.5-0.5b", "--new-tokens", "7", "--batch-size", "2", "--device", "cpu"]
     done = qbench("orchestrate", "-p", "int8", "-p", "fp16", *options, "--dry-run")
     assert done.returncode == 0
-    notice, int8, fp16, budget = done.stdout.splitlines()
+    notice, int8, fp16, cells, budget, time_ = done.stdout.splitlines()
     assert notice == RANDOM_WEIGHTS_WARNING
     assert int8.startswith("int8: random-qwen2.5-0.5b on cpu, 20 prompts × 7 new tokens, batch 2, under ")
     assert fp16.startswith("fp16: ")
+    assert cells == "2 cells"
     assert budget == "budget: 3 min 30 s"
+    assert time_ == "time: at most about 3 min 30 s, by the budget; no earlier figures of int8, fp16 here"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -86,10 +91,11 @@ BAD = {
     "unknown precision": (["-p", "fp17"], "--precision fp17", "Did you mean fp16?"),
     "nothing to measure": (["--model", "random:qwen2.5-0.5b"], "--precision", "Take --all, or -p"),
     "no tokens": ([*P, "--new-tokens", "0"], "--new-tokens 0", ">= 1"),
-    "tokens in words": ([*P, "--new-tokens", "abc"], "--new-tokens abc", "Expected int"),
+    "tokens in words": ([*P, "--new-tokens", "abc"], "--new-tokens abc", "Write a number"),
     "too many tokens": ([*P, "--new-tokens", "999999"], "--new-tokens 999999", "<= 131072"),
     "negative batch": ([*P, "--batch-size", "-1"], "--batch-size -1", "Write a number"),
     "no batch": ([*P, "--batch-size", "4,0"], "--batch-size 4,0", ">= 1"),
+    "mode": ([*P, "--decode", "eager", "--decode", "fast"], "--decode eager,fast", "take some of eager, "),
     "no share": ([*P, "--precise", "much"], "--precise much", "Write 1% or 0.01"),
     "too precise": ([*P, "--precise", "0%"], "--precise 0%", "> 0"),
     "no rounds": ([*P, "--rounds", "0"], "--rounds 0", ">= 1"),
@@ -151,6 +157,7 @@ def test_bad_input(qbench: Qbench, folder_of_traps: Path, arguments: list[str], 
     [
         ("worker", [], "PRECISION", "Name one of: fp32"),
         ("worker", ["fp17"], "fp17", "Did you mean fp16?"),
+        ("worker", ["fp16,fp32"], "--precision fp16,fp32", "There are fp32, "),
         ("worker", ["fp16", "--new-tokens", "0"], "--new-tokens 0", ">= 1"),
         ("memory", [], "RUN", "is missing"),
         ("memory", ["absent"], "RUN absent", "Name a folder that qbench-orchestrate wrote"),
@@ -225,7 +232,7 @@ def test_the_run_folder_holds_the_raw_facts(measured: Measured, model_options: l
     plan, environment_ = measured.run.plan, measured.run.environment
     assert plan.command[0] == "qbench-orchestrate"
     assert plan.command[-len(model_options) :] == model_options
-    assert plan.options.new_tokens == 4
+    assert plan.options.new_tokens == [4]
     assert [job.precision for job in plan.jobs] == ["fp16", "fp32"]
     assert environment_.qbench == orchestrator.__version__
     assert environment_.cpu_count == os.cpu_count()
@@ -237,8 +244,8 @@ def test_the_run_folder_holds_the_raw_facts(measured: Measured, model_options: l
         "environment.json",
         "records.jsonl",
         "peaks.json",
-        "samples/fp16-eager.jsonl",
-        "samples/fp32-eager.jsonl",
+        "samples/fp16-eager-n4.jsonl",
+        "samples/fp32-eager-n4.jsonl",
         "logs/peaks.log",
         "logs/fp16.log",
         "logs/fp32.log",

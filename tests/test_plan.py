@@ -176,13 +176,18 @@ def test_a_gpu_is_measured_with_and_without_a_graph_a_cpu_without() -> None:
 
 def test_every_workload_of_a_precision_follows_the_other() -> None:
     cells = plan_of(
-        precision=["fp16", "bf16"], batch_size=[1, 4], prompt_tokens=[8, 16], depth=[0, 5], decode=["eager"]
+        precision=["fp16", "bf16"],
+        batch_size=[1, 4],
+        prompt_tokens=[8, 16],
+        depth=[0, 5],
+        new_tokens=[2, 128],
+        decode=["eager"],
     ).cells
-    assert [cell.precision.name for cell in cells] == ["fp16"] * 8 + ["bf16"] * 8
+    assert [cell.precision.name for cell in cells] == ["fp16"] * 16 + ["bf16"] * 16
     loads = [cell.job.workload for cell in cells[:5]]
-    shapes = [(load.batch_size, load.prompt_tokens, load.depth) for load in loads]
-    assert shapes == [(1, 8, 0), (1, 8, 5), (1, 16, 0), (1, 16, 5), (4, 8, 0)]
-    assert len({file_stem(cell.job) for cell in cells}) == 16
+    shapes = [(load.batch_size, load.prompt_tokens, load.depth, load.new_tokens) for load in loads]
+    assert shapes == [(1, 8, 0, 2), (1, 8, 0, 128), (1, 8, 5, 2), (1, 8, 5, 128), (1, 16, 0, 2)]
+    assert len({file_stem(cell.job) for cell in cells}) == 32
 
 
 def test_the_compute_capability_is_that_of_the_gpu_asked_for() -> None:

@@ -1,4 +1,4 @@
-"""The range syntax of `--prompt-tokens` and `--depth`."""
+"""The range syntax of `--batch-size`, `--prompt-tokens`, `--depth` and `--new-tokens`."""
 
 import pytest
 from hypothesis import given

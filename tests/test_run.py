@@ -20,7 +20,7 @@ from orchestrator.store import RunFolder, read_run
 from schemas.environment import Environment
 from schemas.frames import Done, Failed
 from schemas.job import DecodeMode, Workload
-from schemas.options import Options
+from schemas.options import Options, Sweep
 from schemas.record import CellRecord, RunPlan
 
 # Frames as a worker sends them, without torch: job by job, until something is played on it.
@@ -96,7 +96,7 @@ def run(lent: Path, modes: list[DecodeMode], prompt: str = "one", cooldown_s: fl
     queue, budget, pause = deque(cells), Budget(None, len(cells)), Pause(cooldown_s)
     while queue:
         with Worker(queue[0], lent, folder, watcher, None, 30) as worker:
-            _run_queue(queue, worker, Plan(cells, None, cooldown_s), budget, pause, True)
+            _run_queue(queue, worker, Plan(cells, None, cooldown_s), budget, pause, True, [])
     return read_run(folder.path).cells
 
 
@@ -146,8 +146,10 @@ def test_only_what_was_asked_for_can_fail_a_run(lent: Path) -> None:
     run(lent, ["eager", "graph"])
     measured = read_run(lent / "run")
     assert exit_status(measured) == 0  # no decode mode was named, and not every precision can do each
-    asked = msgspec.structs.replace(measured.plan, options=Options(decode=["eager", "graph"]))
-    assert exit_status(msgspec.structs.replace(measured, plan=asked)) == 1
+    modes: list[DecodeMode] = ["eager", "graph"]
+    for options in (Options(decode=modes), Options(workloads=[Sweep(depth=[1]), Sweep(decode=modes)])):
+        asked = msgspec.structs.replace(measured.plan, options=options)
+        assert exit_status(msgspec.structs.replace(measured, plan=asked)) == 1
     for kind in ("error", "crashed"):
         cell = msgspec.structs.replace(measured.cells[1], outcome=Failed(kind=kind, message="odd"))
         assert exit_status(msgspec.structs.replace(measured, cells=[cell])) == 1

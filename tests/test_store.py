@@ -67,16 +67,23 @@ def test_a_run_without_a_finished_cell_can_be_read(folder: RunFolder) -> None:
 
 def test_samples_have_a_file_of_their_own(folder: RunFolder) -> None:
     folder.append(FP16)
-    assert len((folder.path / "samples" / "fp16-eager.jsonl").read_bytes().splitlines()) == 3
+    assert len((folder.path / "samples" / "fp16-eager-n5.jsonl").read_bytes().splitlines()) == 3
     line = msgspec.json.decode((folder.path / "records.jsonl").read_bytes())
     assert line["samples"] == []
     assert line["sampler"]["samples"] == 3
     assert cells_of(folder)[0].samples == FP16.samples
 
 
+def test_samples_of_before_new_tokens_were_in_their_name_are_found(folder: RunFolder) -> None:
+    folder.append(FP16)
+    samples = folder.path / "samples" / "fp16-eager-n5.jsonl"
+    samples.rename(samples.with_name("fp16-eager.jsonl"))
+    assert cells_of(folder) == [FP16]
+
+
 def test_lost_samples_do_not_cost_the_record(folder: RunFolder) -> None:
     folder.append(FP16)
-    (folder.path / "samples" / "fp16-eager.jsonl").unlink()
+    (folder.path / "samples" / "fp16-eager-n5.jsonl").unlink()
     assert cells_of(folder) == [msgspec.structs.replace(FP16, samples=[])]
 
 

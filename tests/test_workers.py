@@ -532,6 +532,8 @@ def alive(process: psutil.Process) -> bool:
         (OSError("no file named model.safetensors"), "bad-model", "--model"),
         (RuntimeError("CUDA out of memory. Tried to allocate"), "out-of-memory", "smaller"),
         (RuntimeError("NVML_SUCCESS == r INTERNAL ASSERT FAILED"), "out-of-memory", "smaller"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"), "out-of-memory", "smaller"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "out-of-memory", "smaller"),
         (ModuleNotFoundError("No module named 'awq'", name="awq"), "missing-package", "pip install awq"),
         (ImportError("cannot import name X from transformers", name="transformers"), "error", None),
     ],
@@ -541,3 +543,9 @@ def test_failures_are_classed_by_what_helps(error: Exception, kind: str, hint: s
     assert failed.kind == kind
     assert failed.message in str(error)
     assert failed.hint is None if hint is None else hint in (failed.hint or "")
+
+
+def test_a_cpus_own_words_for_no_memory() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(1 << 60, dtype=torch.uint8)
+    assert describe_failure(caught.value).kind == "out-of-memory"

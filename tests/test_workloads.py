@@ -3,8 +3,9 @@
 from typing import Any
 
 import pytest
-from records import make_cell, make_job
+from records import h100_cell, make_cell, make_job, make_run
 
+from orchestrator.report.summary import as_markdown
 from orchestrator.workloads import baseline_of, by_workload, workload_key, workload_label
 from schemas.frames import Failed
 from schemas.job import Workload
@@ -59,3 +60,18 @@ def test_only_what_differs_is_in_a_label() -> None:
         "depth 4,096, prompts of 512 tokens",
     ]
     assert workload_label(keys[0], keys[:1]) == ""
+
+
+def test_rows_that_differ_in_new_tokens_say_so_and_are_compared_each_with_its_own() -> None:
+    counts = {"fp16": {16: 100.0, 64: 80.0}, "nf4": {16: 150.0, 64: 160.0}}
+    cells = [
+        h100_cell(name, tok_s=tok_s, workload={"new_tokens": count})
+        for name, speeds in counts.items()
+        for count, tok_s in speeds.items()
+    ]
+    text = as_markdown(make_run(*cells))
+    assert "1 prompts × 16 to 64 new tokens, batch 1" in text
+    counts_shown = [line.split("|")[3].strip() for line in text.splitlines() if line.startswith("| fp16 | g")]
+    assert counts_shown == ["16", "64"]
+    assert "| best mode of each | 16 new tokens | 64 new tokens |" in text
+    assert "| nf4 | 1.50×, graph | 2.00×, graph |" in text

@@ -38,6 +38,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 PR_SET_PDEATHSIG = 1
+OUT_OF_MEMORY = (
+    "out of memory",
+    "Cannot allocate memory",  # Linux, through torch's allocator on a CPU too
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "NVML_SUCCESS == r",  # where a failing NVML call turns torch's own out-of-memory into an internal assert
+)
 TOLD_ITS_FAILURE = 3
 """Exit status of an errand that has sent its own Failed frame."""
 
@@ -226,8 +232,7 @@ def _classify(error: Exception) -> tuple[FailureKind, str | None]:
     if isinstance(error, ModuleNotFoundError):
         name = (error.name or "").split(".")[0]
         return "missing-package", f"pip install {name}" if name else None
-    # Under memory pressure a failing NVML call turns torch's own out-of-memory into an internal assert.
-    if isinstance(error, MemoryError) or "out of memory" in text or "NVML_SUCCESS == r" in text:
+    if isinstance(error, MemoryError) or any(words in text for words in OUT_OF_MEMORY):
         return "out-of-memory", "take a smaller model, fewer tokens or a smaller batch"
     if "No space left on device" in text:
         return "error", "free some disk, or set QBENCH_CACHE to a folder on a larger one"

@@ -21,7 +21,7 @@ def best_table(bests: list[Best]) -> list[list[str]]:
 
 
 def _key(best: Best) -> WorkloadKey:
-    return WorkloadKey(best.prompt_tokens, best.depth, best.batch_size)
+    return WorkloadKey(best.prompt_tokens, best.depth, best.batch_size, best.new_tokens or 0)
 
 
 def _show(best: Best) -> str:

@@ -8,7 +8,9 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from orchestrator.environments import outdated_line
+from orchestrator.estimate import Estimate
 from orchestrator.interpreter import Interpreter
+from orchestrator.intervals import FEWEST_ROUNDS
 from orchestrator.names import job_name
 from orchestrator.plan import Plan, check, choose_device, choose_interpreters
 from orchestrator.precisions import Precision
@@ -55,11 +57,12 @@ def _environment(interpreter: Interpreter) -> str:
     return "qbench's" if interpreter.own else "--python"
 
 
-def print_plan(plan: Plan) -> None:
-    """The cells of a plan in the order they would run, and what is left out."""
+def print_plan(plan: Plan, estimate: Estimate) -> None:
+    """The cells of a round in the order they would run, what is left out, how often, and for how long."""
     if notice := plan.cells[0].job.model.notice:
         click.echo(notice)
-    for cell in plan.cells:
+    first_round = [cell for cell in plan.cells if cell.job.round == 0]
+    for cell in first_round:
         job, load = cell.job, cell.job.workload
         if cell.why_not is None:
             click.echo(
@@ -69,8 +72,23 @@ def print_plan(plan: Plan) -> None:
             )
         else:
             click.echo(f"{job.precision}: left out, {cell.why_not}")
+    click.echo(_count(plan, sum(cell.why_not is None for cell in first_round)))
     if plan.budget_s is not None:
         click.echo(f"budget: {duration(plan.budget_s)}")
+    if plan.runnable:
+        click.echo(f"time: {estimate}")
+
+
+def _count(plan: Plan, cells: int) -> str:
+    """How many cells there are, and how often."""
+    rounds = 1 + max(cell.job.round for cell in plan.cells)
+    each = f"{cells} cells" if cells != 1 else "1 cell"
+    if rounds == 1:
+        return each
+    if plan.precise:
+        precise = f"until every ratio is known within {plan.precise:.1%}"
+        return f"{each}, in {FEWEST_ROUNDS} to {rounds} rounds, {precise}; the time is for {FEWEST_ROUNDS}"
+    return f"{each}, in {rounds} rounds, each in an order of its own: {len(plan.runnable)} cells"
 
 
 def _lengths(load: Workload) -> str:

@@ -70,6 +70,8 @@ def columns(run: Run, rows: list[CellMetrics]) -> list[Column]:
         )
     if len({row.depth for row in rows}) > 1:
         shown.append(Column("depth", lambda row: f"{row.depth:,}"))
+    if len({row.new_tokens for row in rows} - {None}) > 1:
+        shown.append(Column("new", lambda row: ABSENT if row.new_tokens is None else f"{row.new_tokens:,}"))
     bound = [BOUND] if any(row.decode_bound for row in rows) else []
     return [*shown, *SPEED, *bound, END_TO_END, *(CPU_MEMORY if on_cpu else GPU_MEMORY)]
 
@@ -91,9 +93,11 @@ def title(run: Run) -> str:
     load = job.workload
     batches = {job.workload.batch_size for job in run.plan.jobs}
     batch = f"batch {batches.pop()}" if len(batches) == 1 else "several batch sizes"
+    counts = sorted({job.workload.new_tokens for job in run.plan.jobs})
+    new = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
     return (
         f"{job.model.name} on {device}: {len(load.prompts)} prompts{_lengths(run)} × "
-        f"{load.new_tokens} new tokens, {batch}, greedy"
+        f"{new} new tokens, {batch}, greedy"
     )
 
 

@@ -1,0 +1,157 @@
+"""How long a plan will take, by what earlier runs on this machine took: a figure from records, or none.
+
+A worker starts once for all its cells: imports, loading. A cell is then its decode mode's set-up and its
+trials, some of them untimed:
+
+    set-up + (batches + untimed) × (prefill × growth of rows and positions + decode × growth of new tokens)
+
+All are read off the records that are nearest in size, of the same precision, decode mode, model and device;
+for a cell that was measured before they add up to the time that it took. Weights yet to be prepared are not
+reckoned in.
+"""
+
+from collections.abc import Iterable
+from itertools import pairwise
+from math import log
+from statistics import fmean, median
+from typing import NamedTuple
+
+from orchestrator.names import job_name
+from orchestrator.plan import Plan
+from orchestrator.run import measuring_s
+from orchestrator.units import duration
+from orchestrator.workloads import key_of
+from schemas.environment import Environment
+from schemas.frames import Done
+from schemas.job import Job
+from schemas.record import CellRecord, Run
+
+
+class Past(NamedTuple):
+    """A cell of an earlier run, and what it was to measure."""
+
+    job: Job
+    cell: CellRecord
+
+
+class Estimate(NamedTuple):
+    """Seconds of the cells that there are figures of; what the others are called."""
+
+    known_s: float
+    known: int
+    cells: int
+    unknown: list[str]
+    budget_s: float | None = None
+
+    def __str__(self) -> str:
+        told = []
+        if self.known:
+            of = f" for {self.known} of {self.cells} cells" if self.unknown else ", by earlier runs here"
+            told.append(f"about {duration(self.known_s)}{of}")
+        if self.unknown and self.budget_s is not None:
+            told.append(f"at most about {duration(self.budget_s)}, by the budget")
+        lacking = f"; no earlier figures of {', '.join(self.unknown)} here" if self.unknown else ""
+        return (", ".join(told) or "unknown") + lacking
+
+
+def estimate(plan: Plan, machine: Environment, runs: Iterable[Run]) -> Estimate:
+    """What the cells take that are run whatever comes, by those of `runs` that were made on this machine."""
+    here = [run for run in runs if _identity(run.environment) == _identity(machine)]
+    past = [Past(cell.job, cell) for run in here for cell in run.cells if cell.job is not None]
+    jobs = [cell.job for cell in plan.certain]
+    times_s = [(job, _job_s(job, past)) for job in jobs]
+    known = [(job, job_s) for job, job_s in times_s if job_s is not None]
+    starts_s = {(job.round, job.precision, job.twin): _start_s(job, past) for job, _ in known}
+    cells_s = sum(starts_s.values()) + sum(job_s for _, job_s in known)
+    pauses_s = (plan.cooldown_s + _between_s(here)) * len(known)
+    return Estimate(
+        known_s=min(cells_s, plan.budget_s or cells_s) + pauses_s + _peaks_s(here, jobs),
+        known=len(known),
+        cells=len(jobs),
+        unknown=list(dict.fromkeys(job_name(job) for job, job_s in times_s if job_s is None)),
+        budget_s=plan.budget_s,
+    )
+
+
+def _identity(machine: Environment) -> tuple[str, int, list[str]]:
+    return machine.cpu, machine.cpu_count, [gpu.uuid for gpu in machine.gpus]
+
+
+def _job_s(job: Job, past: list[Past]) -> float | None:
+    """Its time once its worker runs, by the cells that differ least from it in size; None without any."""
+    alike = [each for each in past if isinstance(each.cell.outcome, Done) and _is_alike(each.job, job)]
+    least = min((_distance(each.job, job) for each in alike), default=None)
+    times_s = [_scaled_s(job, each) for each in alike if _distance(each.job, job) == least]
+    return median(times_s) if times_s else None
+
+
+def _is_alike(past: Job, job: Job) -> bool:
+    """Whether one tells of the other. How long prompts of natural length are, only they themselves tell."""
+    load, other = job.workload, past.workload
+    if load.prompt_tokens is None and (other.prompt_tokens is not None or other.prompts != load.prompts):
+        return False
+    return _worker(past) == _worker(job) and other.decode == load.decode
+
+
+def _worker(job: Job) -> tuple[object, ...]:
+    """What decides on how long a worker takes to start."""
+    return job.precision, job.device, job.model.kind, job.model.location, job.model.outliers
+
+
+def _distance(past: Job, job: Job) -> float:
+    sizes = zip(key_of(past.workload), key_of(job.workload), strict=True)
+    return sum(abs(log((1 + (one or 0)) / (1 + (other or 0)))) for one, other in sizes)
+
+
+def _scaled_s(job: Job, past: Past) -> float:
+    load, before, trials = job.workload, past.job.workload, past.cell.trials
+    prefill_s, decode_s = (
+        fmean(trial.prefill_s for trial in trials),
+        fmean(trial.decode_s for trial in trials),
+    )
+    setup_s = past.cell.setup.setup_s if past.cell.setup else 0.0
+    spent_s = measuring_s(past.cell) - (_started_s(past.cell) or 0.0) - setup_s
+    untimed = max(spent_s / (prefill_s + decode_s) - len(trials), 0.0)
+    batches = -(-len(load.prompts) // load.batch_size)
+    prompt_tokens = fmean(trial.prompt_tokens for trial in trials)
+    positions = load.batch_size * ((load.prompt_tokens or prompt_tokens) + load.depth)
+    more_prefill = positions / (before.batch_size * (prompt_tokens + before.depth))
+    more_decode = load.new_tokens / fmean(trial.new_tokens for trial in trials)
+    return setup_s + (batches + untimed) * (prefill_s * more_prefill + decode_s * more_decode)
+
+
+def _start_s(job: Job, past: list[Past]) -> float:
+    starts_s = [_started_s(each.cell) for each in past if _worker(each.job) == _worker(job)]
+    return median([start_s for start_s in starts_s if start_s is not None] or [0.0])
+
+
+def _started_s(cell: CellRecord) -> float | None:
+    """From its worker's start to the first set-up, preparation apart; None of a cell that came later."""
+    starts = [edge.phase.at_ns for edge in cell.edges if edge.phase.name == "start"]
+    ready = [edge.phase.at_ns for edge in cell.edges if edge.phase.name in ("setup", "warmup")]
+    if not starts or not ready or starts[0] < (cell.began_ns or 0):
+        return None
+    return (ready[0] - starts[0]) / 1e9 - ((cell.wall_s or 0.0) - measuring_s(cell))
+
+
+def _between_s(runs: list[Run]) -> float:
+    """Time after a cell in which its worker gives memory back, or ends; cooldowns apart."""
+    gaps_s = []
+    for run in runs:
+        spans_s = [
+            (cell.began_ns / 1e9, cell.began_ns / 1e9 + cell.wall_s)
+            for cell in run.cells
+            if cell.began_ns is not None and cell.wall_s is not None
+        ]
+        cooldown_s = run.plan.options.cooldown
+        gaps_s += [began_s - ended_s - cooldown_s for (_, ended_s), (began_s, _) in pairwise(spans_s)]
+    return median(gaps_s or [0.0])
+
+
+def _peaks_s(runs: list[Run], jobs: list[Job]) -> float:
+    """What it took to measure the peaks of the device."""
+    devices = {job.device for job in jobs}
+    took_s = [
+        run.peaks.wall_s for run in runs if run.peaks and devices & {job.device for job in run.plan.jobs}
+    ]
+    return median(took_s or [0.0])
