@@ -84,6 +84,14 @@ _FORMS = {
 """Options whose one text holds several values → how it does."""
 
 
+def typed_flags() -> dict[str, str]:
+    """Field of Options → its flag, of those that were typed and are no defaults."""
+    context = click.get_current_context()
+    names = (field.name for field in _fields())
+    source = click.core.ParameterSource.COMMANDLINE
+    return {name: _flag(name) for name in names if context.get_parameter_source(name) is source}
+
+
 def read_options(given: dict[str, Any]) -> Options:
     """Turn click's values into Options. Raises `BadInput` naming the option, the value and a fix."""
     values = {name: value for name, value in given.items() if value not in (None, ())}
