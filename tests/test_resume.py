@@ -4,13 +4,13 @@ Real processes and real signals. The workers are of our own, in a folder of `--w
 without torch, so that only the device's peaks take time.
 """
 
+import os
 import re
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import StringIO
@@ -19,15 +19,17 @@ from pathlib import Path
 import msgspec
 import pytest
 from commands import command, environment, run
-from records import H100_PEAKS, make_job
+from msgspec.structs import replace
+from records import H100_PEAKS, make_cell, make_job, make_run
 from rich.console import Console
 
+from orchestrator.errors import BadInput
 from orchestrator.interpreter import Interpreter
 from orchestrator.names import file_stem
 from orchestrator.plan import Cell, Plan
 from orchestrator.precisions import Precision
 from orchestrator.progress import Watcher
-from orchestrator.resume import left_of
+from orchestrator.resume import check_machine, left_of
 from orchestrator.run import run_plan
 from orchestrator.store import RunFolder, read_run
 from schemas.environment import Environment
@@ -191,21 +193,22 @@ def test_killed_while_the_peaks_are_measured(place: Path, cache: Path) -> None:
 
 @pytest.mark.slow
 def test_killed_in_the_middle_of_a_write(place: Path, cache: Path) -> None:
-    """The records are so long that a kill meets the second one half written."""
-    records = place / "run" / "records.jsonl"
-    with started(place, cache, "[1/4] play-a: started", PLAY_STEPS="2000000") as process:
-        while not records.exists() or records.stat().st_size < 13_000_000:
-            time.sleep(0.0002)
-        process.kill()
-        process.wait()
-    torn = records.read_bytes()
-    whole = torn[: torn.rfind(b"\n") + 1]
-    assert whole.count(b"\n") == 1
-    assert torn != whole, "the kill came too late: the write was done"
+    """The kernel kills who writes beyond a limit, here in the middle of the second record."""
+    (place / "deadly").mkdir()
+    (place / "deadly/sitecustomize.py").write_text(
+        "import signal\nsignal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # which Python ignores by itself\n"
+    )
+    path = os.pathsep.join([str(place / "deadly"), os.environ.get("PYTHONPATH", "")])
+    limited = ["prlimit", "--core=0", "--fsize=300000", *argv()]
+    done = run(limited, place, environment(cache, PYTHONPATH=path, PLAY_STEPS="50000", TMPDIR=str(place)))
+    assert done.returncode == -signal.SIGXFSZ, done.stderr
+    torn = (place / "run/records.jsonl").read_bytes()
+    assert len(torn) == 300_000
+    assert torn.count(b"\n") == 1
     assert measured_in(place / "run") == CELLS[:1]
     done = resume(place, cache)
     assert done.returncode == 0, done.stderr
-    assert records.read_bytes().startswith(whole)
+    assert (place / "run/records.jsonl").read_bytes().startswith(torn[: torn.index(b"\n") + 1])
     assert measured_in(place / "run") == CELLS
 
 
@@ -314,6 +317,24 @@ def test_what_changed_is_refused_and_shown(
     assert told in line
     assert line.endswith("Resume it as it was begun, or begin a new run.")
     assert contents(copied / "run") == before
+
+
+def test_another_choice_of_gpus_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run(make_cell())
+    for name in (
+        "CUDA_VISIBLE_DEVICES",
+        "CUDA_DEVICE_ORDER",
+        "PYTORCH_ALLOC_CONF",
+        "PYTORCH_CUDA_ALLOC_CONF",
+    ):
+        monkeypatch.delenv(name, raising=False)
+    renumbered = [replace(gpu, index=3) for gpu in run.environment.gpus]
+    check_machine(Path("run"), run, replace(run.environment, gpus=renumbered))
+    with pytest.raises(BadInput, match="GPUs was H100 GPU-1, is now none"):
+        check_machine(Path("run"), run, replace(run.environment, gpus=[]))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    with pytest.raises(BadInput, match="CUDA_VISIBLE_DEVICES was none, is now 1"):
+        check_machine(Path("run"), run, run.environment)
 
 
 @pytest.mark.slow
