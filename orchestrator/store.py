@@ -55,6 +55,8 @@ class RunFolder:
     @contextmanager
     def reserved(self) -> Iterator[None]:
         """Keep others from writing to the folder meanwhile; the kernel ends that with this process."""
+        if not os.access(self.path / "plan.json", os.W_OK):
+            raise BadInput("--resume", str(self.path), "can't be written to", "Resume a copy of it")
         with (self.path / "plan.json").open("r+b") as file:  # over NFS what is only read can't be locked
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
