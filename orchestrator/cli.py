@@ -1,8 +1,10 @@
 """`qbench-orchestrate`: measure precisions of one model, each in a fresh process, and print the table."""
 
+import os
+import shlex
 import signal
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, chdir
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -12,8 +14,9 @@ import click
 from rich.console import Console
 
 from orchestrator.cache import cache_folder
-from orchestrator.command_line import read_options, run_command, takes_options
+from orchestrator.command_line import INTERRUPTED, read_options, run_command, takes_options, typed_options
 from orchestrator.environments import outdated_line
+from orchestrator.errors import BadInput
 from orchestrator.estimate import estimate
 from orchestrator.machine import describe_machine
 from orchestrator.models import resolve_model
@@ -24,6 +27,7 @@ from orchestrator.precisions import find_all_precisions
 from orchestrator.progress import watcher
 from orchestrator.report.listing import print_plan, print_precisions
 from orchestrator.report.summary import as_json, print_summary
+from orchestrator.resume import check_machine, check_plan, is_complete, left_of, take_up
 from orchestrator.run import run_plan
 from orchestrator.store import RUNS_FOLDER, RunFolder, read_run, read_runs
 from schemas.frames import Failed
@@ -45,20 +49,32 @@ def main() -> None:
 @click.option("--list", "list_", is_flag=True, help="List the precisions, and whether each can run here.")
 @click.option("--dry-run", is_flag=True, help="Print what would be measured, and about how long, and stop.")
 @click.option(
-    "--plan",
-    "plan_file",
-    metavar="FILE",
+    "--plan", "plan_file", metavar="FILE",
     help="TOML file of options, each a key without its dashes. Options that are typed as well win over it.",
-)
+)  # fmt: skip
+@click.option(
+    "--resume", metavar="RUN", type=click.Path(path_type=Path),
+    help="Go on with the interrupted run in this folder, with its options; finished rows stay.",
+)  # fmt: skip
 @click.version_option(package_name="qbench")
 def orchestrate(
-    json_: bool, verbose: bool, list_: bool, dry_run: bool, plan_file: str | None, **given: Any
+    json_: bool,
+    verbose: bool,
+    list_: bool,
+    dry_run: bool,
+    plan_file: str | None,
+    resume: Path | None,
+    **given: Any,
 ) -> int:
     """Measure what each precision of a model costs and buys, each in a fresh process.
 
     Prints a table of speed (prefill and decode apart) and memory (torch and NVML), and keeps the raw
     facts in a run folder. Exits 0, or 1 where a precision failed.
     """
+    if resume is not None and plan_file is not None:
+        raise BadInput("--plan", plan_file, "is not for --resume", "Leave it out: the run keeps its options")
+    if resume is not None:
+        return go_on(resume, read_options(given), json_, verbose, dry_run)
     with ExitStack() as stack:
         options = stack.enter_context(with_plan_file(plan_file, read_options(given)))
         nvml, gpu_reason = open_nvml(stack)
@@ -70,20 +86,30 @@ def orchestrate(
             print_plan(plan, estimate(plan, describe_machine(nvml, gpu_reason), read_runs(RUNS_FOLDER)))
             return 0
         folder = start_run(options, plan, nvml, gpu_reason)
-        messages = Console(stderr=True, highlight=False, markup=False)
-        for name, why in plan.left_out.items():
-            messages.print(f"left out {name}: {why}", soft_wrap=True)
-        watching = watcher(messages, len(plan.runnable))
-        interrupted = False
-        try:
-            run_plan(plan, folder, watching, nvml, options.timeout, explicit=not options.all)
-        except KeyboardInterrupt:
-            interrupted = True
-    run = read_run(folder.path)
-    click.echo(as_json(run)) if json_ else print_summary(run, folder.path, verbose)
-    if interrupted:
-        raise KeyboardInterrupt
-    return exit_status(run)
+        ended = measure(plan, plan, folder, nvml, options)
+    return conclude(folder.path, json_, verbose, ended)
+
+
+def go_on(path: Path, given: Options, json_: bool, verbose: bool, dry_run: bool) -> int:
+    """Measure what is left of a run, in the folder from which it was begun. Raises `BadInput`."""
+    begun = read_run(path, with_samples=False)
+    options = take_up(begun.plan.options, given, typed_options())
+    if is_complete(begun):
+        click.echo(f"{path} is complete: nothing is left to measure", err=True)
+        return conclude(path, json_, verbose)
+    with ExitStack() as stack:
+        nvml, gpu_reason = open_nvml(stack)
+        folder = RunFolder(path.absolute())
+        check_machine(folder.path, begun, describe_machine(nvml, gpu_reason))
+        stack.enter_context(chdir(begun.plan.cwd or "."))
+        plan = lay_out(options, nvml)
+        check_plan(folder.path, begun, plan)
+        left = left_of(plan, begun.cells)
+        if dry_run:
+            print_plan(left, estimate(left, describe_machine(nvml, gpu_reason), read_runs(RUNS_FOLDER)))
+            return 0
+        ended = measure(plan, left, folder, nvml, options)
+    return conclude(path, json_, verbose, ended)
 
 
 def open_nvml(stack: ExitStack) -> tuple[Nvml | None, str | None]:
@@ -124,8 +150,34 @@ def start_run(options: Options, plan: Plan, nvml: Nvml | None, gpu_reason: str |
         options=options,
         jobs=[cell.job for cell in plan.runnable],
         skipped=plan.left_out,
+        cwd=os.getcwd(),
     )
     return RunFolder.create(path, record, describe_machine(nvml, gpu_reason))
+
+
+def measure(plan: Plan, left: Plan, folder: RunFolder, nvml: Nvml | None, options: Options) -> bool:
+    """Run what is `left` of a plan; False where that was interrupted."""
+    messages = Console(stderr=True, highlight=False, markup=False)
+    for name, why in left.left_out.items():
+        messages.print(f"left out {name}: {why}", soft_wrap=True)
+    cells = len(plan.runnable)
+    watching = watcher(messages, cells, begun=cells - len(left.runnable))
+    try:
+        with folder.reserved():
+            run_plan(plan, folder, watching, nvml, options.timeout, explicit=not options.all)
+    except KeyboardInterrupt:
+        return False
+    return True
+
+
+def conclude(path: Path, json_: bool, verbose: bool, ended: bool = True) -> int:
+    """Print the summary of a run, and return the exit status."""
+    run = read_run(path)
+    click.echo(as_json(run)) if json_ else print_summary(run, path, verbose)
+    if not ended:
+        click.echo(f"interrupted; to go on: qbench-orchestrate --resume {shlex.quote(str(path))}", err=True)
+        return INTERRUPTED
+    return exit_status(run)
 
 
 def exit_status(run: Run) -> int:

@@ -98,7 +98,7 @@ def read_options(given: dict[str, Any]) -> Options:
         return msgspec.convert(values, Options, strict=False)
     except msgspec.ValidationError as error:
         name = str(error).partition(" - at `$.")[2].strip("`").split("[")[0]
-        raise BadInput(_flag(name), _typed(given.get(name)), "can't be taken", what_fits(error)) from None
+        raise BadInput(flag(name), _typed(given.get(name)), "can't be taken", what_fits(error)) from None
 
 
 def _typed(value: Any) -> str:
@@ -123,24 +123,24 @@ def read_form(name: str, text: str, form: str) -> list[str] | list[int] | float:
     try:
         return parse_range(text)
     except ValueError as error:
-        raise BadInput(_flag(name), text, "is no range", str(error)) from None
+        raise BadInput(flag(name), text, "is no range", str(error)) from None
 
 
 def _read_share(name: str, text: str) -> float:
     try:
         return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     except ValueError:
-        raise BadInput(_flag(name), text, "is no share", "Write 1% or 0.01") from None
+        raise BadInput(flag(name), text, "is no share", "Write 1% or 0.01") from None
 
 
 def _pair(name: str, text: str) -> tuple[str, str]:
     key, equals, value = text.partition("=")
     if not (key and equals and value):
-        raise BadInput(_flag(name), text, "is not of the form NAME=VALUE", f"Write {_flag(name)} awq=VALUE")
+        raise BadInput(flag(name), text, "is not of the form NAME=VALUE", f"Write {flag(name)} awq=VALUE")
     return key, value
 
 
-def _flag(name: str) -> str:
+def flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 

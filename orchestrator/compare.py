@@ -7,8 +7,10 @@ question; they are told.
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import combinations
+from operator import attrgetter
 from typing import NamedTuple
 
 import msgspec
@@ -46,6 +48,10 @@ class Measured(NamedTuple):
     depth: int
     batch_size: int
     new_tokens: int
+
+
+FREE = Measured._fields[2:]
+"""What may differ between cells of one name."""
 
 
 class Pair(msgspec.Struct, frozen=True, kw_only=True):
@@ -111,8 +117,9 @@ def compare_runs(reference: Run, run: Run) -> RunComparison:
     """`run` over `reference`."""
     ours, theirs = _groups(run), _groups(reference)
     shared = [key for key in theirs if key in ours]
+    telling = [name for name in FREE if len({getattr(key, name) for key in shared}) > 1]
     return RunComparison(
-        pairs=[pair for key in shared for pair in _pairs(key, shared, theirs[key], ours[key])],
+        pairs=[pair for key in shared for pair in _pairs(key, telling, theirs[key], ours[key])],
         unmatched=list(
             dict.fromkeys([*_unmatched(theirs, ours, "the second"), *_unmatched(ours, theirs, "the first")])
         ),
@@ -149,7 +156,7 @@ def _measured(cell: CellRecord) -> Measured:
 
 
 def _pairs(
-    key: Measured, shared: list[Measured], references: list[CellRecord], cells: list[CellRecord]
+    key: Measured, telling: list[str], references: list[CellRecord], cells: list[CellRecord]
 ) -> Iterator[Pair]:
     rows, reference_rows = list(_rows(cells)), list(_rows(references))
     for figure, field in FIGURES.items():
@@ -161,7 +168,7 @@ def _pairs(
             yield Pair(
                 precision=key.precision,
                 decode=key.decode_mode,
-                workload=_workload(key, shared),
+                workload=", ".join(f"{name.replace('_', ' ')} {getattr(key, name)}" for name in telling),
                 figure=figure,
                 reference=sorted(theirs)[(len(theirs) - 1) // 2],
                 value=sorted(values)[(len(values) - 1) // 2],
@@ -173,34 +180,45 @@ def _rows(cells: list[CellRecord]) -> Iterator[CellMetrics]:
     return (measure_cell(cell) for cell in cells if isinstance(cell.outcome, Done))
 
 
-def _workload(key: Measured, shared: list[Measured]) -> str:
-    telling = [
-        name
-        for name in Measured._fields[2:]
-        if any(getattr(other, name) != getattr(key, name) for other in shared)
-    ]
-    return ", ".join(f"{name.replace('_', ' ')} {getattr(key, name)}" for name in telling)
-
-
 def _unmatched(
     ours: dict[Measured, list[CellRecord]], theirs: dict[Measured, list[CellRecord]], other: str
 ) -> Iterator[str]:
     """A line for each of `ours` that the `other` run lacks, or in which one of the two failed."""
+    nearest = _nearest([key for key in ours if key not in theirs], list(theirs))
     for key, cells in ours.items():
         name = f"{key.precision} {key.decode_mode}"
         if key not in theirs:
-            yield f"{name}: {_why_lacking(key, theirs, other)}"
-        elif not any(_rows(theirs[key])) and any(_rows(cells)):
+            yield f"{name}: {_why_lacking(key, nearest.get(key), other)}"
+        elif not _has_figures(theirs[key]) and _has_figures(cells):
             outcome = theirs[key][0].outcome
             why = "" if isinstance(outcome, Done) else reason(outcome)
             yield f"{name}: has no figures in {other} run: {why}"
 
 
-def _why_lacking(key: Measured, theirs: Iterable[Measured], other: str) -> str:
-    alike = [each for each in theirs if each[:2] == key[:2]]
-    if not alike:
+def _has_figures(cells: list[CellRecord]) -> bool:
+    return any(isinstance(cell.outcome, Done) for cell in cells)
+
+
+def _nearest(lacking: list[Measured], theirs: list[Measured]) -> dict[Measured, Measured]:
+    """For each key that they lack, that of theirs of the same name which differs in the fewest fields.
+
+    It is looked up without one field after the other, then without two: to hold each against each takes
+    minutes where there are thousands.
+    """
+    found: dict[Measured, Measured] = {}
+    named = {key[:2] for key in theirs}
+    left = [key for key in lacking if key[:2] in named]
+    for differing in (names for count in range(len(FREE)) for names in combinations(FREE, count + 1)):
+        rest = attrgetter("precision", "decode_mode", *(name for name in FREE if name not in differing))
+        known = {rest(key): key for key in reversed(theirs)} if left else {}
+        found |= {key: known[rest(key)] for key in left if rest(key) in known}
+        left = [key for key in left if key not in found]
+    return found
+
+
+def _why_lacking(key: Measured, nearest: Measured | None, other: str) -> str:
+    if nearest is None:
         return f"is not in {other} run"
-    nearest = min(alike, key=lambda each: sum(one != two for one, two in zip(each, key, strict=True)))
     differing = [name for name in Measured._fields if getattr(nearest, name) != getattr(key, name)]
     told = (f"{name.replace('_', ' ')} {getattr(nearest, name)}" for name in differing)
     wanted = (str(getattr(key, name)) for name in differing)

@@ -20,7 +20,7 @@ from orchestrator.names import cell_name
 from orchestrator.peaks import bandwidth_bytes_per_s, matrix_flop_per_s
 from orchestrator.roofs import decode_step_bytes, seconds_per_step
 from orchestrator.units import milliseconds, percent, rate, ratio
-from orchestrator.workloads import baseline_of, by_workload, decode_mode, workload_label
+from orchestrator.workloads import baseline_of, by_workload, decode_mode, find_baselines, workload_labels
 from schemas.frames import Done, KernelTimes
 from schemas.record import CellRecord, Run
 
@@ -66,9 +66,10 @@ class DecodeFacts(NamedTuple):
 def explanations(run: Run) -> list[str]:
     """What there is to say below the table: first what invalidates speeds, then causes, then divergences."""
     groups = by_workload(run.cells)
+    labels = workload_labels(groups)
     ranked = []
     for key, cells in groups.items():
-        label = workload_label(key, groups)
+        label = labels[key]
         told = _explain_workload(cells, run)
         ranked += [(rank, f"{label}: {line}" if label else line) for rank, line in told]
     return [line for _, line in sorted(ranked, key=lambda pair: pair[0])]
@@ -172,7 +173,7 @@ def _works(cells: list[DecodeFacts]) -> str:
 
 
 def _comparison_within(one: DecodeFacts, facts: list[DecodeFacts]) -> str | None:
-    cell = baseline_of(one.cell, [other.cell for other in facts])
+    cell = baseline_of(one.cell, find_baselines(other.cell for other in facts))
     baseline = next((other for other in facts if other.cell is cell), one)
     return None if baseline is one else comparison(one, baseline)
 

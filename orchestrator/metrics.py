@@ -21,7 +21,7 @@ from orchestrator.intervals import Verdict
 from orchestrator.memory import summarize_memory
 from orchestrator.peaks import bandwidth_bytes_per_s, matrix_flop_per_s
 from orchestrator.roofs import roof_tok_s
-from orchestrator.workloads import baseline_of
+from orchestrator.workloads import baseline_of, find_baselines
 from schemas.frames import Done, Failed, Trial
 from schemas.job import DecodeMode
 from schemas.record import CellRecord, PeaksRecord, Skipped
@@ -92,10 +92,11 @@ class CellMetrics(msgspec.Struct, frozen=True, kw_only=True):
 def summarize(cells: list[CellRecord], peaks: PeaksRecord | None = None) -> list[CellMetrics]:
     """One row per cell, held against the device's peaks and against its FP16 cell where there is one."""
     rows = {id(cell): measure_cell(cell, peaks) for cell in cells}
-    baselines = [baseline_of(cell, cells) for cell in cells]
+    baselines = find_baselines(cells)
+    pairs = [(cell, baseline_of(cell, baselines)) for cell in cells]
     return [
         rows[id(cell)] if baseline is None else _compare(rows[id(cell)], rows[id(baseline)])
-        for cell, baseline in zip(cells, baselines, strict=True)
+        for cell, baseline in pairs
     ]
 
 
@@ -105,8 +106,6 @@ def measure_cell(cell: CellRecord, peaks: PeaksRecord | None = None) -> CellMetr
     if not isinstance(cell.outcome, Done):
         return msgspec.structs.replace(row, reason=reason(cell.outcome))
     trials = cell.trials
-    decode_tokens = sum(len(trial.token_s) * trial.batch_size for trial in trials)
-    decode_s = sum(trial.decode_s for trial in trials)
     weight_bytes = sum(cell.loaded.weight_bytes.values()) if cell.loaded else None
     memory = summarize_memory(cell)
     bandwidth = bandwidth_bytes_per_s(peaks)
@@ -124,7 +123,7 @@ def measure_cell(cell: CellRecord, peaks: PeaksRecord | None = None) -> CellMetr
             sum(trial.prompt_tokens * trial.batch_size for trial in trials),
             sum(trial.prefill_s for trial in trials),
         ),
-        decode_tok_s=_rate(decode_tokens, decode_s),
+        decode_tok_s=decode_tok_s(cell),
         end_to_end_tok_s=end_to_end_tok_s(trials),
         decode_roof_tok_s=roof_tok_s(cell, bandwidth),
         decode_mbu=decode.mbu,
@@ -156,6 +155,14 @@ def _identity(cell: CellRecord) -> CellMetrics:
         batch_size=load.batch_size,
         new_tokens=load.new_tokens,
     )
+
+
+def decode_tok_s(cell: CellRecord) -> float | None:
+    """Tokens of decode steps per second of them; None of a cell without figures."""
+    if not isinstance(cell.outcome, Done):
+        return None
+    tokens = sum(len(trial.token_s) * trial.batch_size for trial in cell.trials)
+    return _rate(tokens, sum(trial.decode_s for trial in cell.trials))
 
 
 def end_to_end_tok_s(trials: Iterable[Trial]) -> float | None:

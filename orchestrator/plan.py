@@ -85,6 +85,7 @@ def make_plan(
     _check_comparison(options, chosen)
     interpreters = choose_interpreters(options.python, precisions, cache_folder)
     workloads = list_workloads(options, device)
+    packages = {precision.name: list(packages_of(precision)) for precision in chosen}
     obstacles = {
         precision.name: check(precision, device, gpus, interpreters[precision.name]) for precision in chosen
     }
@@ -102,7 +103,7 @@ def make_plan(
                 model=model,
                 workload=workload,
                 device=device,
-                packages=list(packages_of(turn.precision)),
+                packages=packages[turn.precision.name],
                 checkpoint=options.checkpoint.get(turn.precision.name),
                 calibration=calibration if _will_be_calibrated(turn.precision, options) else None,
                 seed=options.seed,

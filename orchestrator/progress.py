@@ -24,10 +24,10 @@ ERRANDS = {
 class Watcher:
     """Follows a run and tells of it in plain lines: one when a cell begins, one when it ends."""
 
-    def __init__(self, console: Console, cells: int) -> None:
+    def __init__(self, console: Console, cells: int, begun: int = 0) -> None:
         self.console = console
         self.cells = cells
-        self.begun = 0
+        self.begun = begun
         self.finished_s: list[float] = []
 
     def __enter__(self) -> Self:
@@ -125,6 +125,6 @@ class LiveWatcher(Watcher):
         return cell_s - elapsed_s + (self.cells - self.begun) * typical_s
 
 
-def watcher(console: Console, cells: int) -> Watcher:
+def watcher(console: Console, cells: int, begun: int) -> Watcher:
     """The watcher that fits where the messages go."""
-    return LiveWatcher(console, cells) if console.is_terminal else Watcher(console, cells)
+    return (LiveWatcher if console.is_terminal else Watcher)(console, cells, begun)

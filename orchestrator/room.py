@@ -6,7 +6,7 @@ each, activations with rows and with the tokens of a prompt; and a decode mode h
 
 from collections.abc import Iterable
 
-from orchestrator.workloads import WorkloadKey, key_of, workload_label
+from orchestrator.workloads import WorkloadKey, key_of, workload_labels
 from schemas.frames import Failed
 from schemas.job import Job
 from schemas.record import CellRecord
@@ -25,7 +25,7 @@ def why_no_room(job: Job, too_large: Iterable[Job]) -> str | None:
         alike = (other.precision, other.workload.decode) == (job.precision, job.workload.decode)
         limit = key_of(other.workload)
         if alike and _no_smaller(key, limit):
-            return f"{workload_label(limit, [limit, key]) or 'in an earlier process it'} ran out of memory"
+            return f"{workload_labels({limit, key})[limit] or 'in an earlier process it'} ran out of memory"
     return None
 
 

@@ -10,14 +10,15 @@ from typing import NamedTuple
 import msgspec
 
 from orchestrator.intervals import Comparison, compare
-from orchestrator.metrics import CellMetrics, measure_cell, summarize
+from orchestrator.metrics import CellMetrics, decode_tok_s, summarize
 from orchestrator.units import ratio
 from orchestrator.workloads import (
     BASELINE,
     WorkloadKey,
     baseline_of,
     decode_mode,
-    full_name,
+    find_baselines,
+    full_names,
     is_twin,
     round_of,
     workload_key,
@@ -49,25 +50,30 @@ def typical_run(run: Run) -> Run:
 
     A cell that failed stands for its row only where it failed in every round.
     """
+    return msgspec.structs.replace(run, cells=[_typical(cells) for cells in _cells_of_rows(run).values()])
+
+
+def _cells_of_rows(run: Run) -> dict[RowKey, list[CellRecord]]:
+    """The cells of all rounds by row, twins apart, in the order of the table."""
     rows: dict[RowKey, list[CellRecord]] = {}
     for cell in run.cells:
         if not is_twin(cell):
             rows.setdefault(row_key(cell), []).append(cell)
     if rounds_of(run) > 1:  # whose order was shuffled
         rows = dict(sorted(rows.items(), key=lambda row: _rank(row[1][0], run)))
-    return msgspec.structs.replace(run, cells=[_typical(cells) for cells in rows.values()])
+    return rows
 
 
 def summarize_rounds(run: Run) -> list[CellMetrics]:
     """A row for each cell of the typical run, its ratio to FP16 that of all rounds."""
-    rows = summarize(typical_run(run).cells, run.peaks)
+    cells = typical_run(run).cells
+    rows = summarize(cells, run.peaks)
     if rounds_of(run) == 1:
         return rows
     found = comparisons(run)
-    keys = [row_key(cell) for cell in typical_run(run).cells]
     return [
-        _with_comparison(row, found[key]) if key in found else row
-        for key, row in zip(keys, rows, strict=True)
+        _with_comparison(row, found[key]) if (key := row_key(cell)) in found else row
+        for cell, row in zip(cells, rows, strict=True)
     ]
 
 
@@ -104,15 +110,13 @@ def round_notes(run: Run) -> Iterator[str]:
         return
     if any(map(is_twin, run.cells)):
         yield f"FP16 differed from itself by {noise_floor(run):.1%}: no verdict is given below that"
-    cells = {row_key(cell): cell for cell in typical_run(run).cells}
+    rows, name = _cells_of_rows(run), full_names(run.cells)
     for key, each in found.items():
-        name = full_name(cells[key], cells.values())
-        yield f"{name}: {each.verdict or 'one round'}, {each.why or ratio(each.ratio)}"
-    for key, typical in cells.items():
-        alike = [cell for cell in run.cells if row_key(cell) == key and not is_twin(cell)]
-        measured = sum(isinstance(cell.outcome, Done) for cell in alike)
-        if 0 < measured < len(alike):
-            yield f"{full_name(typical, cells.values())}: measured in {measured} of {len(alike)} rounds"
+        yield f"{name(rows[key][0])}: {each.verdict or 'one round'}, {each.why or ratio(each.ratio)}"
+    for cells in rows.values():
+        measured = sum(isinstance(cell.outcome, Done) for cell in cells)
+        if 0 < measured < len(cells):
+            yield f"{name(cells[0])}: measured in {measured} of {len(cells)} rounds"
 
 
 def is_precise(run: Run, half_width: float) -> bool:
@@ -131,18 +135,22 @@ def _typical(cells: list[CellRecord]) -> CellRecord:
     measured = [cell for cell in cells if isinstance(cell.outcome, Done)]
     if not measured:
         return cells[0]
-    by_speed = sorted(measured, key=lambda cell: measure_cell(cell).decode_tok_s or 0.0)
+    by_speed = sorted(measured, key=lambda cell: decode_tok_s(cell) or 0.0)
     return by_speed[(len(by_speed) - 1) // 2]
 
 
 def _ratios(run: Run, cells: list[CellRecord]) -> dict[RowKey, list[float]]:
     """Row → decode speed over FP16's of the same round, for each round that has both."""
+    rounds: dict[int, list[CellRecord]] = {}
+    for cell in run.cells:
+        rounds.setdefault(round_of(cell), []).append(cell)
+    baselines = {round_: find_baselines(alike) for round_, alike in rounds.items()}
     found: dict[RowKey, list[float]] = {}
     for cell in cells:
-        baseline = baseline_of(cell, [one for one in run.cells if round_of(one) == round_of(cell)])
+        baseline = baseline_of(cell, baselines[round_of(cell)])
         if baseline is None or baseline is cell:
             continue
-        speed, reference = (measure_cell(each).decode_tok_s for each in (cell, baseline))
+        speed, reference = decode_tok_s(cell), decode_tok_s(baseline)
         if speed and reference:
             found.setdefault(row_key(cell), []).append(speed / reference)
     return found

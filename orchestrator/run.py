@@ -23,6 +23,7 @@ from orchestrator.observation import Observation
 from orchestrator.peaks import measure_peaks
 from orchestrator.plan import Cell, Plan
 from orchestrator.progress import Watcher
+from orchestrator.resume import left_of
 from orchestrator.room import ran_out, why_no_room
 from orchestrator.rounds import is_precise, rounds_of
 from orchestrator.store import RunFolder, read_run
@@ -37,19 +38,26 @@ def run_plan(
 ) -> None:
     """Run every cell and keep each record as it ends.
 
-    A cell that can't run here is a failure where it was asked for by name (`explicit`), else left out.
+    What the folder holds already stays, and is not measured again. A cell that can't run here is a failure
+    where it was asked for by name (`explicit`), else left out.
     """
-    budget = Budget(plan.budget_s, plan.cells_to_budget)
+    before = read_run(folder.path, with_samples=False)
+    left = left_of(plan, before.cells)
+    folder.mend(cell.job for cell in left.cells)
+    budget = Budget(plan.budget_s, left.cells_to_budget)
+    budget.spend(sum(map(measuring_s, before.cells)))
     idle = IdleGpu(nvml)
-    with lent_packages(cell.precision for cell in plan.cells) as lent, watcher:
-        if plan.runnable:
+    with lent_packages(cell.precision for cell in left.cells) as lent, watcher:
+        if before.peaks is not None:
+            idle.note(before.peaks.ready)
+        elif left.runnable:
             # They are the device's, so asked in the parent's own environment where any row runs in it.
-            first = min(plan.runnable, key=lambda cell: not cell.interpreter.own)
+            first = min(left.runnable, key=lambda cell: not cell.interpreter.own)
             idle.note(_keep_peaks(first, folder, watcher, lent, timeout_s))
         pause = Pause(plan.cooldown_s)
-        too_large: list[Job] = []
-        for round_, cells in groupby(plan.cells, key=lambda cell: cell.job.round):
-            if plan.precise and round_ >= FEWEST_ROUNDS and _is_enough(plan, folder, budget, watcher):
+        too_large = [cell.job for cell in before.cells if cell.job and ran_out(cell)]
+        for round_, cells in groupby(left.cells, key=lambda cell: cell.job.round):
+            if plan.precise and round_ >= FEWEST_ROUNDS and _is_enough(round_, plan, folder, budget, watcher):
                 break
             for _, turn in groupby(cells, key=lambda cell: (cell.precision.name, cell.job.twin)):
                 queue = deque(turn)
@@ -58,9 +66,14 @@ def run_plan(
                         _run_queue(queue, worker, plan, budget, pause, explicit, too_large)
 
 
-def _is_enough(plan: Plan, folder: RunFolder, budget: "Budget", watcher: Watcher) -> bool:
-    """Whether `--precise` wants no further round: its intervals are narrow, or the budget is spent."""
-    run = read_run(folder.path)
+def _is_enough(round_: int, plan: Plan, folder: RunFolder, budget: "Budget", watcher: Watcher) -> bool:
+    """Whether `--precise` wants no further round: its intervals are narrow, or the budget is spent.
+
+    A round that was begun before the run was interrupted is ended all the same.
+    """
+    run = read_run(folder.path, with_samples=False)
+    if round_ < rounds_of(run):
+        return False
     if is_precise(run, plan.precise or 0):
         watcher.say(f"every interval is within {plan.precise:.1%} after {rounds_of(run)} rounds")
         return True
@@ -109,7 +122,7 @@ class Budget:
 
     def __init__(self, total_s: float | None, cells: int) -> None:
         self.left_s = total_s
-        self.cells_left = cells
+        self.cells_left = max(cells, 1)
 
     def next_share_s(self) -> float | None:
         """Seconds for the next cell, None where time is no object."""

@@ -7,12 +7,14 @@
     RUN/samples/NAME.jsonl  the samples of one cell
     RUN/logs/NAME.log       the stderr of one worker
 
-A run that is killed keeps every finished cell; a line torn by the kill is passed over when read.
+A run that is killed keeps every finished cell; a line torn by the kill is passed over when read. Other files
+are whole or absent, and `plan.json` is written after `environment.json`: with it a run can be gone on with.
 """
 
+import fcntl
 import os
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,9 +23,11 @@ import msgspec
 from orchestrator.errors import BadInput
 from orchestrator.names import file_stem, older_file_stem
 from schemas.environment import Environment
+from schemas.job import Job
 from schemas.record import CellRecord, MemoryReading, PeaksRecord, Run, RunPlan
 
 T = TypeVar("T")
+SAMPLES = msgspec.json.Decoder(MemoryReading)
 
 RUNS_FOLDER = Path("qbench-runs")
 """Where runs lie that were not told to lie elsewhere, from the folder on that they were started in."""
@@ -47,9 +51,30 @@ class RunFolder:
             raise BadInput(
                 "--out", str(path), f"can't be made: {error.strerror}", "Name another folder"
             ) from error
-        _write(path / "plan.json", msgspec.json.format(msgspec.json.encode(plan)))
         _write(path / "environment.json", msgspec.json.format(msgspec.json.encode(environment)))
+        _write(path / "plan.json", msgspec.json.format(msgspec.json.encode(plan)))
         return cls(path)
+
+    @contextmanager
+    def reserved(self) -> Iterator[None]:
+        """Keep others from writing to the folder meanwhile; the kernel ends that with this process."""
+        if not os.access(self.path / "plan.json", os.W_OK):
+            raise BadInput("--resume", str(self.path), "can't be written to", "Resume a copy of it")
+        with (self.path / "plan.json").open("r+b") as file:  # over NFS what is only read can't be locked
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                problem = "another process is measuring this run"
+                raise BadInput("--resume", str(self.path), problem, "Wait for that to end") from None
+            yield
+
+    def mend(self, left: Iterable[Job]) -> None:
+        """Take away what a kill left half done: a torn last line, and samples of cells that are `left`."""
+        records = self.path / "records.jsonl"
+        if records.exists():
+            os.truncate(records, len(_whole(records.read_bytes())))
+        for job in left:
+            (self.path / "samples" / f"{file_stem(job)}.jsonl").unlink(missing_ok=True)
 
     def new_log(self, name: str) -> Path:
         """Where a worker's stderr goes; a second worker of the same name gets a file of its own."""
@@ -72,12 +97,14 @@ class RunFolder:
             os.fsync(file.fileno())
 
 
-def read_run(path: Path) -> Run:
+def read_run(path: Path, with_samples: bool = True) -> Run:
     """Read a run folder back. Raises `BadInput` where there is none, or it is not one of ours."""
     try:
         plan = _read(path / "plan.json", RunPlan)
         environment = _read(path / "environment.json", Environment)
-        cells = list(_read_cells(path))
+        cells = _read_cells(path)
+        if with_samples:
+            cells = [msgspec.structs.replace(cell, samples=_read_samples(path, cell)) for cell in cells]
         peaks = _read(path / "peaks.json", PeaksRecord) if (path / "peaks.json").exists() else None
     except OSError as error:
         raise BadInput(
@@ -102,10 +129,12 @@ def read_runs(folder: Path) -> Iterator[Run]:
 
 def _read_cells(path: Path) -> list[CellRecord]:
     file = path / "records.jsonl"
-    lines = file.read_bytes().split(b"\n") if file.exists() else [b""]
-    # Only what ends in a newline was written whole.
-    cells = [msgspec.json.decode(line, type=CellRecord) for line in lines[:-1]]
-    return [msgspec.structs.replace(cell, samples=_read_samples(path, cell)) for cell in cells]
+    return msgspec.json.Decoder(CellRecord).decode_lines(_whole(file.read_bytes())) if file.exists() else []
+
+
+def _whole(lines: bytes) -> bytes:
+    """Without what a kill left of the last: only what ends in a newline was written whole."""
+    return lines[: lines.rfind(b"\n") + 1]
 
 
 def _read_samples(path: Path, cell: CellRecord) -> list[MemoryReading]:
@@ -116,7 +145,7 @@ def _read_samples(path: Path, cell: CellRecord) -> list[MemoryReading]:
         file = file.with_name(f"{cell.precision}.jsonl")
     if not file.exists():
         return []
-    return msgspec.json.Decoder(MemoryReading).decode_lines(file.read_bytes())
+    return SAMPLES.decode_lines(file.read_bytes())
 
 
 def _samples_file(path: Path, cell: CellRecord) -> Path:
@@ -128,7 +157,10 @@ def _read(file: Path, kind: type[T]) -> T:
 
 
 def _write(file: Path, data: bytes) -> None:
-    with file.open("wb") as out:
+    """Write a file that is there as a whole or not at all, whenever we are killed."""
+    draft = file.with_name(f"{file.name}.draft")
+    with draft.open("wb") as out:
         out.write(data)
         out.flush()
         os.fsync(out.fileno())
+    draft.replace(file)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from orchestrator.conditions import DIFFERENCE, FlagKind, flags
 from orchestrator.memory import on_gpu, phase_memory
 from orchestrator.units import duration, mib, milliseconds, percent
-from orchestrator.workloads import BASELINE, full_name
+from orchestrator.workloads import BASELINE, full_names
 from schemas.frames import Done
 from schemas.record import CellRecord, ForeignProcess, Run, Skipped
 
@@ -96,11 +96,12 @@ def _listed(names: list[str]) -> str:
 
 
 def _shortened(run: Run) -> Iterator[str]:
+    name = full_names(run.cells)
     for cell in run.cells:
         if isinstance(cell.outcome, Done):
-            yield from _shortened_cell(cell, cell.outcome, full_name(cell, run.cells))
+            yield from _shortened_cell(cell, cell.outcome, name(cell))
         elif isinstance(cell.outcome, Skipped):
-            yield f"{full_name(cell, run.cells)}: left out, {cell.outcome.reason}"
+            yield f"{name(cell)}: left out, {cell.outcome.reason}"
 
 
 def _shortened_cell(cell: CellRecord, done: Done, name: str) -> Iterator[str]:
@@ -132,7 +133,8 @@ def _unequal_prompts(run: Run) -> Iterator[str]:
 
 def _conditions(run: Run) -> Iterator[str]:
     """A line per flag; but one for all cells where many are alike, as eager decode on a busy host is."""
-    raised = [(full_name(cell, run.cells), flag) for cell in run.cells for flag in flags(cell)]
+    name = full_names(run.cells)
+    raised = [(name(cell), flag) for cell in run.cells for flag in flags(cell)]
     counts = Counter(flag.kind for _, flag in raised)
     merged = {kind: line for kind, line in MERGED.items() if counts[kind] > 1}
     yield from (f"{name}: {flag.sentence}" for name, flag in raised if flag.kind not in merged)
@@ -221,13 +223,14 @@ def _leftovers(run: Run) -> Iterator[str]:
 
 
 def _strangers(run: Run) -> Iterator[str]:
+    name = full_names(run.cells)
     for cell in run.cells:
         seen = [edge.reading.others for edge in cell.edges if edge.reading and edge.reading.others]
         if seen:
             most = max(seen, key=lambda others: sum(other.used_bytes or 0 for other in others))
             pids = {other.pid: other for others in seen for other in others}
             yield (
-                f"{full_name(cell, run.cells)}: not alone on the GPU while it was measured: "
+                f"{name(cell)}: not alone on the GPU while it was measured: "
                 f"{_processes(list(pids.values()))}, at most {_together(most)} at once; speed and memory may "
                 "be theirs too"
             )

@@ -1,6 +1,6 @@
 """Which cells may be compared: those of one workload, and with FP16 only in the same decode mode."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import NamedTuple
 
 from orchestrator.names import cell_name
@@ -36,20 +36,23 @@ def decode_mode(cell: CellRecord) -> DecodeMode:
     return "eager" if cell.job is None else cell.job.workload.decode
 
 
-def baseline_of(cell: CellRecord, cells: Iterable[CellRecord]) -> CellRecord | None:
-    """The measured FP16 cell of the same workload and decode mode; for an FP16 cell itself.
+Baselines = dict[tuple[WorkloadKey, DecodeMode], CellRecord]
 
-    `cells` are of one round.
-    """
+
+def find_baselines(cells: Iterable[CellRecord]) -> Baselines:
+    """The measured FP16 cells of one round, each by what it is the baseline of."""
+    found: Baselines = {}
+    for cell in cells:
+        if cell.precision == BASELINE and not is_twin(cell) and isinstance(cell.outcome, Done):
+            found.setdefault((workload_key(cell), decode_mode(cell)), cell)
+    return found
+
+
+def baseline_of(cell: CellRecord, baselines: Baselines) -> CellRecord | None:
+    """The measured FP16 cell of the same workload and decode mode; for an FP16 cell itself."""
     if cell.precision == BASELINE and not is_twin(cell):
         return cell if isinstance(cell.outcome, Done) else None
-    measured = (
-        one
-        for one in cells
-        if one.precision == BASELINE and not is_twin(one) and isinstance(one.outcome, Done)
-    )
-    alike = (workload_key(cell), decode_mode(cell))
-    return next((one for one in measured if (workload_key(one), decode_mode(one)) == alike), None)
+    return baselines.get((workload_key(cell), decode_mode(cell)))
 
 
 def is_twin(cell: CellRecord) -> bool:
@@ -70,23 +73,39 @@ def by_workload(cells: Iterable[CellRecord]) -> dict[WorkloadKey, list[CellRecor
     return groups
 
 
-def workload_label(key: WorkloadKey, keys: Iterable[WorkloadKey]) -> str:
-    """What tells a workload from the others of its run, e.g. `depth 4,096`; nothing where it is the only one.
+def workload_labels(keys: Collection[WorkloadKey]) -> dict[WorkloadKey, str]:
+    """What tells each workload from the others, e.g. `depth 4,096`; nothing where it is the only one.
 
     Prompts of natural length go without mention.
     """
+    columns = dict(zip(WorkloadKey._fields, zip(*keys, strict=True), strict=False))
+    telling = {name for name, values in columns.items() if len(set(values)) > 1}
+    return {key: _label(key, telling) for key in keys}
+
+
+def _label(key: WorkloadKey, telling: set[str]) -> str:
     words = {
         "batch_size": f"batch {key.batch_size:,}",
         "depth": f"depth {key.depth:,}",
         "prompt_tokens": f"prompts of {key.prompt_tokens or 0:,} tokens",
         "new_tokens": f"{key.new_tokens:,} new tokens",
     }
-    others = list(keys)
-    telling = (name for name in words if any(getattr(one, name) != getattr(key, name) for one in others))
-    return ", ".join(words[name] for name in telling if getattr(key, name) is not None)
+    return ", ".join(
+        word for name, word in words.items() if name in telling and getattr(key, name) is not None
+    )
 
 
 def full_name(cell: CellRecord, cells: Iterable[CellRecord]) -> str:
     """A cell's name among the `cells` of its run, with its workload where there are several."""
-    label = workload_label(workload_key(cell), by_workload(cells)) if cell.job else ""
-    return f"{cell_name(cell)} ({label})" if label else cell_name(cell)
+    return full_names(cells)(cell)
+
+
+def full_names(cells: Iterable[CellRecord]) -> Callable[[CellRecord], str]:
+    """The same for many of them, with what tells them apart found out once."""
+    labels = workload_labels(by_workload(cells))
+
+    def name(cell: CellRecord) -> str:
+        label = labels[workload_key(cell)] if cell.job else ""
+        return f"{cell_name(cell)} ({label})" if label else cell_name(cell)
+
+    return name

@@ -167,6 +167,8 @@ class RunPlan(msgspec.Struct, frozen=True, kw_only=True):
     jobs: list[Job]
     skipped: dict[str, str]
     """Precision → why it is not among the jobs."""
+    cwd: str | None = None
+    """Where it was started, from which relative paths in the options are meant."""
     schema_version: int = SCHEMA_VERSION
 
 

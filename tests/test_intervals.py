@@ -4,12 +4,25 @@ import math
 import random
 from collections import Counter
 from collections.abc import Iterator
+from functools import reduce
+from operator import sub
+from typing import Any
 
+import numpy
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
+from scipy.stats import bootstrap, ttest_1samp, ttest_ind
 
-from orchestrator.intervals import FEWEST_ROUNDS, Comparison, compare
+from orchestrator.intervals import (
+    FEWEST_ROUNDS,
+    RESAMPLES,
+    T_LEVEL,
+    Comparison,
+    _t_agrees,
+    compare,
+    compare_unpaired,
+)
 
 ROUNDS = 7
 NOISE = 0.01
@@ -74,3 +87,26 @@ def test_an_interval_lies_around_its_ratio_and_within_its_ratios(ratios: list[fl
     assert min(ratios) * 0.999 <= found.low <= found.ratio * 1.001
     assert found.ratio * 0.999 <= found.high <= max(ratios) * 1.001
     assert compare(ratios) == found  # the same records always give the same interval
+
+
+@given(st.lists(st.lists(st.floats(0.9, 1.1), min_size=5, max_size=9), min_size=1, max_size=2))
+def test_the_interval_is_that_of_scipys_bootstrap(samples: list[list[float]]) -> None:
+    found = compare(*samples) if len(samples) == 1 else compare_unpaired(*samples)
+    assume(found.low != found.high)
+
+    def statistic(*logs: Any, axis: int) -> Any:
+        return reduce(sub, (numpy.mean(each, axis=axis) for each in logs))
+
+    known = bootstrap(
+        [numpy.log(each) for each in samples], statistic, n_resamples=RESAMPLES, method="percentile", rng=0
+    ).confidence_interval
+    assert (math.log(found.low or 0), math.log(found.high or 0)) == pytest.approx(tuple(known), abs=1e-12)
+
+
+@pytest.mark.parametrize("effect", [0.0, 0.005, 0.01, 0.02])
+def test_the_test_is_scipys(effect: float) -> None:
+    draw = random.Random(7)
+    for _ in range(50):
+        logs = [[draw.gauss(mean, NOISE) for _ in range(draw.randint(5, 9))] for mean in (effect, 0.0)]
+        assert _t_agrees(logs[:1]) == (ttest_1samp(logs[0], 0).pvalue < T_LEVEL)
+        assert _t_agrees(logs) == (ttest_ind(*logs, equal_var=False).pvalue < T_LEVEL)

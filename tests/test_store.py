@@ -43,6 +43,31 @@ while True:
     number += 1
 """
 
+KEEP_PEAKS = """
+import sys
+from pathlib import Path
+from msgspec.structs import replace
+from records import H100_PEAKS, make_run
+from orchestrator.store import RunFolder
+from schemas.record import Datasheet
+
+run = make_run()
+folder = RunFolder.create(Path(sys.argv[1]), run.plan, run.environment)
+sheet = Datasheet(source="long" * 2_000_000, read_bytes_per_s=1.0, matrix_flop_per_s={})
+for _ in range(10):
+    folder.keep_peaks(replace(H100_PEAKS, datasheet=sheet))
+"""
+
+
+def start(program: str, folder: Path) -> "subprocess.Popen[str]":
+    paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parent.parent)])
+    return subprocess.Popen(
+        [sys.executable, "-c", program, str(folder)],
+        env=os.environ | {"PYTHONPATH": paths},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> RunFolder:
@@ -148,13 +173,7 @@ def test_a_plan_of_another_make_is_bad_input(folder: RunFolder) -> None:
 
 def test_every_appended_cell_survives_a_kill(tmp_path: Path) -> None:
     """A writer is killed at full speed: what it had said it wrote is there, and nothing half."""
-    paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parent.parent)])
-    writer = subprocess.Popen(
-        [sys.executable, "-c", APPEND_FOREVER, str(tmp_path / "run")],
-        env=os.environ | {"PYTHONPATH": paths},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    writer = start(APPEND_FOREVER, tmp_path / "run")
     assert writer.stdout is not None
     for line in writer.stdout:
         if int(line) >= 30:
@@ -166,3 +185,15 @@ def test_every_appended_cell_survives_a_kill(tmp_path: Path) -> None:
     assert [cell.bits_per_weight for cell in cells] == list(range(len(cells)))
     assert len(cells) >= (said[-1] if said else 30) + 1
     assert all(cell.outcome == DONE and len(cell.samples) == 20 for cell in cells)
+
+
+def test_no_file_is_ever_seen_half_written(tmp_path: Path) -> None:
+    """A kill may come at any time: while a file is written again and again, it is whole at every look."""
+    peaks = tmp_path / "run" / "peaks.json"
+    sizes = set()
+    with start(KEEP_PEAKS, tmp_path / "run") as writer:
+        while writer.poll() is None:
+            if peaks.exists():
+                sizes.add(peaks.stat().st_size)
+    assert writer.returncode == 0
+    assert len(sizes) == 1

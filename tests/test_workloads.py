@@ -6,7 +6,7 @@ import pytest
 from records import h100_cell, make_cell, make_job, make_run
 
 from orchestrator.report.summary import as_markdown
-from orchestrator.workloads import baseline_of, by_workload, workload_key, workload_label
+from orchestrator.workloads import baseline_of, by_workload, find_baselines, workload_key, workload_labels
 from schemas.frames import Failed
 from schemas.job import Workload
 from schemas.record import CellRecord, Skipped
@@ -28,21 +28,21 @@ def test_precision_decode_mode_and_warmup_are_no_part_of_a_workload() -> None:
 )
 def test_the_baseline_has_the_same_workload_and_decode_mode(load: dict[str, Any]) -> None:
     one, other = cell("fp16"), cell("fp16", **load)
-    assert baseline_of(cell("awq"), [other, one]) is one
-    assert baseline_of(cell("awq", **load), [one, other]) is other
-    assert baseline_of(cell("awq", **load), [one]) is None
+    assert baseline_of(cell("awq"), find_baselines([other, one])) is one
+    assert baseline_of(cell("awq", **load), find_baselines([one, other])) is other
+    assert baseline_of(cell("awq", **load), find_baselines([one])) is None
 
 
 def test_an_fp16_cell_is_its_own_baseline() -> None:
     first, second = cell("fp16"), cell("fp16")
-    assert baseline_of(second, [first, second]) is second
+    assert baseline_of(second, find_baselines([first, second])) is second
 
 
 @pytest.mark.parametrize("outcome", [FAILED, Skipped(reason="budget")])
 def test_a_baseline_without_figures_is_none(outcome: Failed | Skipped) -> None:
     lost = cell("fp16", outcome)
-    assert baseline_of(cell("awq"), [lost]) is None
-    assert baseline_of(lost, [lost]) is None
+    assert baseline_of(cell("awq"), find_baselines([lost])) is None
+    assert baseline_of(lost, find_baselines([lost])) is None
 
 
 def test_cells_are_grouped_in_order_and_those_without_a_job_left_out() -> None:
@@ -54,12 +54,12 @@ def test_cells_are_grouped_in_order_and_those_without_a_job_left_out() -> None:
 def test_only_what_differs_is_in_a_label() -> None:
     loads: list[dict[str, Any]] = [{}, {"prompt_tokens": 512}, {"prompt_tokens": 512, "depth": 4096}]
     keys = [workload_key(cell("fp16", **load)) for load in loads]
-    assert [workload_label(key, keys) for key in keys] == [
+    assert list(workload_labels(keys).values()) == [
         "depth 0",
         "depth 0, prompts of 512 tokens",
         "depth 4,096, prompts of 512 tokens",
     ]
-    assert workload_label(keys[0], keys[:1]) == ""
+    assert workload_labels(keys[:1]) == {keys[0]: ""}
 
 
 def test_rows_that_differ_in_new_tokens_say_so_and_are_compared_each_with_its_own() -> None:

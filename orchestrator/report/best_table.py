@@ -2,7 +2,7 @@
 
 from orchestrator.best_mode import Best
 from orchestrator.units import ABSENT, rate, ratio
-from orchestrator.workloads import BASELINE, WorkloadKey, workload_label
+from orchestrator.workloads import BASELINE, WorkloadKey, workload_labels
 
 HEADING = "best mode of each"
 
@@ -14,7 +14,7 @@ def best_table(bests: list[Best]) -> list[list[str]]:
     keys = list(dict.fromkeys(map(_key, bests)))
     if len(precisions) < 2 or BASELINE not in precisions or (modes == {"eager"} and len(keys) < 2):
         return []
-    labels = [workload_label(key, keys) or "against FP16's best" for key in keys]
+    labels = [label or "against FP16's best" for label in workload_labels(keys).values()]
     cells = {(best.precision, _key(best)): _show(best) for best in bests}
     rows = [[name, *(cells.get((name, key), ABSENT) for key in keys)] for name in precisions]
     return [[HEADING, *labels], *rows]

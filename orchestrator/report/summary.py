@@ -21,7 +21,7 @@ from orchestrator.report.proof import proof
 from orchestrator.rounds import round_notes, summarize_rounds, typical_run
 from orchestrator.units import ABSENT, mib, milliseconds, percent, rate, ratio
 from orchestrator.warnings import run_warnings
-from orchestrator.workloads import full_name
+from orchestrator.workloads import full_names
 from schemas.frames import Failed
 from schemas.record import PeaksRecord, Run
 
@@ -153,10 +153,9 @@ def _plain_table(lines: list[list[str]]) -> Table:
 def notes(run: Run, rows: list[CellMetrics]) -> list[str]:
     """Why a row has no figures, why the others are as they are, then the warnings of the run."""
     typical = typical_run(run)
+    name = full_names(typical.cells)
     failures = [
-        f"{full_name(cell, typical.cells)}: {reason(cell.outcome)}"
-        for cell in typical.cells
-        if isinstance(cell.outcome, Failed)
+        f"{name(cell)}: {reason(cell.outcome)}" for cell in typical.cells if isinstance(cell.outcome, Failed)
     ]
     parentheses = [PARENTHESES] if any(_versus_fp16(row).startswith("(") for row in rows) else []
     return [
