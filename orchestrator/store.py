@@ -8,9 +8,13 @@
     RUN/logs/NAME.log       the stderr of one worker
 
 A run that is killed keeps every finished cell; a line torn by the kill is passed over when read.
+
+Runs are also compared by their records alone, brought from another machine, which is then unknown.
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,8 +23,11 @@ import msgspec
 from orchestrator.errors import BadInput
 from orchestrator.names import file_stem
 from schemas.environment import Environment
+from schemas.options import Options
 from schemas.record import CellRecord, MemoryReading, PeaksRecord, Run, RunPlan
 
+RECORDS = "records.jsonl"
+UNKNOWN = "unknown"
 T = TypeVar("T")
 
 
@@ -61,7 +68,7 @@ class RunFolder:
         samples = b"".join(msgspec.json.encode(sample) + b"\n" for sample in record.samples)
         _write(_samples_file(self.path, record), samples)
         line = msgspec.json.encode(msgspec.structs.replace(record, samples=[])) + b"\n"
-        with (self.path / "records.jsonl").open("ab") as file:
+        with (self.path / RECORDS).open("ab") as file:
             file.write(line)
             file.flush()
             os.fsync(file.fileno())
@@ -69,11 +76,23 @@ class RunFolder:
 
 def read_run(path: Path) -> Run:
     """Read a run folder back. Raises `BadInput` where there is none, or it is not one of ours."""
+    with _bad_input(path):
+        return _read_folder(path, samples=True)
+
+
+def read_records(path: Path, samples: bool = True) -> Run:
+    """The same of a run folder, of the `records.jsonl` in it, or of any file of records by itself.
+
+    Without the `samples`, most of the bytes, it takes a fraction of the time.
+    """
+    with _bad_input(path):
+        return _read_file(path, samples) if path.is_file() else _read_folder(path, samples)
+
+
+@contextmanager
+def _bad_input(path: Path) -> Iterator[None]:
     try:
-        plan = _read(path / "plan.json", RunPlan)
-        environment = _read(path / "environment.json", Environment)
-        cells = list(_read_cells(path))
-        peaks = _read(path / "peaks.json", PeaksRecord) if (path / "peaks.json").exists() else None
+        yield
     except OSError as error:
         raise BadInput(
             "RUN",
@@ -81,19 +100,54 @@ def read_run(path: Path) -> Run:
             f"is no run folder: no {error.filename}",
             "Name a folder that qbench-orchestrate wrote",
         ) from error
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise BadInput(
             "RUN", str(path), f"can't be read: {error}", "Read it with the version that wrote it"
         ) from error
+
+
+def _read_folder(path: Path, samples: bool) -> Run:
+    plan = _read(path / "plan.json", RunPlan)
+    environment = _read(path / "environment.json", Environment)
+    cells = _read_cells(path / RECORDS) if (path / RECORDS).exists() else []
+    if samples:
+        cells = [msgspec.structs.replace(cell, samples=_read_samples(path, cell)) for cell in cells]
+    peaks = _read(path / "peaks.json", PeaksRecord) if (path / "peaks.json").exists() else None
     return Run(plan=plan, environment=environment, cells=cells, peaks=peaks)
 
 
-def _read_cells(path: Path) -> list[CellRecord]:
-    file = path / "records.jsonl"
-    lines = file.read_bytes().split(b"\n") if file.exists() else [b""]
+def _read_file(file: Path, samples: bool) -> Run:
+    """The folder where its records were named; else what they tell by themselves."""
+    beside = [file.parent / name for name in ("plan.json", "environment.json")]
+    if file.name == RECORDS and all(each.exists() for each in beside):
+        return _read_folder(file.parent, samples)
+    cells = _read_cells(file)
+    if not cells:
+        raise BadInput(
+            "RUN", str(file), "is no run folder and holds no records", f"Name a folder, or its {RECORDS}"
+        )
+    jobs = [cell.job for cell in cells if cell.job is not None]
+    plan = RunPlan(command=[], options=Options(), jobs=jobs, skipped={})
+    return Run(plan=plan, environment=_unknown_machine(), cells=cells)
+
+
+def _unknown_machine() -> Environment:
+    return Environment(
+        qbench=UNKNOWN,
+        commit=None,
+        python=UNKNOWN,
+        platform=UNKNOWN,
+        cpu=UNKNOWN,
+        cpu_count=None,
+        memory_bytes=None,
+        gpus=[],
+        gpu_reason="the records lie without their environment.json",
+    )
+
+
+def _read_cells(file: Path) -> list[CellRecord]:
     # Only what ends in a newline was written whole.
-    cells = [msgspec.json.decode(line, type=CellRecord) for line in lines[:-1]]
-    return [msgspec.structs.replace(cell, samples=_read_samples(path, cell)) for cell in cells]
+    return [msgspec.json.decode(line, type=CellRecord) for line in file.read_bytes().split(b"\n")[:-1]]
 
 
 def _read_samples(path: Path, cell: CellRecord) -> list[MemoryReading]:
