@@ -7,11 +7,14 @@ of the geometric mean over rounds (Efron and Tibshirani 1993, percentile method,
 
 Of few rounds a bootstrap interval is too narrow: it leaves the truth out more often than one time in twenty.
 A verdict therefore also wants Student's t on the logarithms to agree, at 2 %.
+
+Of tokens the prompts are the sample: greedy decode gives the same ones in every process.
 """
 
 import math
+from collections.abc import Callable
 from statistics import fmean
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -22,7 +25,7 @@ Verdict = Literal["faster", "slower", "same", "can't tell"]
 CONFIDENCE = 0.95
 T_LEVEL = 0.02
 FEWEST_ROUNDS = 5
-"""Rounds from which on there are verdicts."""
+"""Rounds, or prompts, from which on there are verdicts."""
 SAME = 0.02
 """An interval within this of 1 says that two precisions are the same for all who choose between them."""
 RESAMPLES = 9999
@@ -33,6 +36,7 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
 
     ratio: float
     rounds: int
+    """How many values it rests on: rounds, or prompts where it is of tokens."""
     low: float | None = None
     """Ends of the 95 % interval; None of one round."""
     high: float | None = None
@@ -60,15 +64,39 @@ def compare_unpaired(values: list[float], references: list[float]) -> Comparison
     return _compared([[math.log(each) for each in sample] for sample in (values, references)], 0.0)
 
 
-def _compared(logs: list[list[float]], noise_floor: float) -> Comparison:
-    """Of one sample of logarithms its mean, of two the difference of their means."""
-    middle = math.exp(_statistic(*map(fmean, logs)))
-    rounds = min(map(len, logs))
-    if rounds < 2:
-        return Comparison(ratio=middle, rounds=rounds)
-    low, high = (math.exp(end) for end in _interval(logs))
-    verdict, why = _verdict(middle, low, high, logs, noise_floor)
-    return Comparison(ratio=middle, rounds=rounds, low=low, high=high, verdict=verdict, why=why)
+def compare_shares(shares: list[float], references: list[float]) -> Comparison | None:
+    """The ratio of two mean shares, each with a value a prompt, in the same order; None over a mean of 0.
+
+    A share may be 0, which has no logarithm: what varies is by how much a prompt differs, in means of the
+    reference.
+    """
+    mean = fmean(references)
+    if not mean:
+        return None
+    changes = [(share - reference) / mean for share, reference in zip(shares, references, strict=True)]
+    return _compared([changes], 0.0, _PROMPTS)
+
+
+class _Sample(NamedTuple):
+    """What the values of a sample are of, and how their mean becomes a ratio."""
+
+    noun: str
+    as_ratio: Callable[[float], float]
+
+
+_ROUNDS = _Sample("rounds", math.exp)
+_PROMPTS = _Sample("prompts", lambda change: max(0.0, 1 + change))
+
+
+def _compared(samples: list[list[float]], noise_floor: float, of: _Sample = _ROUNDS) -> Comparison:
+    """Of one sample its mean, of two the difference of their means."""
+    middle = of.as_ratio(_statistic(*map(fmean, samples)))
+    size = min(map(len, samples))
+    if size < 2:
+        return Comparison(ratio=middle, rounds=size)
+    low, high = map(of.as_ratio, _interval(samples))
+    verdict, why = _verdict(middle, low, high, samples, noise_floor, of.noun)
+    return Comparison(ratio=middle, rounds=size, low=low, high=high, verdict=verdict, why=why)
 
 
 def _statistic(mean: float, reference: float = 0.0) -> float:
@@ -94,20 +122,20 @@ def _interval(logs: list[list[float]]) -> tuple[float, float]:
 
 
 def _verdict(
-    middle: float, low: float, high: float, logs: list[list[float]], noise_floor: float
+    middle: float, low: float, high: float, samples: list[list[float]], noise_floor: float, noun: str
 ) -> tuple[Verdict, str]:
-    rounds = min(map(len, logs))
-    span = f"[{low:.3f}, {high:.3f}] over {rounds} rounds"
-    if rounds < FEWEST_ROUNDS:
-        return "can't tell", f"{rounds} rounds are too few, {FEWEST_ROUNDS} the least"
+    size = min(map(len, samples))
+    span = f"[{low:.3f}, {high:.3f}] over {size} {noun}"
+    if size < FEWEST_ROUNDS:
+        return "can't tell", f"{size} {noun} are too few, {FEWEST_ROUNDS} the least"
     if low >= 1 / (1 + SAME) and high <= 1 + SAME:
         return "same", f"{span} lies within {percent(SAME)} of 1"
     if abs(middle - 1) <= noise_floor:
         return "can't tell", f"FP16 differed from itself by {noise_floor:.1%}, and this by no more"
     if low <= 1 <= high:
         return "can't tell", f"{span} holds 1"
-    if not _t_agrees(logs):
-        return "can't tell", f"{span} does not hold 1, but so few rounds that vary so much prove nothing"
+    if not _t_agrees(samples):
+        return "can't tell", f"{span} does not hold 1, but so few {noun} that vary so much prove nothing"
     return ("faster" if middle > 1 else "slower"), f"{ratio(middle)} {span}"
 
 

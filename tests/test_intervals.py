@@ -3,37 +3,83 @@
 import math
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.intervals import FEWEST_ROUNDS, Comparison, compare
+from orchestrator.intervals import FEWEST_ROUNDS, Comparison, compare, compare_shares, compare_unpaired
 
 ROUNDS = 7
 NOISE = 0.01
 """Of one process, as a deviation of its logarithm."""
 
 
-def simulated(effect: float, times: int, noise: float = NOISE) -> Iterator[Comparison]:
+Compare = Callable[[list[float], list[float]], Comparison]
+
+
+def compare_paired(speeds: list[float], references: list[float]) -> Comparison:
+    """As rounds of one run are compared; runs apart from each other are compared unpaired."""
+    return compare([speed / reference for speed, reference in zip(speeds, references, strict=True)])
+
+
+def simulated(compare_: Compare, effect: float, times: int, noise: float = NOISE) -> Iterator[Comparison]:
     """Comparisons of two precisions of which one is truly faster by `effect`."""
     draw = random.Random(6)
     for _ in range(times):
-        speeds = [math.exp(draw.gauss(0, noise)) / math.exp(draw.gauss(0, noise)) for _ in range(ROUNDS)]
-        yield compare([(1 + effect) * each for each in speeds])
+        speeds, references = ([math.exp(draw.gauss(0, noise)) for _ in range(ROUNDS)] for _ in range(2))
+        yield compare_([(1 + effect) * each for each in speeds], references)
 
 
+@pytest.mark.parametrize("compare_", [compare_paired, compare_unpaired])
 @pytest.mark.parametrize("noise", [0.01, 0.05])
-def test_the_same_twice_seldom_looks_different(noise: float) -> None:
-    verdicts = Counter(each.verdict for each in simulated(0, 200, noise))
+def test_the_same_twice_seldom_looks_different(compare_: Compare, noise: float) -> None:
+    verdicts = Counter(each.verdict for each in simulated(compare_, 0, 200, noise))
     assert verdicts["faster"] + verdicts["slower"] <= 0.05 * 200
 
 
+@pytest.mark.parametrize("compare_", [compare_paired, compare_unpaired])
 @pytest.mark.parametrize(("effect", "verdict"), [(0.03, "faster"), (-0.03, "slower")])
-def test_three_percent_are_found_in_one_percent_of_noise(effect: float, verdict: str) -> None:
-    verdicts = Counter(each.verdict for each in simulated(effect, 200))
+def test_three_percent_are_found_in_one_percent_of_noise(
+    compare_: Compare, effect: float, verdict: str
+) -> None:
+    verdicts = Counter(each.verdict for each in simulated(compare_, effect, 200))
     assert verdicts[verdict] >= 0.9 * 200  # type: ignore[index]
+
+
+def shares(draw: random.Random, parting: float, prompts: int) -> list[float]:
+    """Of 128 tokens those before the first other one, which each is by the chance of `parting`."""
+    tokens = (int(math.log(1 - draw.random()) / math.log(1 - parting)) for _ in range(prompts))
+    return [min(each, 128) / 128 for each in tokens]
+
+
+@pytest.mark.parametrize("prompts", [5, 20])
+@pytest.mark.parametrize("parting", [0.005, 0.05, 0.3])
+def test_precisions_that_part_as_early_seldom_look_different(prompts: int, parting: float) -> None:
+    draw = random.Random(6)
+    pairs = [(shares(draw, parting, prompts), shares(draw, parting, prompts)) for _ in range(200)]
+    verdicts = Counter(found.verdict for each in pairs if (found := compare_shares(*each)))
+    assert verdicts["faster"] + verdicts["slower"] <= 0.05 * 200
+
+
+def test_one_that_parts_five_times_as_early_is_found_in_twenty_prompts() -> None:
+    draw = random.Random(6)
+    found = [compare_shares(shares(draw, 0.05, 20), shares(draw, 0.01, 20)) for _ in range(200)]
+    assert sum(each is not None and each.verdict == "slower" for each in found) >= 0.9 * 200
+
+
+def test_shares_may_be_0_and_have_no_ratio_over_0() -> None:
+    assert compare_shares([0.5, 0.5], [0.0, 0.0]) is None
+    lost = compare_shares([0.0] * 5, [0.5] * 5)
+    assert lost is not None
+    assert (lost.ratio, lost.low, lost.high, lost.verdict) == (0, 0, 0, "slower")
+    few = compare_shares([0.0] * 4, [0.5] * 4)
+    assert few is not None
+    assert (few.verdict, few.why) == ("can't tell", "4 prompts are too few, 5 the least")
+    one_of_many = compare_shares([0.0] * 5, [0.0] * 4 + [0.5])
+    assert one_of_many is not None
+    assert one_of_many.verdict == "can't tell"
 
 
 def test_one_round_has_no_interval_and_no_verdict() -> None:
