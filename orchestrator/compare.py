@@ -6,17 +6,17 @@ question; they are told.
 """
 
 import hashlib
-import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from functools import partial
+from statistics import fmean
 from typing import NamedTuple
 
 import msgspec
 
-from orchestrator.errors import BadInput
-from orchestrator.intervals import Comparison, compare_unpaired
+from orchestrator.agreement import agreements
+from orchestrator.intervals import Comparison, compare_shares, compare_unpaired
 from orchestrator.metrics import CellMetrics, measure_cell, reason
-from orchestrator.workloads import is_twin
+from orchestrator.workloads import BASELINE, is_twin
 from schemas.frames import Done
 from schemas.job import DecodeMode
 from schemas.record import CellRecord, Run
@@ -28,10 +28,14 @@ FIGURES = {
     "loaded": "footprint_bytes",
     "peak": "peak_bytes",
 }
-"""What is compared → its field in `CellMetrics`."""
+"""What is compared process by process → its field in `CellMetrics`."""
+QUALITY = "quality"
+"""Agreement with FP16's tokens of the same run, compared prompt by prompt."""
+TOKENS = "tokens"
+"""Agreement of the second run's tokens with the first's."""
 MEMORY = {"loaded", "peak"}
+EXACT = {*MEMORY, TOKENS}
 """Figures that don't vary from one process to the next: one round tells all of them."""
-_LIMIT = re.compile(rf"(?P<figure>{'|'.join(FIGURES)})(?P<sign>[<>])(?P<limit>\d*\.?\d+)")
 
 
 class Measured(NamedTuple):
@@ -71,58 +75,38 @@ class RunComparison(msgspec.Struct, frozen=True, kw_only=True):
     """What differs between the machines and the programs, a line each."""
 
 
-@dataclass(frozen=True)
-class Limit:
-    """`decode<0.95`: fail where the second run's decode is under 0.95 of the first's, beyond the noise."""
-
-    figure: str
-    below: bool
-    limit: float
-    text: str
-
-    def is_broken(self, pair: Pair) -> bool:
-        """Whether the whole interval lies beyond the limit; memory has none and needs none."""
-        if pair.figure != self.figure:
-            return False
-        found = pair.comparison
-        ends = (found.low, found.high) if found.low is not None else (found.ratio, found.ratio)
-        if found.low is None and self.figure not in MEMORY:
-            return False
-        return all(end is not None and (end < self.limit if self.below else end > self.limit) for end in ends)
-
-    def is_open(self, pair: Pair) -> bool:
-        """Whether one round can't tell if it is broken, though it looks so."""
-        found = pair.comparison
-        beyond = found.ratio < self.limit if self.below else found.ratio > self.limit
-        return pair.figure == self.figure and beyond and found.low is None and self.figure not in MEMORY
-
-
-def parse_limit(text: str) -> Limit:
-    """Read what stands after `--fail-if`. Raises `BadInput`."""
-    match = _LIMIT.fullmatch(text.replace(" ", ""))
-    if match is None:
-        raise BadInput(
-            "--fail-if", text, "is no limit", f"Write e.g. decode<0.95; figures: {', '.join(FIGURES)}"
-        )
-    return Limit(match["figure"], match["sign"] == "<", float(match["limit"]), text)
-
-
 def compare_runs(reference: Run, run: Run) -> RunComparison:
     """`run` over `reference`."""
-    ours, theirs = _groups(run), _groups(reference)
+    ours, theirs = groups_of(run), groups_of(reference)
     shared = [key for key in theirs if key in ours]
     return RunComparison(
-        pairs=[pair for key in shared for pair in _pairs(key, shared, theirs[key], ours[key])],
+        pairs=[
+            pair
+            for key in shared
+            for pair in (
+                *_pairs(key, shared, theirs[key], ours[key]),
+                *_token_pairs(key, shared, theirs, ours),
+            )
+        ],
         unmatched=list(
-            dict.fromkeys([*_unmatched(theirs, ours, "the second"), *_unmatched(ours, theirs, "the first")])
+            dict.fromkeys(
+                [
+                    *_unmatched(theirs, ours, "the second"),
+                    *_unmatched(ours, theirs, "the first"),
+                    *_without_ratio(shared, theirs, ours),
+                ]
+            )
         ),
         differences=list(_differences(reference, run)),
     )
 
 
-def _groups(run: Run) -> dict[Measured, list[CellRecord]]:
+Groups = dict[Measured, list[CellRecord]]
+
+
+def groups_of(run: Run) -> Groups:
     """The cells of all rounds by what was measured."""
-    found: dict[Measured, list[CellRecord]] = {}
+    found: Groups = {}
     for cell in run.cells:
         if cell.job is not None and not is_twin(cell):
             found.setdefault(_measured(cell), []).append(cell)
@@ -134,7 +118,7 @@ def _measured(cell: CellRecord) -> Measured:
     load, model = cell.job.workload, cell.job.model
     digest = hashlib.sha256("\n".join(load.prompts).encode()).hexdigest()[:8]
     # A random model has no texts: its prompts are drawn, and only their number counts.
-    prompts = f"{len(load.prompts)} drawn" if model.is_random else digest
+    prompts = f"{len(load.prompts)} {'drawn' if model.is_random else f'({digest})'}"
     return Measured(
         precision=cell.precision,
         decode_mode=load.decode,
@@ -161,7 +145,7 @@ def _pairs(
             yield Pair(
                 precision=key.precision,
                 decode=key.decode_mode,
-                workload=_workload(key, shared),
+                workload=what_tells(key, shared),
                 figure=figure,
                 reference=sorted(theirs)[(len(theirs) - 1) // 2],
                 value=sorted(values)[(len(values) - 1) // 2],
@@ -169,22 +153,46 @@ def _pairs(
             )
 
 
+def _token_pairs(key: Measured, shared: list[Measured], theirs: Groups, ours: Groups) -> Iterator[Pair]:
+    """How far tokens agree with FP16's in either run, and with each other over both."""
+    before, now = qualities(key, theirs), qualities(key, ours)
+    prompts = [at for at in now if at in before]
+    pair = partial(Pair, precision=key.precision, decode=key.decode_mode, workload=what_tells(key, shared))
+    if prompts:
+        shares, references = ([each[at] for at in prompts] for each in (now, before))
+        if found := compare_shares(shares, references):
+            yield pair(figure=QUALITY, reference=fmean(references), value=fmean(shares), comparison=found)
+    if same := list(agreements(ours[key], theirs[key]).values()):
+        parted = sum(share < 1 for share in same)
+        why = f"other tokens in {parted} of {len(same)} prompts" if parted else "the same"
+        found = Comparison(ratio=fmean(same), rounds=len(same), why=why)
+        yield pair(figure=TOKENS, reference=1.0, value=found.ratio, comparison=found)
+
+
+def qualities(key: Measured, groups: Groups) -> dict[int, float]:
+    """Index of a prompt → agreement with FP16 of the same run, decode mode and workload; none of FP16."""
+    if key.precision == BASELINE:
+        return {}
+    return agreements(groups[key], groups.get(key._replace(precision=BASELINE), []))
+
+
 def _rows(cells: list[CellRecord]) -> Iterator[CellMetrics]:
     return (measure_cell(cell) for cell in cells if isinstance(cell.outcome, Done))
 
 
-def _workload(key: Measured, shared: list[Measured]) -> str:
+def what_tells(key: Measured, shared: list[Measured]) -> str:
+    """The words in which a workload differs from others of its kind; none where nothing does."""
     telling = [
         name
         for name in Measured._fields[2:]
         if any(getattr(other, name) != getattr(key, name) for other in shared)
     ]
-    return ", ".join(f"{name.replace('_', ' ')} {getattr(key, name)}" for name in telling)
+    return ", ".join(
+        f"{name.replace('_', ' ')} {value}" for name in telling if (value := getattr(key, name)) is not None
+    )
 
 
-def _unmatched(
-    ours: dict[Measured, list[CellRecord]], theirs: dict[Measured, list[CellRecord]], other: str
-) -> Iterator[str]:
+def _unmatched(ours: Groups, theirs: Groups, other: str) -> Iterator[str]:
     """A line for each of `ours` that the `other` run lacks, or in which one of the two failed."""
     for key, cells in ours.items():
         name = f"{key.precision} {key.decode_mode}"
@@ -194,6 +202,13 @@ def _unmatched(
             outcome = theirs[key][0].outcome
             why = "" if isinstance(outcome, Done) else reason(outcome)
             yield f"{name}: has no figures in {other} run: {why}"
+
+
+def _without_ratio(shared: list[Measured], theirs: Groups, ours: Groups) -> Iterator[str]:
+    for key in shared:
+        before = qualities(key, theirs)
+        if before and not any(before.values()) and qualities(key, ours):
+            yield f"{key.precision} {key.decode_mode}: quality has no ratio, since it is 0% in the first run"
 
 
 def _why_lacking(key: Measured, theirs: Iterable[Measured], other: str) -> str:
