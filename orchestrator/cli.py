@@ -92,7 +92,7 @@ def orchestrate(
 
 def go_on(path: Path, given: Options, json_: bool, verbose: bool, dry_run: bool) -> int:
     """Measure what is left of a run, in the folder from which it was begun. Raises `BadInput`."""
-    begun = read_run(path, with_samples=False)
+    begun = read_run(path, samples=False)
     options = take_up(begun.plan.options, given, typed_options())
     if is_complete(begun):
         click.echo(f"{path} is complete: nothing is left to measure", err=True)

@@ -6,19 +6,19 @@ question; they are told.
 """
 
 import hashlib
-import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator
+from functools import partial
 from itertools import combinations
 from operator import attrgetter
+from statistics import fmean, median_low
 from typing import NamedTuple
 
 import msgspec
 
-from orchestrator.errors import BadInput
-from orchestrator.intervals import Comparison, compare_unpaired
+from orchestrator.agreement import agreements
+from orchestrator.intervals import Comparison, Sample, compare_all, of_shares, of_two
 from orchestrator.metrics import CellMetrics, measure_cell, reason
-from orchestrator.workloads import is_twin
+from orchestrator.workloads import BASELINE, is_twin
 from schemas.frames import Done
 from schemas.job import DecodeMode
 from schemas.record import CellRecord, Run
@@ -30,10 +30,14 @@ FIGURES = {
     "loaded": "footprint_bytes",
     "peak": "peak_bytes",
 }
-"""What is compared → its field in `CellMetrics`."""
+"""What is compared process by process → its field in `CellMetrics`."""
+QUALITY = "quality"
+"""Agreement with FP16's tokens of the same run, compared prompt by prompt."""
+TOKENS = "tokens"
+"""Agreement of the second run's tokens with the first's."""
 MEMORY = {"loaded", "peak"}
+EXACT = {*MEMORY, TOKENS}
 """Figures that don't vary from one process to the next: one round tells all of them."""
-_LIMIT = re.compile(rf"(?P<figure>{'|'.join(FIGURES)})(?P<sign>[<>])(?P<limit>\d*\.?\d+)")
 
 
 class Measured(NamedTuple):
@@ -77,59 +81,33 @@ class RunComparison(msgspec.Struct, frozen=True, kw_only=True):
     """What differs between the machines and the programs, a line each."""
 
 
-@dataclass(frozen=True)
-class Limit:
-    """`decode<0.95`: fail where the second run's decode is under 0.95 of the first's, beyond the noise."""
-
-    figure: str
-    below: bool
-    limit: float
-    text: str
-
-    def is_broken(self, pair: Pair) -> bool:
-        """Whether the whole interval lies beyond the limit; memory has none and needs none."""
-        if pair.figure != self.figure:
-            return False
-        found = pair.comparison
-        ends = (found.low, found.high) if found.low is not None else (found.ratio, found.ratio)
-        if found.low is None and self.figure not in MEMORY:
-            return False
-        return all(end is not None and (end < self.limit if self.below else end > self.limit) for end in ends)
-
-    def is_open(self, pair: Pair) -> bool:
-        """Whether one round can't tell if it is broken, though it looks so."""
-        found = pair.comparison
-        beyond = found.ratio < self.limit if self.below else found.ratio > self.limit
-        return pair.figure == self.figure and beyond and found.low is None and self.figure not in MEMORY
-
-
-def parse_limit(text: str) -> Limit:
-    """Read what stands after `--fail-if`. Raises `BadInput`."""
-    match = _LIMIT.fullmatch(text.replace(" ", ""))
-    if match is None:
-        raise BadInput(
-            "--fail-if", text, "is no limit", f"Write e.g. decode<0.95; figures: {', '.join(FIGURES)}"
-        )
-    return Limit(match["figure"], match["sign"] == "<", float(match["limit"]), text)
-
-
 def compare_runs(reference: Run, run: Run) -> RunComparison:
     """`run` over `reference`."""
-    ours, theirs = _groups(run), _groups(reference)
+    ours, theirs = groups_of(run), groups_of(reference)
     shared = [key for key in theirs if key in ours]
-    telling = [name for name in FREE if len({getattr(key, name) for key in shared}) > 1]
+    names = what_tells(shared)
+    drafts = [draft for key in shared for draft in _drafts(key, names[key], theirs, ours)]
     return RunComparison(
-        pairs=[pair for key in shared for pair in _pairs(key, telling, theirs[key], ours[key])],
+        pairs=_drawn(drafts),
         unmatched=list(
-            dict.fromkeys([*_unmatched(theirs, ours, "the second"), *_unmatched(ours, theirs, "the first")])
+            dict.fromkeys(
+                [
+                    *_unmatched(theirs, ours, "the second"),
+                    *_unmatched(ours, theirs, "the first"),
+                    *_without_ratio(shared, theirs, ours),
+                ]
+            )
         ),
         differences=list(_differences(reference, run)),
     )
 
 
-def _groups(run: Run) -> dict[Measured, list[CellRecord]]:
+Groups = dict[Measured, list[CellRecord]]
+
+
+def groups_of(run: Run) -> Groups:
     """The cells of all rounds by what was measured."""
-    found: dict[Measured, list[CellRecord]] = {}
+    found: Groups = {}
     for cell in run.cells:
         if cell.job is not None and not is_twin(cell):
             found.setdefault(_measured(cell), []).append(cell)
@@ -141,7 +119,7 @@ def _measured(cell: CellRecord) -> Measured:
     load, model = cell.job.workload, cell.job.model
     digest = hashlib.sha256("\n".join(load.prompts).encode()).hexdigest()[:8]
     # A random model has no texts: its prompts are drawn, and only their number counts.
-    prompts = f"{len(load.prompts)} drawn" if model.is_random else digest
+    prompts = f"{len(load.prompts)} {'drawn' if model.is_random else f'({digest})'}"
     return Measured(
         precision=cell.precision,
         decode_mode=load.decode,
@@ -155,34 +133,74 @@ def _measured(cell: CellRecord) -> Measured:
     )
 
 
-def _pairs(
-    key: Measured, telling: list[str], references: list[CellRecord], cells: list[CellRecord]
-) -> Iterator[Pair]:
-    rows, reference_rows = list(_rows(cells)), list(_rows(references))
+class _Draft(NamedTuple):
+    """A pair without its comparison, which is drawn with those of all others, or known beforehand."""
+
+    pair: Callable[..., Pair]
+    rests_on: Sample | Comparison
+
+
+def _drawn(drafts: list[_Draft]) -> list[Pair]:
+    samples = [each.rests_on for each in drafts if isinstance(each.rests_on, Sample)]
+    drawn = iter(compare_all(samples))
+    return [
+        each.pair(comparison=next(drawn) if isinstance(each.rests_on, Sample) else each.rests_on)
+        for each in drafts
+    ]
+
+
+def _drafts(key: Measured, workload: str, theirs: Groups, ours: Groups) -> Iterator[_Draft]:
+    pair = partial(Pair, precision=key.precision, decode=key.decode_mode, workload=workload)
+    rows, reference_rows = (list(_rows(groups[key])) for groups in (ours, theirs))
     for figure, field in FIGURES.items():
-        values, theirs = (
+        values, references = (
             [value for row in each if (value := getattr(row, field))] for each in (rows, reference_rows)
         )
-        if values and theirs:
-            found = compare_unpaired(values, theirs)
-            yield Pair(
-                precision=key.precision,
-                decode=key.decode_mode,
-                workload=", ".join(f"{name.replace('_', ' ')} {getattr(key, name)}" for name in telling),
-                figure=figure,
-                reference=sorted(theirs)[(len(theirs) - 1) // 2],
-                value=sorted(values)[(len(values) - 1) // 2],
-                comparison=found,
-            )
+        if values and references:
+            middles = {"reference": median_low(references), "value": median_low(values)}
+            yield _Draft(partial(pair, figure=figure, **middles), of_two(values, references))
+    yield from _token_drafts(key, pair, theirs, ours)
+
+
+def _token_drafts(key: Measured, pair: Callable[..., Pair], theirs: Groups, ours: Groups) -> Iterator[_Draft]:
+    """How far tokens agree with FP16's in either run, and with each other over both."""
+    before, now = qualities(key, theirs), qualities(key, ours)
+    if prompts := [at for at in now if at in before]:
+        shares, references = ([each[at] for at in prompts] for each in (now, before))
+        if sample := of_shares(shares, references):
+            means = {"reference": fmean(references), "value": fmean(shares)}
+            yield _Draft(partial(pair, figure=QUALITY, **means), sample)
+    if same := list(agreements(ours[key], theirs[key]).values()):
+        parted = sum(share < 1 for share in same)
+        why = f"other tokens in {parted} of {len(same)} prompts" if parted else "the same"
+        found = Comparison(ratio=fmean(same), rounds=len(same), why=why)
+        yield _Draft(partial(pair, figure=TOKENS, reference=1.0, value=found.ratio), found)
+
+
+def qualities(key: Measured, groups: Groups) -> dict[int, float]:
+    """Index of a prompt → agreement with FP16 of the same run, decode mode and workload; none of FP16."""
+    if key.precision == BASELINE:
+        return {}
+    return agreements(groups[key], groups.get(key._replace(precision=BASELINE), []))
 
 
 def _rows(cells: list[CellRecord]) -> Iterator[CellMetrics]:
     return (measure_cell(cell) for cell in cells if isinstance(cell.outcome, Done))
 
 
-def _unmatched(
-    ours: dict[Measured, list[CellRecord]], theirs: dict[Measured, list[CellRecord]], other: str
-) -> Iterator[str]:
+def what_tells(keys: Collection[Measured]) -> dict[Measured, str]:
+    """The words in which the workload of each differs from those of others; none where nothing does."""
+    telling = [name for name in FREE if len({getattr(key, name) for key in keys}) > 1]
+    return {key: ", ".join(_words(key, telling)) for key in keys}
+
+
+def _words(key: Measured, names: Iterable[str]) -> Iterator[str]:
+    for name in names:
+        if (value := getattr(key, name)) is not None:
+            yield f"{name.replace('_', ' ')} {value}"
+
+
+def _unmatched(ours: Groups, theirs: Groups, other: str) -> Iterator[str]:
     """A line for each of `ours` that the `other` run lacks, or in which one of the two failed."""
     nearest = _nearest([key for key in ours if key not in theirs], list(theirs))
     for key, cells in ours.items():
@@ -214,6 +232,13 @@ def _nearest(lacking: list[Measured], theirs: list[Measured]) -> dict[Measured, 
         found |= {key: known[rest(key)] for key in left if rest(key) in known}
         left = [key for key in left if key not in found]
     return found
+
+
+def _without_ratio(shared: list[Measured], theirs: Groups, ours: Groups) -> Iterator[str]:
+    for key in shared:
+        before = qualities(key, theirs)
+        if before and not any(before.values()) and qualities(key, ours):
+            yield f"{key.precision} {key.decode_mode}: quality has no ratio, since it is 0% in the first run"
 
 
 def _why_lacking(key: Measured, nearest: Measured | None, other: str) -> str:

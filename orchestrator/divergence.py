@@ -58,7 +58,7 @@ def divergence_sentence(found: Divergence) -> str:
 def _diverge(cell: CellRecord, eager: CellRecord) -> Divergence | None:
     reference = {trial.index: trial.token_ids for trial in eager.trials}
     firsts = {
-        trial.index: _first_other(trial.token_ids, reference[trial.index])
+        trial.index: first_other(trial.token_ids, reference[trial.index])
         for trial in cell.trials
         if trial.index in reference
     }
@@ -75,6 +75,7 @@ def _diverge(cell: CellRecord, eager: CellRecord) -> Divergence | None:
     )
 
 
-def _first_other(tokens: list[int], reference: list[int]) -> int | None:
-    pairs = zip(tokens, reference, strict=False)  # over the shorter length only
+def first_other(tokens: list[int], reference: list[int]) -> int | None:
+    """Index of the first token that differs, over the shorter length; None where none does."""
+    pairs = zip(tokens, reference, strict=False)
     return next((index for index, (one, other) in enumerate(pairs) if one != other), None)

@@ -73,7 +73,7 @@ def estimate(plan: Plan, machine: Environment, runs: Iterable[Run]) -> Estimate:
     )
 
 
-def _identity(machine: Environment) -> tuple[str, int, list[str]]:
+def _identity(machine: Environment) -> tuple[str, int | None, list[str]]:
     return machine.cpu, machine.cpu_count, [gpu.uuid for gpu in machine.gpus]
 
 

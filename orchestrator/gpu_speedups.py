@@ -7,8 +7,12 @@ kernel must convert, and a format can only save bytes.
 import msgspec
 
 from orchestrator.best_mode import Best, best_modes
+from orchestrator.compare import Measured, groups_of, what_tells
+from orchestrator.memory import on_gpu
 from orchestrator.rounds import summarize_rounds
-from schemas.record import Run
+from orchestrator.workloads import WorkloadKey
+from schemas.frames import Done
+from schemas.record import CellRecord, Run
 
 TENSOR_CORES: dict[str, tuple[tuple[int, int], tuple[int, int] | None]] = {
     "INT8": ((7, 2), None),
@@ -22,7 +26,10 @@ CUDA C++ Programming Guide, table of data types per compute capability)."""
 class GpuSpeedups(msgspec.Struct, frozen=True, kw_only=True):
     """A GPU's row."""
 
+    run: str
     gpu: str
+    measured: str
+    """What was measured on it and not on the others, e.g. `model qwen2.5-7b`; empty where it was the same."""
     compute_capability: tuple[int, int] | None
     tensor_cores: list[str]
     """Formats that they multiply, of INT8, INT4 and FP8."""
@@ -30,25 +37,37 @@ class GpuSpeedups(msgspec.Struct, frozen=True, kw_only=True):
     """Precision → its best mode on the first workload of its run."""
 
 
-def gpu_speedups(runs: list[Run]) -> list[GpuSpeedups]:
-    """A row for each run that was made on a GPU."""
-    return [row for run in runs if (row := _row(run))]
+def gpu_speedups(runs: dict[str, Run]) -> list[GpuSpeedups]:
+    """A row for each run, by its name, that has figures of a GPU."""
+    measured = {name: key for name, run in runs.items() if (key := _first_measured(run))}
+    return [_row(name, runs[name], key, list(measured.values())) for name, key in measured.items()]
 
 
-def _row(run: Run) -> GpuSpeedups | None:
-    ready = next((cell.ready for cell in run.cells if cell.ready and cell.ready.device_uuid), None)
-    if ready is None:
-        return None
+def _first_measured(run: Run) -> Measured | None:
+    """The first cell on a GPU that has figures: all of its workload stand in the row."""
+    groups = groups_of(run).items()
+    return next((key for key, cells in groups if any(map(_has_figures, cells))), None)
+
+
+def _has_figures(cell: CellRecord) -> bool:
+    return isinstance(cell.outcome, Done) and on_gpu(cell)
+
+
+def _row(name: str, run: Run, measured: Measured, all_measured: list[Measured]) -> GpuSpeedups:
+    ready = next(cell.ready for cell in run.cells if cell.ready and cell.ready.device_uuid)
     gpu = next((each for each in run.environment.gpus if each.uuid == ready.device_uuid), None)
     capability = gpu.compute_capability if gpu else None
-    best: dict[str, Best] = {}
-    for each in best_modes(summarize_rounds(run)):
-        best.setdefault(each.precision, each)
     return GpuSpeedups(
+        run=name,
         gpu=ready.device_name,
+        measured=what_tells(all_measured)[measured],
         compute_capability=capability,
         tensor_cores=[name for name in TENSOR_CORES if capability and _has(capability, name)],
-        best=best,
+        best={
+            best.precision: best
+            for best in best_modes(summarize_rounds(run))
+            if all(getattr(best, name) == getattr(measured, name) for name in WorkloadKey._fields)
+        },
     )
 
 

@@ -60,10 +60,12 @@ def summarize_memory(cell: CellRecord) -> MemorySummary:
             peak_bytes=_highest(phase.peak_allocated_bytes for phase in later),
             nvml_peak_bytes=_highest(_process_bytes_after_load(cell)),
         )
+    # A resident set's peak lies between the edges: with the samples lost nothing is known of it.
+    lost = cell.sampler is not None and cell.sampler.samples and not cell.samples
     return MemorySummary(
         on_gpu=False,
         loaded_bytes=load.process_bytes if load else None,
-        peak_bytes=_highest(phase.sampled_peak_bytes for phase in later),
+        peak_bytes=None if lost else _highest(phase.sampled_peak_bytes for phase in later),
         nvml_peak_bytes=None,
     )
 

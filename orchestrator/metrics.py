@@ -9,6 +9,7 @@ Definitions, as the field uses them:
 - MBU and MFU: `orchestrator.roofs`. Bound: `orchestrator.bounds`.
 - end-to-end tok/s: all new tokens over prefill and decode together. This is what the seed benchmark
   called tok/s.
+- Agreement with FP16: `orchestrator.agreement`.
 """
 
 from collections.abc import Iterable
@@ -16,6 +17,7 @@ from statistics import median
 
 import msgspec
 
+from orchestrator.agreement import agreements, mean_agreement
 from orchestrator.bounds import Bound, decode_pace, prefill_pace
 from orchestrator.intervals import Verdict
 from orchestrator.memory import summarize_memory
@@ -87,6 +89,8 @@ class CellMetrics(msgspec.Struct, frozen=True, kw_only=True):
     set is mostly Python and torch."""
     saved_versus_baseline: float | None = None
     """1 − footprint over FP16's."""
+    agreement_with_baseline: float | None = None
+    """Share of tokens before the first that FP16 chose otherwise; None of random weights."""
 
 
 def summarize(cells: list[CellRecord], peaks: PeaksRecord | None = None) -> list[CellMetrics]:
@@ -95,7 +99,9 @@ def summarize(cells: list[CellRecord], peaks: PeaksRecord | None = None) -> list
     baselines = find_baselines(cells)
     pairs = [(cell, baseline_of(cell, baselines)) for cell in cells]
     return [
-        rows[id(cell)] if baseline is None else _compare(rows[id(cell)], rows[id(baseline)])
+        rows[id(cell)]
+        if baseline is None
+        else _compare(rows[id(cell)], rows[id(baseline)], _agreement(cell, baseline))
         for cell, baseline in pairs
     ]
 
@@ -180,13 +186,19 @@ def reason(outcome: Failed | Skipped) -> str:
     return f"{outcome.kind}: {outcome.message}{hint}"
 
 
-def _compare(row: CellMetrics, baseline: CellMetrics) -> CellMetrics:
+def _agreement(cell: CellRecord, baseline: CellRecord) -> float | None:
+    """FP16 agrees with itself, which is no measurement."""
+    return None if cell is baseline else mean_agreement(agreements([cell], [baseline]))
+
+
+def _compare(row: CellMetrics, baseline: CellMetrics, agreement: float | None) -> CellMetrics:
     saved = _ratio(row.footprint_bytes, baseline.footprint_bytes)
     return msgspec.structs.replace(
         row,
         decode_versus_baseline=_ratio(row.decode_tok_s, baseline.decode_tok_s),
         end_to_end_versus_baseline=_ratio(row.end_to_end_tok_s, baseline.end_to_end_tok_s),
         saved_versus_baseline=None if saved is None else 1 - saved,
+        agreement_with_baseline=agreement,
     )
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from orchestrator.intervals import Comparison, compare
+from orchestrator.intervals import Comparison, compare_all, of_ratios
 from orchestrator.metrics import CellMetrics, decode_tok_s, summarize
 from orchestrator.units import ratio
 from orchestrator.workloads import (
@@ -92,13 +92,14 @@ def comparisons(run: Run) -> dict[RowKey, Comparison]:
     """Row → its decode speed over FP16's in the same mode, taken round by round; FP16 itself apart."""
     floor = noise_floor(run)
     ratios = _ratios(run, [cell for cell in run.cells if cell.precision != BASELINE])
-    return {key: compare(each, floor) for key, each in ratios.items()}
+    found = compare_all([of_ratios(each, floor) for each in ratios.values()])
+    return dict(zip(ratios, found, strict=True))
 
 
 def noise_floor(run: Run) -> float:
     """By how much FP16 differed from itself at most, over all workloads and modes; 0 without `--aa`."""
     found = _ratios(run, [cell for cell in run.cells if is_twin(cell)]).values()
-    return max((abs(compare(each).ratio - 1) for each in found), default=0.0)
+    return max((abs(of_ratios(each).ratio - 1) for each in found), default=0.0)
 
 
 def round_notes(run: Run) -> Iterator[str]:

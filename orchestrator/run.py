@@ -41,7 +41,7 @@ def run_plan(
     What the folder holds already stays, and is not measured again. A cell that can't run here is a failure
     where it was asked for by name (`explicit`), else left out.
     """
-    before = read_run(folder.path, with_samples=False)
+    before = read_run(folder.path, samples=False)
     left = left_of(plan, before.cells)
     folder.mend(cell.job for cell in left.cells)
     budget = Budget(plan.budget_s, left.cells_to_budget)
@@ -71,7 +71,7 @@ def _is_enough(round_: int, plan: Plan, folder: RunFolder, budget: "Budget", wat
 
     A round that was begun before the run was interrupted is ended all the same.
     """
-    run = read_run(folder.path, with_samples=False)
+    run = read_run(folder.path, samples=False)
     if round_ < rounds_of(run):
         return False
     if is_precise(run, plan.precise or 0):

@@ -9,6 +9,8 @@
 
 A run that is killed keeps every finished cell; a line torn by the kill is passed over when read. Other files
 are whole or absent, and `plan.json` is written after `environment.json`: with it a run can be gone on with.
+
+Runs are also compared by their records alone, brought from another machine, which is then unknown.
 """
 
 import fcntl
@@ -24,8 +26,11 @@ from orchestrator.errors import BadInput
 from orchestrator.names import file_stem, older_file_stem
 from schemas.environment import Environment
 from schemas.job import Job
+from schemas.options import Options
 from schemas.record import CellRecord, MemoryReading, PeaksRecord, Run, RunPlan
 
+RECORDS = "records.jsonl"
+UNKNOWN = "unknown"
 T = TypeVar("T")
 SAMPLES = msgspec.json.Decoder(MemoryReading)
 
@@ -91,21 +96,31 @@ class RunFolder:
         samples = b"".join(msgspec.json.encode(sample) + b"\n" for sample in record.samples)
         _write(_samples_file(self.path, record), samples)
         line = msgspec.json.encode(msgspec.structs.replace(record, samples=[])) + b"\n"
-        with (self.path / "records.jsonl").open("ab") as file:
+        with (self.path / RECORDS).open("ab") as file:
             file.write(line)
             file.flush()
             os.fsync(file.fileno())
 
 
-def read_run(path: Path, with_samples: bool = True) -> Run:
+def read_run(path: Path, samples: bool = True) -> Run:
     """Read a run folder back. Raises `BadInput` where there is none, or it is not one of ours."""
+    with _bad_input(path):
+        return _read_folder(path, samples)
+
+
+def read_records(path: Path, samples: bool = True) -> Run:
+    """The same of a run folder, of the `records.jsonl` in it, or of any file of records by itself.
+
+    Without the `samples`, most of the bytes, it takes a fraction of the time.
+    """
+    with _bad_input(path):
+        return _read_file(path, samples) if path.is_file() else _read_folder(path, samples)
+
+
+@contextmanager
+def _bad_input(path: Path) -> Iterator[None]:
     try:
-        plan = _read(path / "plan.json", RunPlan)
-        environment = _read(path / "environment.json", Environment)
-        cells = _read_cells(path)
-        if with_samples:
-            cells = [msgspec.structs.replace(cell, samples=_read_samples(path, cell)) for cell in cells]
-        peaks = _read(path / "peaks.json", PeaksRecord) if (path / "peaks.json").exists() else None
+        yield
     except OSError as error:
         raise BadInput(
             "RUN",
@@ -113,10 +128,19 @@ def read_run(path: Path, with_samples: bool = True) -> Run:
             f"is no run folder: no {error.filename}",
             "Name a folder that qbench-orchestrate wrote",
         ) from error
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise BadInput(
             "RUN", str(path), f"can't be read: {error}", "Read it with the version that wrote it"
         ) from error
+
+
+def _read_folder(path: Path, samples: bool) -> Run:
+    plan = _read(path / "plan.json", RunPlan)
+    environment = _read(path / "environment.json", Environment)
+    cells = _read_cells(path / RECORDS) if (path / RECORDS).exists() else []
+    if samples:
+        cells = [msgspec.structs.replace(cell, samples=_read_samples(path, cell)) for cell in cells]
+    peaks = _read(path / "peaks.json", PeaksRecord) if (path / "peaks.json").exists() else None
     return Run(plan=plan, environment=environment, cells=cells, peaks=peaks)
 
 
@@ -127,9 +151,37 @@ def read_runs(folder: Path) -> Iterator[Run]:
             yield read_run(path.parent)
 
 
-def _read_cells(path: Path) -> list[CellRecord]:
-    file = path / "records.jsonl"
-    return msgspec.json.Decoder(CellRecord).decode_lines(_whole(file.read_bytes())) if file.exists() else []
+def _read_file(file: Path, samples: bool) -> Run:
+    """The folder where its records were named; else what they tell by themselves."""
+    beside = [file.parent / name for name in ("plan.json", "environment.json")]
+    if file.name == RECORDS and all(each.exists() for each in beside):
+        return _read_folder(file.parent, samples)
+    cells = _read_cells(file)
+    if not cells:
+        raise BadInput(
+            "RUN", str(file), "is no run folder and holds no records", f"Name a folder, or its {RECORDS}"
+        )
+    jobs = [cell.job for cell in cells if cell.job is not None]
+    plan = RunPlan(command=[], options=Options(), jobs=jobs, skipped={})
+    return Run(plan=plan, environment=_unknown_machine(), cells=cells)
+
+
+def _unknown_machine() -> Environment:
+    return Environment(
+        qbench=UNKNOWN,
+        commit=None,
+        python=UNKNOWN,
+        platform=UNKNOWN,
+        cpu=UNKNOWN,
+        cpu_count=None,
+        memory_bytes=None,
+        gpus=[],
+        gpu_reason="the records lie without their environment.json",
+    )
+
+
+def _read_cells(file: Path) -> list[CellRecord]:
+    return msgspec.json.Decoder(CellRecord).decode_lines(_whole(file.read_bytes()))
 
 
 def _whole(lines: bytes) -> bytes:

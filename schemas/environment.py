@@ -28,8 +28,9 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True):
     python: str
     platform: str
     cpu: str
-    cpu_count: int
-    memory_bytes: int
+    cpu_count: int | None
+    """None, as the memory's size, where records were read without their machine."""
+    memory_bytes: int | None
     gpus: list[Gpu]
     gpu_reason: str | None = None
     """Why `gpus` is empty."""

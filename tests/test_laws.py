@@ -69,6 +69,11 @@ def test_the_mines_go_off(mines: Path) -> None:
         ("worker", ["--list"], "LLM.int8"),
         ("memory", ["--help"], "RUN"),
         ("report", ["--help"], "RUN"),
+        (
+            "compare",
+            ["--history", str(ROOT / "results"), "-m", "smollm2"],
+            "smollm2-135m-instruct on NVIDIA H100",
+        ),
     ],
 )
 def test_commands_answer_without_torch(

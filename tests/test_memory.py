@@ -7,7 +7,7 @@ from records import MIB, edge, make_cell, make_ready, sample, torch_memory
 
 from orchestrator.memory import PhaseMemory, phase_memory, summarize_memory
 from schemas.frames import Phase
-from schemas.record import CellRecord, PhaseEdge
+from schemas.record import CellRecord, PhaseEdge, SamplerStats
 
 EDGES = [
     edge("start", 0),
@@ -152,6 +152,13 @@ def test_summary_on_a_cpu_is_the_resident_set() -> None:
     summary = summarize_memory(make_cell(edges=edges, samples=samples, ready=make_ready(uuid=None)))
     assert not summary.on_gpu
     assert (summary.loaded_bytes, summary.peak_bytes, summary.nvml_peak_bytes) == (70, 95, None)
+
+
+def test_a_resident_set_whose_samples_are_lost_has_no_peak() -> None:
+    edges = [edge("load", 0, process=5), edge("warmup", 10, process=70), edge("end", 40, process=74)]
+    sampler = SamplerStats(source="resident-set", samples=2, period_s=0.1, cpu_s=0, wall_s=1)
+    summary = summarize_memory(make_cell(edges=edges, sampler=sampler, ready=make_ready(uuid=None)))
+    assert (summary.loaded_bytes, summary.peak_bytes) == (70, None)
 
 
 def test_a_worker_that_died_while_loading_has_neither_footprint_nor_peak() -> None:

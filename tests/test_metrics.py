@@ -15,7 +15,7 @@ from schemas.record import CellRecord, Skipped
 FIGURES = [  # all that a row measures, as against what it was asked to measure
     field.name
     for field in msgspec.structs.fields(CellMetrics)
-    if field.default is None and field.name not in ("reason", "prompt_tokens")
+    if field.default is None and field.name not in ("reason", "prompt_tokens", "new_tokens")
 ]
 
 FAILED = Failed(kind="out-of-memory", message="no room", hint="take a smaller model")

@@ -105,7 +105,7 @@ def test_planned(shape: str, tmp_path: Path) -> None:
 
 def test_what_is_left_is_worked_out(plan: Plan, folder: Path) -> None:
     def work_out() -> Plan:
-        run = read_run(folder, with_samples=False)
+        run = read_run(folder, samples=False)
         assert is_complete(run)
         run = replace(run, cells=run.cells[: CELLS // 2])
         check_plan(folder, run, plan)

@@ -1,6 +1,7 @@
 """What is on disk: read back as it was written, whole cells only, and never one run over another."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 from records import DONE, MIB, edge, make_cell, make_run, sample, torch_memory
 
 from orchestrator.errors import BadInput
-from orchestrator.store import RunFolder, read_run
+from orchestrator.store import RunFolder, read_records, read_run
 from schemas.frames import Failed
 from schemas.record import CellRecord, SamplerStats, Skipped
 
@@ -126,6 +127,52 @@ def test_a_spoilt_line_in_between_is_named_not_passed_over(folder: RunFolder) ->
     records.write_bytes(b'{"precision": 5}\n' + records.read_bytes())
     with pytest.raises(BadInput, match="can't be read"):
         read_run(folder.path)
+
+
+def test_records_named_in_place_of_their_folder_are_the_folder(folder: RunFolder) -> None:
+    folder.append(FP16)
+    assert read_records(folder.path / "records.jsonl") == read_run(folder.path)
+
+
+@pytest.mark.parametrize("name", ["records.jsonl", "theirs.jsonl"])
+def test_records_by_themselves_are_a_run_of_an_unknown_machine(
+    folder: RunFolder, tmp_path: Path, name: str
+) -> None:
+    folder.append(FP16)
+    folder.append(INT8)
+    place = tmp_path / "brought"
+    place.mkdir()
+    shutil.copy(folder.path / "records.jsonl", place / name)
+    run = read_records(place / name)
+    assert run.cells == [msgspec.structs.replace(cell, samples=[]) for cell in (FP16, INT8)]
+    assert run.plan.jobs == [FP16.job, INT8.job]
+    machine = run.environment
+    assert (machine.commit, machine.cpu_count, machine.gpus) == (None, None, [])
+    assert machine.gpu_reason == "the records lie without their environment.json"
+
+
+def test_a_file_of_another_name_is_no_part_of_the_folder_it_lies_in(folder: RunFolder) -> None:
+    folder.append(FP16)
+    shutil.copy(folder.path / "records.jsonl", folder.path / "theirs.jsonl")
+    assert read_records(folder.path / "theirs.jsonl").environment.cpu_count is None
+
+
+def test_a_file_without_records_is_bad_input(tmp_path: Path) -> None:
+    (tmp_path / "empty").write_text("")
+    with pytest.raises(BadInput, match="is no run folder and holds no records"):
+        read_records(tmp_path / "empty")
+
+
+@pytest.mark.parametrize("content", [b"no records\n", b'{"precision": "\xff"}\n'])
+def test_a_file_of_something_else_is_bad_input(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "notes.txt").write_bytes(content)
+    with pytest.raises(BadInput, match="can't be read"):
+        read_records(tmp_path / "notes.txt")
+
+
+def test_samples_are_left_out_where_they_are_not_wanted(folder: RunFolder) -> None:
+    folder.append(FP16)
+    assert read_records(folder.path, samples=False).cells == [msgspec.structs.replace(FP16, samples=[])]
 
 
 def test_a_taken_folder_is_refused_and_left_as_it_is(folder: RunFolder) -> None:

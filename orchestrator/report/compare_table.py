@@ -1,16 +1,17 @@
 """A comparison of runs as text."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import click
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from orchestrator.compare import MEMORY, Pair, RunComparison
+from orchestrator.compare import EXACT, MEMORY, QUALITY, TOKENS, Pair, RunComparison
 from orchestrator.gpu_speedups import GpuSpeedups
-from orchestrator.intervals import Comparison
+from orchestrator.intervals import Comparison, Verdict
 from orchestrator.report.console import open_console
-from orchestrator.units import ABSENT, mib, milliseconds, rate, ratio
+from orchestrator.units import ABSENT, mib, milliseconds, percent, rate, ratio
+from orchestrator.workloads import BASELINE
 
 SHOW = {
     "decode": (rate, "tok/s"),
@@ -18,8 +19,16 @@ SHOW = {
     "ttft": (milliseconds, "ms"),
     "loaded": (mib, "MiB"),
     "peak": (mib, "MiB"),
+    QUALITY: (percent, "as FP16"),
+    TOKENS: (percent, "as the first"),
 }
 """Figure → how it is shown, and its unit."""
+_WORDS = {
+    "ttft": ("slower", "faster"),
+    **dict.fromkeys(MEMORY, ("more", "less")),
+    QUALITY: ("nearer FP16", "farther from FP16"),
+}
+"""Figure → what a ratio above 1 is, and one below; of the others `faster` and `slower`."""
 
 
 def print_comparison(found: RunComparison, names: tuple[str, str]) -> None:
@@ -52,38 +61,45 @@ def interval(found: Comparison) -> str:
 
 
 def _verdict(pair: Pair) -> str:
+    found = pair.comparison
+    if found.verdict is not None:
+        return verdict_words(pair.figure, found.verdict)
+    if pair.figure in EXACT:
+        return found.why
+    return f"one {'prompt' if pair.figure == QUALITY else 'round'}: no interval"
+
+
+def verdict_words(figure: str, verdict: Verdict) -> str:
     """In words that fit the figure: a longer time is no faster one."""
-    verdict = pair.comparison.verdict
-    if verdict is None:
-        return "" if pair.figure in MEMORY else "one round: no interval"
-    if verdict in ("same", "can't tell"):
-        return verdict
-    more = verdict == "faster"
-    if pair.figure in MEMORY:
-        return "more" if more else "less"
-    if pair.figure == "ttft":
-        return "slower" if more else "faster"
-    return verdict
+    more, less = _WORDS.get(figure, ("faster", "slower"))
+    return {"faster": more, "slower": less}.get(verdict, verdict)
 
 
 def print_gpus(rows: list[GpuSpeedups]) -> None:
     """GPU × precision → speed over FP16, each in its best mode."""
-    precisions = list(dict.fromkeys(name for row in rows for name in row.best))
+    precisions = list(dict.fromkeys(name for row in rows for name in row.best if name != BASELINE))
+    told = any(row.measured for row in rows)
     table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    for heading in ("GPU", "tensor cores"):
+    for heading in ("run", "GPU", *(["measured"] if told else []), "tensor cores"):
         table.add_column(heading)
-    for name in precisions:
-        table.add_column(name, justify="right")
+    for heading in ("FP16 tok/s", *precisions):
+        table.add_column(heading, justify="right")
     for row in rows:
-        table.add_row(row.gpu, ", ".join(row.tensor_cores) or ABSENT, *_speedups(row, precisions))
+        measured = [row.measured] if told else []
+        table.add_row(row.run, row.gpu, *measured, _tensor_cores(row), *_speeds(row, precisions))
     click.echo("decode speed over FP16, best mode over best mode; in parentheses where a host set the pace")
     open_console().print(table)
 
 
-def _speedups(row: GpuSpeedups, precisions: Iterable[str]) -> list[str]:
-    shown = []
+def _tensor_cores(row: GpuSpeedups) -> str:
+    """None of these formats, or not known which."""
+    return ", ".join(row.tensor_cores) or (ABSENT if row.compute_capability is None else "none")
+
+
+def _speeds(row: GpuSpeedups, precisions: Iterable[str]) -> Iterator[str]:
+    baseline = row.best.get(BASELINE)
+    yield rate(baseline.decode_tok_s if baseline else None)
     for name in precisions:
         best = row.best.get(name)
         text = ratio(best.versus_baseline if best else None)
-        shown.append(f"({text})" if best and best.host_bound and best.versus_baseline else text)
-    return shown
+        yield f"({text})" if best and best.host_bound and best.versus_baseline else text
