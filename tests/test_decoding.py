@@ -21,7 +21,7 @@ from workers import compilation, device, measure, profiling
 from workers.decoding import EagerStepper, StaticStepper
 from workers.device import Device
 from workers.generation import Limits, generate_stepwise
-from workers.int8_dyn_torchao import int_mm
+from workers.int_mm import int_mm
 from workers.prompts import Batch, make_batches
 from workers.protocol import Unsupported
 from workers.static_cache import StepState, grouped_attention_in

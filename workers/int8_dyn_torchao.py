@@ -12,27 +12,19 @@
 # ///
 """INT8 weights and activations: each row of activations gets a scale when it comes (torchao, W8A8).
 
-Stores what `int8-wo` does. `torch._int_mm` multiplies INT8 by INT8 into INT32, on the tensor cores of a GPU.
-It takes no fewer than 17 rows there, so fewer are padded. torchao itself would print its input, one copy to
-the host for each number, to learn whether it is being traced, and then multiply in FP32; under torch.compile
-it fails. Made for compute-bound work: large batches and long prompts.
+Stores what `int8-wo` does. `torch._int_mm` multiplies INT8 by INT8 into INT32, on the tensor cores of a GPU,
+where fewer than 17 rows are padded to that many. Made for compute-bound work: large batches and long prompts.
 """
-
-from typing import TYPE_CHECKING
 
 from schemas.job import Job
 from workers.protocol import LoadedModel, main
-
-if TYPE_CHECKING:
-    import torch
-
-FEWEST_ROWS = 17
 
 
 def load(job: Job) -> LoadedModel:
     from torchao.kernel import intmm
     from torchao.quantization import Int8DynamicActivationInt8WeightConfig
 
+    from workers.int_mm import FEWEST_ROWS, int_mm
     from workers.torchao_model import load_torchao_model
 
     loaded = load_torchao_model(job, Int8DynamicActivationInt8WeightConfig())
@@ -40,15 +32,6 @@ def load(job: Job) -> LoadedModel:
         return loaded
     intmm.safe_int_mm = int_mm
     return loaded._replace(settings={**loaded.settings, "fewest_rows": f"{FEWEST_ROWS}, by padding"})
-
-
-def int_mm(rows: "torch.Tensor", matrix: "torch.Tensor") -> "torch.Tensor":
-    """(n, k) × (k, m) in INT8 to (n, m) in INT32."""
-    import torch
-
-    missing = max(0, FEWEST_ROWS - rows.shape[0])
-    padded = torch.nn.functional.pad(rows, (0, 0, 0, missing))
-    return torch._int_mm(padded, matrix)[: rows.shape[0]]
 
 
 if __name__ == "__main__":

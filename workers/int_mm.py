@@ -1,0 +1,17 @@
+"""Products of INT8 matrices on a GPU, of however few rows.
+
+`torch._int_mm` takes no fewer than 17. For fewer, torchao prints its input to learn whether it is being traced,
+which copies it to the host number by number, and then multiplies in FP32; under torch.compile it fails. Here
+the rows are padded: tensor cores work on sixteen or more anyway, and one step reads each weight once.
+"""
+
+import torch
+
+FEWEST_ROWS = 17
+
+
+def int_mm(rows: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+    """(n, k) × (k, m) in INT8 to (n, m) in INT32."""
+    missing = max(0, FEWEST_ROWS - rows.shape[0])
+    padded = torch.nn.functional.pad(rows, (0, 0, 0, missing))
+    return torch._int_mm(padded, matrix)[: rows.shape[0]]
