@@ -1,8 +1,8 @@
 """Products of INT8 matrices on a GPU, of however few rows.
 
-`torch._int_mm` takes no fewer than 17. For fewer, torchao prints its input to learn whether it is being traced,
-which copies it to the host number by number, and then multiplies in FP32; under torch.compile it fails. Here
-the rows are padded: tensor cores work on sixteen or more anyway, and one step reads each weight once.
+`torch._int_mm` takes no fewer than 17. For fewer, torchao prints its input to learn whether it is being
+traced, which copies it to the host number by number, and then multiplies in FP32; where it is traced it calls
+that kernel all the same. Here the rows are padded: one product reads each weight once, padded or not.
 """
 
 import torch
