@@ -10,6 +10,7 @@ for a cell that was measured before they add up to the time that it took. Weight
 reckoned in.
 """
 
+from collections import defaultdict
 from collections.abc import Iterable
 from itertools import pairwise
 from math import log
@@ -20,10 +21,10 @@ from orchestrator.names import job_name
 from orchestrator.plan import Plan
 from orchestrator.run import measuring_s
 from orchestrator.units import duration
-from orchestrator.workloads import key_of
+from orchestrator.workloads import WorkloadKey, key_of
 from schemas.environment import Environment
 from schemas.frames import Done
-from schemas.job import Job
+from schemas.job import DecodeMode, Job
 from schemas.record import CellRecord, Run
 
 
@@ -57,50 +58,79 @@ class Estimate(NamedTuple):
 def estimate(plan: Plan, machine: Environment, runs: Iterable[Run]) -> Estimate:
     """What the cells take that are run whatever comes, by those of `runs` that were made on this machine."""
     here = [run for run in runs if _identity(run.environment) == _identity(machine)]
-    past = [Past(cell.job, cell) for run in here for cell in run.cells if cell.job is not None]
+    known = Known(Past(cell.job, cell) for run in here for cell in run.cells if cell.job is not None)
     jobs = [cell.job for cell in plan.certain]
-    times_s = [(job, _job_s(job, past)) for job in jobs]
-    known = [(job, job_s) for job, job_s in times_s if job_s is not None]
-    starts_s = {(job.round, job.precision, job.twin): _start_s(job, past) for job, _ in known}
-    cells_s = sum(starts_s.values()) + sum(job_s for _, job_s in known)
-    pauses_s = (plan.cooldown_s + _between_s(here)) * len(known)
+    times_s = [(job, job_s) for job in jobs if (job_s := known.job_s(job)) is not None]
+    starts_s = {(job.round, job.precision, job.twin): known.start_s(job) for job, _ in times_s}
+    cells_s = sum(starts_s.values()) + sum(job_s for _, job_s in times_s)
+    pauses_s = (plan.cooldown_s + _between_s(here)) * len(times_s)
     return Estimate(
         known_s=min(cells_s, plan.budget_s or cells_s) + pauses_s + _peaks_s(here, jobs),
-        known=len(known),
+        known=len(times_s),
         cells=len(jobs),
-        unknown=list(dict.fromkeys(job_name(job) for job, job_s in times_s if job_s is None)),
+        unknown=list(dict.fromkeys(job_name(job) for job in jobs if known.job_s(job) is None)),
         budget_s=plan.budget_s,
     )
+
+
+class Known:
+    """What earlier cells took, found by what a job is. Each question is answered once: rounds repeat them."""
+
+    def __init__(self, past: Iterable[Past]) -> None:
+        self.sizes: defaultdict[_Alike, dict[WorkloadKey, list[Past]]] = defaultdict(dict)
+        starts_s: defaultdict[_WorkerKey, list[float]] = defaultdict(list)
+        for each in past:
+            if (start_s := _started_s(each.cell)) is not None:
+                starts_s[_worker(each.job)].append(start_s)
+            if isinstance(each.cell.outcome, Done):
+                for alike in _tells_of(each.job):
+                    self.sizes[alike].setdefault(key_of(each.job.workload), []).append(each)
+        self.starts_s = {worker: median(found) for worker, found in starts_s.items()}
+        self.times_s: dict[tuple[_Alike, WorkloadKey], float | None] = {}
+
+    def job_s(self, job: Job) -> float | None:
+        """Its time once its worker runs, by the cells that differ least from it in size; None without any."""
+        question = _tells_of(job)[-1], key_of(job.workload)
+        if question not in self.times_s:
+            nearest = self._nearest(*question)
+            self.times_s[question] = median(_scaled_s(job, each) for each in nearest) if nearest else None
+        return self.times_s[question]
+
+    def start_s(self, job: Job) -> float:
+        return self.starts_s.get(_worker(job), 0.0)
+
+    def _nearest(self, alike: "_Alike", key: WorkloadKey) -> list[Past]:
+        sizes = self.sizes.get(alike, {})
+        if key in sizes:
+            return sizes[key]
+        distances = {size: _distance(size, key) for size in sizes}
+        least = min(distances.values(), default=None)
+        return [each for size, found in sizes.items() if distances[size] == least for each in found]
 
 
 def _identity(machine: Environment) -> tuple[str, int | None, list[str]]:
     return machine.cpu, machine.cpu_count, [gpu.uuid for gpu in machine.gpus]
 
 
-def _job_s(job: Job, past: list[Past]) -> float | None:
-    """Its time once its worker runs, by the cells that differ least from it in size; None without any."""
-    alike = [each for each in past if isinstance(each.cell.outcome, Done) and _is_alike(each.job, job)]
-    least = min((_distance(each.job, job) for each in alike), default=None)
-    times_s = [_scaled_s(job, each) for each in alike if _distance(each.job, job) == least]
-    return median(times_s) if times_s else None
+_WorkerKey = tuple[object, ...]
+_Alike = tuple[_WorkerKey, DecodeMode, tuple[str, ...] | None]
 
 
-def _is_alike(past: Job, job: Job) -> bool:
-    """Whether one tells of the other. How long prompts of natural length are, only they themselves tell."""
-    load, other = job.workload, past.workload
-    if load.prompt_tokens is None and (other.prompt_tokens is not None or other.prompts != load.prompts):
-        return False
-    return _worker(past) == _worker(job) and other.decode == load.decode
-
-
-def _worker(job: Job) -> tuple[object, ...]:
+def _worker(job: Job) -> _WorkerKey:
     """What decides on how long a worker takes to start."""
     return job.precision, job.device, job.model.kind, job.model.location, job.model.outliers
 
 
-def _distance(past: Job, job: Job) -> float:
-    sizes = zip(key_of(past.workload), key_of(job.workload), strict=True)
-    return sum(abs(log((1 + (one or 0)) / (1 + (other or 0)))) for one, other in sizes)
+def _tells_of(job: Job) -> list[_Alike]:
+    """What its time tells of; last what tells of it, which of prompts of natural length are they alone."""
+    load = job.workload
+    prompts = [None] if load.prompt_tokens is not None else [None, tuple(load.prompts)]
+    return [(_worker(job), load.decode, each) for each in prompts]
+
+
+def _distance(size: WorkloadKey, other: WorkloadKey) -> float:
+    pairs = zip(size, other, strict=True)
+    return sum(abs(log((1 + (mine or 0)) / (1 + (others or 0)))) for mine, others in pairs)
 
 
 def _scaled_s(job: Job, past: Past) -> float:
@@ -118,11 +148,6 @@ def _scaled_s(job: Job, past: Past) -> float:
     more_prefill = positions / (before.batch_size * (prompt_tokens + before.depth))
     more_decode = load.new_tokens / fmean(trial.new_tokens for trial in trials)
     return setup_s + (batches + untimed) * (prefill_s * more_prefill + decode_s * more_decode)
-
-
-def _start_s(job: Job, past: list[Past]) -> float:
-    starts_s = [_started_s(each.cell) for each in past if _worker(each.job) == _worker(job)]
-    return median([start_s for start_s in starts_s if start_s is not None] or [0.0])
 
 
 def _started_s(cell: CellRecord) -> float | None:

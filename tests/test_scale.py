@@ -17,6 +17,7 @@ from records import H100, make_cell, make_run, make_trial, sample
 from test_plan import plan_of
 
 from orchestrator.compare import compare_runs
+from orchestrator.estimate import estimate
 from orchestrator.names import file_stem
 from orchestrator.plan import Plan
 from orchestrator.report.summary import notes
@@ -38,14 +39,14 @@ T = TypeVar("T")
 
 
 def timely(work: Callable[[], T]) -> T:
-    """What `work` returns; it may try three times, since others use the machine too."""
+    """What `work` returns. CPU time is what counts, and the best of three: others use the machine too."""
     took_s = []
     for _ in range(3):
         gc.collect()
         gc.freeze()  # what this test alone keeps in memory is not looked through meanwhile
-        start_s = time.perf_counter()
+        start_s = time.process_time()
         result = work()
-        took_s.append(time.perf_counter() - start_s)
+        took_s.append(time.process_time() - start_s)
         if took_s[-1] < LIMIT_S:
             return result
     pytest.fail(f"took {min(took_s):.1f} s")
@@ -114,6 +115,11 @@ def test_what_is_left_is_worked_out(plan: Plan, folder: Path) -> None:
     left = timely(work_out)
     assert left.cells == plan.cells[CELLS // 2 :]
     timely(lambda: RunFolder(folder).mend([]))
+
+
+def test_its_time_is_told(plan: Plan, run: Run) -> None:
+    told = timely(lambda: estimate(plan, run.environment, [run]))
+    assert (told.known, told.cells, told.unknown) == (CELLS, CELLS, [])
 
 
 def test_read_with_all_samples(folder: Path) -> None:
