@@ -75,7 +75,7 @@ class RunFolder:
 
     def mend(self, left: Iterable[Job]) -> None:
         """Take away what a kill left half done: a torn last line, and samples of cells that are `left`."""
-        records = self.path / "records.jsonl"
+        records = self.path / RECORDS
         if records.exists():
             os.truncate(records, len(_whole(records.read_bytes())))
         for job in left:
