@@ -160,8 +160,8 @@ def measure(plan: Plan, left: Plan, folder: RunFolder, nvml: Nvml | None, option
     messages = Console(stderr=True, highlight=False, markup=False)
     for name, why in left.left_out.items():
         messages.print(f"left out {name}: {why}", soft_wrap=True)
-    cells = len(plan.runnable)
-    watching = watcher(messages, cells, begun=cells - len(left.runnable))
+    jobs = [cell.job for cell in plan.runnable]
+    watching = watcher(messages, jobs, begun=len(jobs) - len(left.runnable))
     try:
         with folder.reserved():
             run_plan(plan, folder, watching, nvml, options.timeout, explicit=not options.all)

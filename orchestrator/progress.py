@@ -1,6 +1,7 @@
 """What one sees while a run goes on: a live line on a terminal, plain lines elsewhere. All on stderr."""
 
 import time
+from collections.abc import Callable, Collection
 from types import TracebackType
 from typing import Self
 
@@ -9,8 +10,9 @@ from rich.live import Live
 from rich.text import Text
 
 from orchestrator.metrics import end_to_end_tok_s, measure_cell
-from orchestrator.names import cell_name, job_name
+from orchestrator.names import job_name
 from orchestrator.units import duration, mib, rate
+from orchestrator.workloads import job_names
 from schemas.frames import AnyFrame, Done, Phase, Progress, Trial
 from schemas.job import Job
 from schemas.record import CellRecord, MemoryReading
@@ -24,10 +26,13 @@ ERRANDS = {
 class Watcher:
     """Follows a run and tells of it in plain lines: one when a cell begins, one when it ends."""
 
-    def __init__(self, console: Console, cells: int, begun: int = 0) -> None:
+    def __init__(
+        self, console: Console, cells: int, begun: int = 0, name: Callable[[Job], str] = job_name
+    ) -> None:
         self.console = console
         self.cells = cells
         self.begun = begun
+        self.name = name
         self.finished_s: list[float] = []
 
     def __enter__(self) -> Self:
@@ -44,14 +49,14 @@ class Watcher:
         self.began_s = time.monotonic()
         self.trials: list[Trial] = []
         self.phase = "start"
-        self.say(f"{self._position()} {job_name(job)}: started")
+        self.say(f"{self._position()} {self.name(job)}: started")
 
     def see(self, frame: AnyFrame | None, reading: MemoryReading | None) -> None:
         """Take note of a frame, or of the time passing, and of the newest memory sample."""
         if isinstance(frame, Phase):
             self.phase = frame.name
             if frame.name in ERRANDS:
-                self.say(f"{self._position()} {job_name(self.job)}: {ERRANDS[frame.name]}")
+                self.say(f"{self._position()} {self.name(self.job)}: {ERRANDS[frame.name]}")
         elif isinstance(frame, Progress) and frame.total:
             self.phase = f"{frame.message} {frame.done}/{frame.total}"
         elif isinstance(frame, Trial):
@@ -65,7 +70,7 @@ class Watcher:
             told = f"decode {rate(row.decode_tok_s)} tok/s, {row.trials} trials"
         else:
             told = f"failed, {row.reason}"
-        self.say(f"{self._position()} {cell_name(record)}: {told}, {duration(took_s)}")
+        self.say(f"{self._position()} {self.name(self.job)}: {told}, {duration(took_s)}")
 
     def say(self, line: str) -> None:
         self.console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -89,7 +94,7 @@ class LiveWatcher(Watcher):
 
     def see(self, frame: AnyFrame | None, reading: MemoryReading | None) -> None:
         super().see(frame, reading)
-        parts = [f"{self._position()} {job_name(self.job)}", self.phase]
+        parts = [f"{self._position()} {self.name(self.job)}", self.phase]
         if self.trials:
             parts.append(f"{rate(end_to_end_tok_s(self.trials))} tok/s")
             parts.append(f"trial {len(self.trials)}/{self._trials_planned()}")
@@ -125,6 +130,7 @@ class LiveWatcher(Watcher):
         return cell_s - elapsed_s + (self.cells - self.begun) * typical_s
 
 
-def watcher(console: Console, cells: int, begun: int) -> Watcher:
-    """The watcher that fits where the messages go."""
-    return (LiveWatcher if console.is_terminal else Watcher)(console, cells, begun)
+def watcher(console: Console, jobs: Collection[Job], begun: int) -> Watcher:
+    """The watcher that fits where the messages go, for a run of these jobs."""
+    kind = LiveWatcher if console.is_terminal else Watcher
+    return kind(console, len(jobs), begun, job_names(jobs))

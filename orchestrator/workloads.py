@@ -3,9 +3,9 @@
 from collections.abc import Callable, Collection, Iterable
 from typing import NamedTuple
 
-from orchestrator.names import cell_name
+from orchestrator.names import cell_name, job_name
 from schemas.frames import Done
-from schemas.job import DecodeMode, Workload
+from schemas.job import DecodeMode, Job, Workload
 from schemas.record import CellRecord
 
 BASELINE = "fp16"
@@ -102,10 +102,16 @@ def full_name(cell: CellRecord, cells: Iterable[CellRecord]) -> str:
 
 def full_names(cells: Iterable[CellRecord]) -> Callable[[CellRecord], str]:
     """The same for many of them, with what tells them apart found out once."""
-    labels = workload_labels(by_workload(cells))
+    name = job_names(cell.job for cell in cells if cell.job)
+    return lambda cell: cell_name(cell) if cell.job is None else name(cell.job)
 
-    def name(cell: CellRecord) -> str:
-        label = labels[workload_key(cell)] if cell.job else ""
-        return f"{cell_name(cell)} ({label})" if label else cell_name(cell)
+
+def job_names(jobs: Iterable[Job]) -> Callable[[Job], str]:
+    """What each of these jobs is called among them: by its workload too where there are several."""
+    labels = workload_labels(dict.fromkeys(key_of(job.workload) for job in jobs))
+
+    def name(job: Job) -> str:
+        label = labels[key_of(job.workload)]
+        return f"{job_name(job)} ({label})" if label else job_name(job)
 
     return name

@@ -133,10 +133,15 @@ def started(
         process.communicate()
 
 
+def position(cell: str) -> str:
+    """How lines about a cell begin."""
+    precision, depth = cell.split()
+    return f"[{CELLS.index(cell) + 1}/4] {precision} (depth {depth})"
+
+
 def kill_in(cell: str, place: Path, cache: Path) -> Path:
     """The folder of a run that was killed while it measured this cell."""
-    at = CELLS.index(cell)
-    with started(place, cache, f"[{at + 1}/4] {cell.split()[0]}: started", PLAY_HOLD=cell) as process:
+    with started(place, cache, f"{position(cell)}: started", PLAY_HOLD=cell) as process:
         process.kill()
     return place / "run"
 
@@ -173,7 +178,7 @@ def test_killed_at_every_cell_boundary(cell: str, place: Path, cache: Path) -> N
     for name, content in before.items():  # logs of workers that were killed are kept too
         assert after[name] == content, name
     lines = [line.split(":")[0] for line in done.stderr.splitlines()]
-    assert lines == [f"[{at + 1}/4] {CELLS[at].split()[0]}" for at in range(finished, 4) for _ in "<>"]
+    assert lines == [position(cell) for cell in CELLS[finished:] for _ in "<>"]
     assert done.stdout.count("play-a") >= 2
 
 
@@ -217,7 +222,7 @@ def test_killed_in_the_middle_of_a_write(place: Path, cache: Path) -> None:
 
 @pytest.mark.slow
 def test_ctrl_c_tells_the_command_that_goes_on(place: Path, cache: Path) -> None:
-    with started(place, cache, "[2/4] play-a: started", PLAY_HOLD="play-a 8") as process:
+    with started(place, cache, "[2/4] play-a (depth 8): started", PLAY_HOLD="play-a 8") as process:
         process.send_signal(signal.SIGINT)
         _, told = process.communicate(timeout=20)
     assert process.returncode == 130
@@ -231,7 +236,7 @@ def test_ctrl_c_tells_the_command_that_goes_on(place: Path, cache: Path) -> None
 
 @pytest.mark.slow
 def test_a_run_that_goes_on_is_nobody_elses(place: Path, cache: Path) -> None:
-    with started(place, cache, "[2/4] play-a: started", PLAY_HOLD="play-a 8"):
+    with started(place, cache, "[2/4] play-a (depth 8): started", PLAY_HOLD="play-a 8"):
         before = contents(place / "run")
         refused = resume(place, cache)
         assert contents(place / "run") == before
