@@ -175,6 +175,14 @@ def test_two_trials_agree_within_a_fiftieth(trial_s: list[float], expected: bool
     assert measure.settled(trial_s) is expected
 
 
+def test_every_shape_of_prompts_is_met_before_trials_are_timed() -> None:
+    """Triton tunes its kernels by the number of rows: seconds in a first prefill."""
+    met: list[tuple[tuple[int, ...], Limits]] = []
+    batches = [Batch(torch.zeros(1, width, dtype=torch.long), None) for width in (8, 8, 5, 7, 5)]
+    measure._meet_all_shapes(lambda batch, limits: met.append((batch.ids.shape, limits)), batches)
+    assert met == [((1, 5), Limits(2)), ((1, 7), Limits(2))]
+
+
 # The static cache, step by step without a compiler: what a CUDA graph would record
 
 
