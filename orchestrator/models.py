@@ -10,6 +10,8 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
+
 from orchestrator.embedded import MODEL_NAME, fetch_embedded_model
 from orchestrator.errors import BadInput
 from orchestrator.hub import OTHER_SOURCES, is_hub_id, require_hub_model
@@ -63,14 +65,35 @@ def _default_model(cache_folder: Path, say: Callable[[str], None]) -> ModelSourc
 
 
 def _random_model(option: str, outliers: int) -> ModelSource:
-    name = option.removeprefix("random:").lower()
+    architecture = option.removeprefix("random:")
+    if architecture.endswith(".json"):
+        location, name = _own_config(option, Path(architecture).expanduser().absolute())
+    else:
+        location = name = _known_architecture(option, architecture.lower())
+    notice = PLANTED_OUTLIERS_WARNING.format(outliers) if outliers else RANDOM_WEIGHTS_WARNING
+    return ModelSource(
+        kind="random", location=location, name=f"random-{name}", notice=notice, outliers=outliers
+    )
+
+
+def _known_architecture(option: str, name: str) -> str:
     known = random_names()
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-        fix = f"Try random:{near[0]}; known are {', '.join(known)}"
+        fix = f"Try random:{near[0]}; known are {', '.join(known)}; or name the config.json of another"
         raise BadInput("--model", option, "no such random architecture", fix)
-    notice = PLANTED_OUTLIERS_WARNING.format(outliers) if outliers else RANDOM_WEIGHTS_WARNING
-    return ModelSource(kind="random", location=name, name=f"random-{name}", notice=notice, outliers=outliers)
+    return name
+
+
+def _own_config(option: str, path: Path) -> tuple[str, str]:
+    """Location and name of an architecture of the user's own; a `config.json` is called as its folder is."""
+    try:
+        config = msgspec.json.decode(path.read_bytes(), type=dict[str, object])
+    except (OSError, msgspec.MsgspecError) as error:
+        raise BadInput("--model", option, f"can't be read: {error}", "Name a model's config.json") from error
+    if "model_type" not in config:
+        raise BadInput("--model", option, "is no model's config: no model_type", "Name a model's config.json")
+    return str(path), path.parent.name if path.name == "config.json" else path.stem
 
 
 def _gguf_model(path: Path) -> ModelSource:

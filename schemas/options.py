@@ -48,8 +48,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     model: Annotated[
         str | None,
         option(
-            "Hub id, local folder, GGUF file, or random:NAME. Default: Qwen/Qwen2.5-0.5B-Instruct where "
-            "it can be had, else the embedded SmolLM2-135M-Instruct.",
+            "Hub id, local folder, GGUF file, random:NAME or random:CONFIG.json. Default: "
+            "Qwen/Qwen2.5-0.5B-Instruct where it can be had, else the embedded SmolLM2-135M-Instruct.",
             "-m",
         ),
     ] = None

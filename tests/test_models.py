@@ -103,6 +103,28 @@ def test_random_name() -> None:
     assert model.notice == RANDOM_WEIGHTS_WARNING
 
 
+def test_a_config_of_ones_own_is_called_as_its_folder_or_file_is(tmp_path: Path) -> None:
+    (tmp_path / "Shallow").mkdir()
+    for file, name in (("Shallow/config.json", "random-Shallow"), ("Deep-1b.json", "random-Deep-1b")):
+        path = tmp_path / file
+        path.write_text('{"model_type": "llama"}')
+        model = resolve_model(f"random:{path}", Path("cache"), outliers=2)
+        assert (model.kind, model.location, model.name, model.outliers) == ("random", str(path), name, 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [(None, "No such file"), ("[1]", "can't be read"), ("{", "can't be read"), ("{}", "no model_type")],
+)
+def test_what_is_no_config_is_told(text: str | None, problem: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    if text is not None:
+        path.write_text(text)
+    line = bad_input(f"random:{path}")
+    assert problem in line
+    assert line.endswith("Name a model's config.json.")
+
+
 def test_unknown_random_name_gets_the_nearest_and_all() -> None:
     line = bad_input("random:qwen2.5-8b")
     assert "Try random:qwen2.5-7b" in line

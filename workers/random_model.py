@@ -72,10 +72,14 @@ class RandomTensor:
 
 
 def random_config(name: str) -> "PreTrainedConfig":
-    """The published config of the architecture `random:NAME`. Raises FileNotFoundError if none is kept."""
+    """The published config of the architecture `random:NAME`, or that of a file, `random:PATH.json`.
+
+    Raises FileNotFoundError where there is none.
+    """
     from transformers import AutoConfig
 
-    return AutoConfig.for_model(**json.loads((CONFIGS_FOLDER / f"{name}.json").read_text()))
+    path = Path(name) if name.endswith(".json") else CONFIGS_FOLDER / f"{name}.json"
+    return AutoConfig.for_model(**json.loads(path.read_text()))
 
 
 def random_state_dict(
