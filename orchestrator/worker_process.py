@@ -55,15 +55,18 @@ class WorkerProcess:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        # A worker that said its last word may take a moment to unload; its children get no such moment.
-        if error is None:
+        # A worker that said its last word may take a moment to unload; its children get no such moment. One
+        # that has not read its job holds up who would close the pipe.
+        if error is None and not self.sending.is_alive():
             self._close(self.process.stdin)
             self._wait(GRACE_S)
         self._signal_group(signal.SIGTERM)
         self._wait(GRACE_S)
         self._signal_group(signal.SIGKILL)
         self.process.wait()
-        self._close(self.process.stdin)
+        self.sending.join(GRACE_S)
+        if not self.sending.is_alive():
+            self._close(self.process.stdin)
         self._close(self.process.stdout)
 
     @property
@@ -75,7 +78,8 @@ class WorkerProcess:
         # From a thread, since a job may be longer than the pipe's buffer and the worker slow to read it, or
         # too broken to; the deadline is kept by those who wait for frames.
         line = msgspec.json.encode(job) + b"\n"
-        threading.Thread(target=self._write, args=(line,), name="send-job", daemon=True).start()
+        self.sending = threading.Thread(target=self._write, args=(line,), name="send-job", daemon=True)
+        self.sending.start()
 
     def waits_for_more(self, timeout_s: float = 10.0) -> bool:
         """Whether the worker, its job done or failed, can be given another; it may free memory first."""

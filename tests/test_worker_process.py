@@ -251,10 +251,12 @@ def test_a_long_job_that_nobody_reads_holds_no_deadline_up(monkeypatch: pytest.M
     monkeypatch.setattr(worker_process, "GRACE_S", 0.3)
     job = make_job(workload=Workload(prompts=["word " * 2000] * 50))
     command = [sys.executable, "-I", "-S", "-c", "import time; time.sleep(60)"]
+    started_s = time.monotonic()
     with WorkerProcess(command, dict(os.environ), job, None) as worker:
         *_, last = worker.frames(timeout_s=1)
     assert isinstance(last, Failed)
     assert last.kind == "timeout"
+    assert time.monotonic() - started_s < 10
 
 
 def test_a_death_is_told_though_a_child_still_holds_the_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
