@@ -17,9 +17,9 @@ from math import log
 from statistics import fmean, median
 from typing import NamedTuple
 
+from orchestrator.budget import measuring_s
 from orchestrator.names import job_name
 from orchestrator.plan import Plan
-from orchestrator.run import measuring_s
 from orchestrator.units import duration
 from orchestrator.workloads import WorkloadKey, key_of
 from schemas.environment import Environment

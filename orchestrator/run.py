@@ -15,6 +15,7 @@ from typing import Self
 
 import msgspec
 
+from orchestrator.budget import Budget, Pause, measuring_s
 from orchestrator.idle import IdleGpu
 from orchestrator.interpreter import lent_packages, worker_command, worker_environment
 from orchestrator.intervals import FEWEST_ROUNDS
@@ -66,7 +67,7 @@ def run_plan(
                         _run_queue(queue, worker, plan, budget, pause, explicit, too_large)
 
 
-def _is_enough(round_: int, plan: Plan, folder: RunFolder, budget: "Budget", watcher: Watcher) -> bool:
+def _is_enough(round_: int, plan: Plan, folder: RunFolder, budget: Budget, watcher: Watcher) -> bool:
     """Whether `--precise` wants no further round: its intervals are narrow, or the budget is spent.
 
     A round that was begun before the run was interrupted is ended all the same.
@@ -87,8 +88,8 @@ def _run_queue(
     queue: deque[Cell],
     worker: "Worker",
     plan: Plan,
-    budget: "Budget",
-    pause: "Pause",
+    budget: Budget,
+    pause: Pause,
     explicit: bool,
     too_large: list[Job],
 ) -> None:
@@ -115,46 +116,6 @@ def _run_queue(
         budget.spend(measuring_s(record))
         if ran_out(record):
             too_large.append(job)
-
-
-class Budget:
-    """Seconds shared out among the cells to come; what one leaves over, the next ones get."""
-
-    def __init__(self, total_s: float | None, cells: int) -> None:
-        self.left_s = total_s
-        self.cells_left = max(cells, 1)
-
-    def next_share_s(self) -> float | None:
-        """Seconds for the next cell, None where time is no object."""
-        share_s = None if self.left_s is None else self.left_s / self.cells_left
-        self.cells_left = max(self.cells_left - 1, 1)
-        return share_s
-
-    def spend(self, seconds: float) -> None:
-        if self.left_s is not None:
-            self.left_s -= seconds
-
-
-class Pause:
-    """The cooldown: before every cell but the first, so that none inherits the heat of another."""
-
-    def __init__(self, cooldown_s: float) -> None:
-        self.next_s = 0.0
-        self.cooldown_s = cooldown_s
-
-    def wait(self) -> None:
-        time.sleep(self.next_s)
-        self.next_s = self.cooldown_s
-
-
-def measuring_s(record: CellRecord) -> float:
-    """The cell's wall time without preparing and building, which are done once and kept."""
-    wall_s = record.wall_s or 0.0
-    began_ns = record.began_ns or 0
-    errand = next((edge.phase for edge in record.edges if edge.phase.name in ("prepare", "build")), None)
-    if errand is None or record.ready is None or errand.at_ns < began_ns:
-        return wall_s
-    return wall_s - (record.ready.at_ns - errand.at_ns) / 1e9
 
 
 class Worker:

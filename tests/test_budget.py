@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 from records import edge, make_cell, make_ready
 
-from orchestrator.run import Budget, measuring_s
+from orchestrator.budget import Budget, measuring_s
 from schemas.record import CellRecord
 
 

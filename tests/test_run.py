@@ -10,12 +10,13 @@ import pytest
 from records import make_job
 from rich.console import Console
 
+from orchestrator.budget import Budget, Pause
 from orchestrator.cli import exit_status
 from orchestrator.interpreter import Interpreter
 from orchestrator.plan import Cell, Plan
 from orchestrator.precisions import Precision
 from orchestrator.progress import Watcher
-from orchestrator.run import Budget, Pause, Worker, _run_queue
+from orchestrator.run import Worker, _run_queue
 from orchestrator.store import RunFolder, read_run
 from schemas.environment import Environment
 from schemas.frames import Done, Failed
