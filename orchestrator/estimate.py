@@ -122,7 +122,10 @@ def _worker(job: Job) -> _WorkerKey:
 
 
 def _tells_of(job: Job) -> list[_Alike]:
-    """What its time tells of; last what tells of it, which of prompts of natural length are they alone."""
+    """Under what its time is filed; last what it is itself looked up by.
+
+    How long prompts of natural length are, only the same prompts tell.
+    """
     load = job.workload
     prompts = [None] if load.prompt_tokens is not None else [None, tuple(load.prompts)]
     return [(_worker(job), load.decode, each) for each in prompts]

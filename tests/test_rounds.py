@@ -9,9 +9,11 @@ from conftest import Qbench
 from records import DONE, H100, make_cell, make_job, make_run, make_trial
 from test_plan import bad_input, plan_of
 
+from orchestrator.estimate import Estimate
 from orchestrator.intervals import Comparison
 from orchestrator.names import cell_name, file_stem
 from orchestrator.plan import MOST_ROUNDS, Plan
+from orchestrator.report.listing import print_plan
 from orchestrator.report.summary import as_csv, as_markdown, notes
 from orchestrator.rounds import comparisons, is_precise, noise_floor, summarize_rounds, typical_run
 from orchestrator.store import read_run
@@ -69,6 +71,16 @@ def test_precise_plans_more_rounds_than_it_will_need_and_shares_the_budget_among
     plan = plan_of(precision=PRECISIONS, precise=0.01, decode=["eager"])
     assert len(turns(plan)) == MOST_ROUNDS
     assert plan.cells_to_budget == 5 * 3
+
+
+def test_what_is_left_of_rounds_is_listed_once_each(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its first round is done, and of the second one cell."""
+    plan = plan_of(precision=PRECISIONS, rounds=3, decode=["eager"])
+    left = plan._replace(cells=plan.cells[4:])
+    print_plan(left, Estimate(0, 0, 5, []))
+    told = capsys.readouterr().out.splitlines()
+    assert {line.split(":")[0] for line in told if " prompts" in line} == set(PRECISIONS)
+    assert "3 cells, in 2 rounds, each in an order of its own: 5 cells" in told
 
 
 @pytest.mark.parametrize("option", [{"aa": True}, {"precise": 0.01}])

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import click
+import msgspec
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
@@ -11,8 +12,8 @@ from orchestrator.environments import outdated_line
 from orchestrator.estimate import Estimate
 from orchestrator.interpreter import Interpreter
 from orchestrator.intervals import FEWEST_ROUNDS
-from orchestrator.names import job_name
-from orchestrator.plan import Plan, check, choose_device, choose_interpreters
+from orchestrator.names import file_stem, job_name
+from orchestrator.plan import Cell, Plan, check, choose_device, choose_interpreters
 from orchestrator.precisions import Precision
 from orchestrator.report.console import open_console
 from orchestrator.units import duration
@@ -58,11 +59,14 @@ def _environment(interpreter: Interpreter) -> str:
 
 
 def print_plan(plan: Plan, estimate: Estimate) -> None:
-    """The cells of a round in the order they would run, what is left out, how often, and for how long."""
+    """The cells, each once and in the order they would run, what is left out, how often, and for how long."""
     if notice := plan.cells[0].job.model.notice:
         click.echo(notice)
-    first_round = [cell for cell in plan.cells if cell.job.round == 0]
-    for cell in first_round:
+    # Of a run that is gone on with, some rounds are behind it, and one may be half done.
+    distinct: dict[str, Cell] = {}
+    for cell in plan.cells:
+        distinct.setdefault(file_stem(msgspec.structs.replace(cell.job, round=0)), cell)
+    for cell in distinct.values():
         job, load = cell.job, cell.job.workload
         if cell.why_not is None:
             click.echo(
@@ -72,7 +76,7 @@ def print_plan(plan: Plan, estimate: Estimate) -> None:
             )
         else:
             click.echo(f"{job.precision}: left out, {cell.why_not}")
-    click.echo(_count(plan, sum(cell.why_not is None for cell in first_round)))
+    click.echo(_count(plan, sum(cell.why_not is None for cell in distinct.values())))
     if plan.budget_s is not None:
         click.echo(f"budget: {duration(plan.budget_s)}")
     if plan.runnable:
@@ -81,7 +85,7 @@ def print_plan(plan: Plan, estimate: Estimate) -> None:
 
 def _count(plan: Plan, cells: int) -> str:
     """How many cells there are, and how often."""
-    rounds = 1 + max(cell.job.round for cell in plan.cells)
+    rounds = len({cell.job.round for cell in plan.cells})
     each = f"{cells} cells" if cells != 1 else "1 cell"
     if rounds == 1:
         return each
