@@ -10,6 +10,8 @@ from pathlib import Path
 import msgspec
 import pytest
 import torch
+from torch._dynamo.utils import counters
+from torch.fx.experimental.proxy_tensor import make_fx
 from torchao.quantization import Int8WeightOnlyConfig, quantize_
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from worker_runs import make_job, run_jobs
@@ -262,6 +264,16 @@ def test_products_of_one_row_compile_to_what_they_are() -> None:
     compilation.forget_compiled()
 
 
+def test_no_cache_answers_with_products_that_another_version_made() -> None:
+    layer = torch.nn.Linear(64, 48)
+    counters.clear()
+    with torch.inference_mode():
+        torch.compile(lambda: layer(torch.ones(1, 64)), backend=compilation._backend, dynamic=False)()
+    assert counters["aot_autograd"]["ok"] == 1
+    assert not [name for name in counters["aot_autograd"] if "cache" in name]
+    compilation.forget_compiled()
+
+
 # A capture that can't be, without a GPU to refuse it: torch's own switch is played.
 
 
@@ -315,6 +327,17 @@ def test_a_product_of_one_row_is_a_sum() -> None:
     assert torch.allclose(summed, torch.addmm(bias, vector, matrix), atol=1e-5)
     assert compilation._product(torch.randn(2, 40), matrix) is NotImplemented
     assert compilation._product_with_bias(bias, vector, matrix, alpha=2) is NotImplemented
+
+
+@pytest.mark.parametrize(
+    ("terms", "halves"), [(compilation.LONG_SUM - 2, False), (compilation.LONG_SUM, True)]
+)
+def test_long_sums_are_made_in_halves(terms: int, halves: bool) -> None:
+    torch.manual_seed(0)
+    vector, matrix = torch.randn(1, terms), torch.randn(terms, 3)
+    traced = make_fx(compilation._product)(vector, matrix)
+    assert torch.allclose(traced(vector, matrix), vector @ matrix, atol=1e-3)
+    assert any(node.name.startswith("view") for node in traced.graph.nodes) is halves
 
 
 @pytest.mark.parametrize("eight_bits", [False, True])

@@ -5,11 +5,14 @@ once. Matrix kernels are made for many rows; a plain reduction reads faster. Ind
 turns to it only for layers without bias and while it tunes each kernel by coordinate descent, which takes
 longer than all the rest (cf. gpt-fast, "Accelerating Generative AI with PyTorch II", pytorch.org 2023).
 Here all products of one row are reductions. Activations are written out before they are multiplied, since a
-reduction would compute them again for every row of the weight. For weights of eight bits each reduction takes
-the fastest of a few ways to cut it into blocks: the usual one suits 16 bits, and tuning only loses there.
+reduction would compute them again for every row of the weight. Long sums are made in two halves: there are
+few of them, and a GPU ends them together only if it has many to share out. For weights of eight bits each
+reduction takes the fastest of a few ways to cut it into blocks: the usual one suits 16 bits, and tuning only
+loses there.
 
-Measured on one H100 80GB, Qwen2.5-7B in FP16: 182 tok/s, 175 with block sizes tuned, and 152 with Inductor's
-own choice and tuning by coordinate descent.
+Measured on one H100 80GB, Qwen2.5-7B: FP16 runs at 182 tok/s, at 175 with block sizes tuned, and at 152 with
+Inductor's own choice and tuning by coordinate descent (whole sums, all three). Its longest product, 3,584
+sums of 18,944 terms, takes 52 µs in FP16 and 38 µs in INT8; in halves 46 and 29.
 """
 
 import time
@@ -18,6 +21,7 @@ from typing import Any
 
 import torch
 from torch._dynamo.utils import counters
+from torch._functorch import config as functorch_config
 from torch._inductor import compile_fx, decomposition
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
@@ -28,6 +32,8 @@ INDUCTOR = {"realize_opcount_threshold": 8, "realize_acc_reads_threshold": 2}
 """Operations, and buffers read, beyond which an intermediate result is written out and not computed again."""
 TUNED = {"max_autotune_pointwise": True}
 """Measures a few ways to cut a reduction into blocks; matrix kernels stay as they are."""
+LONG_SUM = 8192
+"""Terms from which on a sum is made in two halves."""
 
 
 class CompiledStep:
@@ -69,7 +75,10 @@ def _backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
         torch.ops.aten.addmm.default: _product_with_bias,
     }
     tuned = TUNED if has_matrices_of_bytes(inputs) else {}
-    return compile_fx.compile_fx(graph, inputs, config_patches=INDUCTOR | tuned, decompositions=table)
+    # This cache goes by the graph as it is before decomposition, so it could answer with other products than
+    # ours. Inductor's own, which goes by what it is given to compile, stays on.
+    with functorch_config.patch(enable_autograd_cache=False):
+        return compile_fx.compile_fx(graph, inputs, config_patches=INDUCTOR | tuned, decompositions=table)
 
 
 def has_matrices_of_bytes(inputs: Iterable[object]) -> bool:
@@ -89,7 +98,11 @@ def _product(vector: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
     """(1, k) × (k, n) as a reduction, summed in float32 as a matrix product would be."""
     if vector.shape[0] != 1:
         return NotImplemented
-    return (vector.float().unsqueeze(2) * matrix.float().unsqueeze(0)).sum(dim=1).to(vector.dtype)
+    terms = vector.float().unsqueeze(2) * matrix.float().unsqueeze(0)
+    count, sums = matrix.shape
+    if count >= LONG_SUM and count % 2 == 0:
+        terms = terms.view(2, count // 2, sums).sum(dim=1).unsqueeze(0)
+    return terms.sum(dim=1).to(vector.dtype)
 
 
 def _product_with_bias(
