@@ -11,7 +11,6 @@ import msgspec
 import pytest
 import torch
 from torch._dynamo.utils import counters
-from torch._inductor.runtime.benchmarking import benchmarker
 from torch.fx.experimental.proxy_tensor import make_fx
 from torchao.quantization import Int8WeightOnlyConfig, quantize_
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
@@ -263,15 +262,6 @@ def test_products_of_one_row_compile_to_what_they_are() -> None:
             vector = torch.randn(rows, 64)
             assert torch.allclose(compiled(vector), step(vector), atol=1e-5)
     compilation.forget_compiled()
-
-
-def test_the_tuner_flushes_for_longer_than_a_launch_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its times need a GPU; which buffer it would write over doesn't."""
-    seen = []
-    monkeypatch.setattr(torch, "compile", lambda step, **_: step)
-    compilation.CompiledStep(lambda: seen.append(benchmarker.L2_cache_size), Device("cpu"))
-    assert seen == [compilation.FLUSH_BYTES]
-    assert "L2_cache_size" not in vars(benchmarker)
 
 
 def test_no_cache_answers_with_products_that_another_version_made() -> None:

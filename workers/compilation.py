@@ -16,15 +16,13 @@ sums of 18,944 terms, takes 52 µs in FP16 and 38 µs in INT8; in halves 46 and 
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch._dynamo.utils import counters
 from torch._functorch import config as functorch_config
 from torch._inductor import compile_fx, decomposition
-from torch._inductor.runtime.benchmarking import benchmarker
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from workers.device import Device
@@ -36,8 +34,6 @@ TUNED = {"max_autotune_pointwise": True}
 """Measures a few ways to cut a reduction into blocks; matrix kernels stay as they are."""
 LONG_SUM = 8192
 """Terms from which on a sum is made in two halves."""
-FLUSH_BYTES = 1 << 28
-"""Written by the tuner between two runs of a kernel: 0.1 ms, in which any host gets out the next launch."""
 
 
 class CompiledStep:
@@ -58,28 +54,13 @@ class CompiledStep:
 
     def _compile(self) -> None:
         try:
-            with _tuned_apart_from_launches():
-                self.step()
+            self.step()
         except (torch._dynamo.exc.TorchDynamoException, RuntimeError) as error:
             if "compiler" in str(error):
                 raise Unsupported(
                     "torch.compile finds no C++ compiler", "install g++, or leave compile out of --decode"
                 ) from error
             raise
-
-
-@contextmanager
-def _tuned_apart_from_launches() -> Iterator[None]:
-    """Let Inductor's tuner see how long a kernel takes, and not how long the host takes to launch it.
-
-    It writes over the L2 cache between two runs, which on an H100 is done in 20 µs. Where Python needs longer
-    for a launch, all kernels shorter than that look alike, and which is taken is chance.
-    """
-    benchmarker.L2_cache_size = FLUSH_BYTES
-    try:
-        yield
-    finally:
-        del benchmarker.L2_cache_size
 
 
 def forget_compiled() -> None:
