@@ -148,7 +148,7 @@ def test_a_run_that_cannot_be_read_is_told_and_passed_over(tmp_path: Path) -> No
         (["--history", "nowhere"], "has no such decode figure. Name a folder above those"),
         (
             ["--history", RESULTS, "-m", "gpt"],
-            "Its runs are of random-qwen2.5-0.5b, random-qwen2.5-7b, smollm2",
+            "Its runs are of random-qwen2.5-0.5b, random-qwen2.5-7b, random-shallow, smollm2",
         ),
     ],
 )
@@ -169,7 +169,8 @@ def test_bad_input_is_one_line(arguments: list[object], problem: str) -> None:
 )
 def test_recorded_runs_of_an_h100(figure: str, first: str, second: str) -> None:
     shown = invoke("--history", RESULTS, "-m", "7b", "-p", "fp16", "--figure", figure).stdout
-    table = shown.partition(f"{figure} of fp16 graph (prompts 3 drawn, prompt tokens 2048, new tokens 64)")[2]
+    title = f"{figure} of fp16 graph (prompts 3 drawn, prompt tokens 2048, batch size 1, new tokens 64)"
+    table = shown.partition(title)[2]
     rows = [line.split() for line in table.splitlines() if "2026-" in line][:2]
     assert [(row[2], row[3], row[5]) for row in rows] == [
         ("h100-modes/7b-prompts", "541be5341570", first),
