@@ -10,16 +10,13 @@ from pathlib import Path
 import msgspec
 import pytest
 import torch
-from torch._dynamo.utils import counters
-from torch.fx.experimental.proxy_tensor import make_fx
-from torchao.quantization import Int8WeightOnlyConfig, quantize_
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from worker_runs import make_job, run_jobs
 
 from orchestrator.precisions import find_precisions
 from schemas.frames import Done, Failed, Loaded, Phase, SetUp, Trial, WarmedUp
 from schemas.job import Job
-from workers import compilation, device, measure, profiling
+from workers import device, measure, profiling
 from workers.decoding import EagerStepper, StaticStepper
 from workers.device import Device
 from workers.generation import Limits, generate_stepwise
@@ -248,32 +245,6 @@ def test_a_static_cache_gives_the_tokens_of_a_growing_one(
     assert min(len(set(row)) for row in growing.tolist()) > 3
 
 
-@pytest.mark.slow
-def test_products_of_one_row_compile_to_what_they_are() -> None:
-    torch.manual_seed(0)
-    linear, plain = torch.nn.Linear(64, 48), torch.nn.Linear(48, 32, bias=False)
-
-    def step(vector: torch.Tensor) -> torch.Tensor:
-        return plain(torch.nn.functional.silu(linear(vector)))
-
-    compiled = torch.compile(step, backend=compilation._backend, dynamic=False)
-    with torch.inference_mode():
-        for rows in (1, 3):
-            vector = torch.randn(rows, 64)
-            assert torch.allclose(compiled(vector), step(vector), atol=1e-5)
-    compilation.forget_compiled()
-
-
-def test_no_cache_answers_with_products_that_another_version_made() -> None:
-    layer = torch.nn.Linear(64, 48)
-    counters.clear()
-    with torch.inference_mode():
-        torch.compile(lambda: layer(torch.ones(1, 64)), backend=compilation._backend, dynamic=False)()
-    assert counters["aot_autograd"]["ok"] == 1
-    assert not [name for name in counters["aot_autograd"] if "cache" in name]
-    compilation.forget_compiled()
-
-
 # A capture that can't be, without a GPU to refuse it: torch's own switch is played.
 
 
@@ -316,43 +287,7 @@ def test_a_step_that_never_waits_is_let_through(strict_gpu: list[str]) -> None:
     assert ran == [1]
 
 
-# Products of one row, as torch.compile is told to make them
-
-
-def test_a_product_of_one_row_is_a_sum() -> None:
-    torch.manual_seed(0)
-    vector, matrix, bias = torch.randn(1, 40), torch.randn(40, 30), torch.randn(30)
-    assert torch.allclose(compilation._product(vector, matrix), vector @ matrix, atol=1e-5)
-    summed = compilation._product_with_bias(bias, vector, matrix)
-    assert torch.allclose(summed, torch.addmm(bias, vector, matrix), atol=1e-5)
-    assert compilation._product(torch.randn(2, 40), matrix) is NotImplemented
-    assert compilation._product_with_bias(bias, vector, matrix, alpha=2) is NotImplemented
-
-
-@pytest.mark.parametrize(
-    ("terms", "halves"), [(compilation.LONG_SUM - 2, False), (compilation.LONG_SUM, True)]
-)
-def test_long_sums_are_made_in_halves(terms: int, halves: bool) -> None:
-    torch.manual_seed(0)
-    vector, matrix = torch.randn(1, terms), torch.randn(terms, 3)
-    traced = make_fx(compilation._product)(vector, matrix)
-    assert torch.allclose(traced(vector, matrix), vector @ matrix, atol=1e-3)
-    assert any(node.name.startswith("view") for node in traced.graph.nodes) is halves
-
-
-@pytest.mark.parametrize("eight_bits", [False, True])
-def test_weights_of_eight_bits_are_found_inside_tensors_of_torchao(eight_bits: bool) -> None:
-    layer = torch.nn.Linear(64, 32, dtype=torch.bfloat16)
-    if eight_bits:
-        quantize_(layer, Int8WeightOnlyConfig())
-    found = []
-
-    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> torch.fx.GraphModule:
-        found.append(compilation.has_matrices_of_bytes(inputs))
-        return graph
-
-    torch.compile(layer, backend=backend)(torch.randn(1, 64, dtype=torch.bfloat16))
-    assert found == [eight_bits]
+# INT8 products
 
 
 @pytest.mark.parametrize("rows", [1, 16, 17, 40])

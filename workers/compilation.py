@@ -6,46 +6,55 @@ turns to it only for layers without bias and while it tunes each kernel by coord
 longer than all the rest (cf. gpt-fast, "Accelerating Generative AI with PyTorch II", pytorch.org 2023).
 Here all products of one row are reductions. Activations are written out before they are multiplied, since a
 reduction would compute them again for every row of the weight. Long sums are made in two halves: there are
-few of them, and a GPU ends them together only if it has many to share out. For weights of eight bits each
-reduction takes the fastest of a few ways to cut it into blocks: the usual one suits 16 bits, and tuning only
-loses there.
-
-Measured on one H100 80GB, Qwen2.5-7B: FP16 runs at 182 tok/s, at 175 with block sizes tuned, and at 152 with
-Inductor's own choice and tuning by coordinate descent (whole sums, all three). Its longest product, 3,584
-sums of 18,944 terms, takes 52 µs in FP16 and 38 µs in INT8 (by hand); in halves 46 and 30
-(`results/h100-kernels-7b`).
+few of them, and a GPU ends them together only if it has many to share out. Each kernel takes the fastest of a
+few ways to cut it into blocks, and decoder layers share their kernels (`workers/regions.py`).
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+from torch._dynamo.exc import TorchDynamoException, UncapturedHigherOrderOpError
 from torch._dynamo.utils import counters
 from torch._functorch import config as functorch_config
 from torch._inductor import compile_fx, decomposition
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+from torch._inductor.runtime.benchmarking import benchmarker
 
 from workers.device import Device
 from workers.protocol import Unsupported
 
-INDUCTOR = {"realize_opcount_threshold": 8, "realize_acc_reads_threshold": 2}
-"""Operations, and buffers read, beyond which an intermediate result is written out and not computed again."""
-TUNED = {"max_autotune_pointwise": True}
-"""Measures a few ways to cut a reduction into blocks; matrix kernels stay as they are."""
+INDUCTOR = {
+    # Reads, and operations, beyond which an intermediate result is written out and not computed again: no
+    # more than it takes to multiply by a dequantized weight.
+    "realize_acc_reads_threshold": 3,
+    "realize_opcount_threshold": 9,
+    # Measures a few ways to cut a kernel into blocks; matrix kernels stay as they are.
+    "max_autotune_pointwise": True,
+}
 LONG_SUM = 8192
 """Terms from which on a sum is made in two halves."""
+FLUSH_BYTES = 1 << 28
+"""Written by the tuner between two runs of a kernel: 0.1 ms, in which any host gets out the next launch."""
 
 
 class CompiledStep:
-    """A step compiled by running it once."""
+    """A step compiled by running it once, with its `regions` compiled once for all where that can be."""
 
-    def __init__(self, step: Callable[[], None], device: Device) -> None:
-        counters.clear()
+    def __init__(self, step: Callable[[], None], regions: ExitStack, device: Device) -> None:
         backend = _backend if device.torch.type == "cuda" else "inductor"
         self.step = torch.compile(step, backend=backend, dynamic=False)
         start_ns = time.monotonic_ns()
-        self._compile()
+        try:
+            with _tuned_apart_from_launches():
+                self._compile(regions)
+        except (TorchDynamoException, RuntimeError) as error:
+            if "compiler" in str(error):
+                raise Unsupported(
+                    "torch.compile finds no C++ compiler", "install g++, or leave compile out of --decode"
+                ) from error
+            raise
         device.synchronize()
         self.compile_s = (time.monotonic_ns() - start_ns) / 1e9
         self.graph_breaks = sum(counters["graph_break"].values())
@@ -53,15 +62,30 @@ class CompiledStep:
     def __call__(self) -> None:
         self.step()
 
-    def _compile(self) -> None:
+    def _compile(self, regions: ExitStack) -> None:
+        counters.clear()
         try:
             self.step()
-        except (torch._dynamo.exc.TorchDynamoException, RuntimeError) as error:
-            if "compiler" in str(error):
-                raise Unsupported(
-                    "torch.compile finds no C++ compiler", "install g++, or leave compile out of --decode"
-                ) from error
-            raise
+        except UncapturedHigherOrderOpError:
+            # A region can't be left half-way, as a step can.
+            regions.close()
+            forget_compiled()
+            counters.clear()
+            self.step()
+
+
+@contextmanager
+def _tuned_apart_from_launches() -> Iterator[None]:
+    """Let Inductor's tuner see how long a kernel takes, and not how long the host takes to launch it.
+
+    It writes over the L2 cache between two runs, which on an H100 is done in 20 µs. Where Python needs longer
+    for a launch, all kernels shorter than that look alike, and which is taken is chance.
+    """
+    benchmarker.L2_cache_size = FLUSH_BYTES
+    try:
+        yield
+    finally:
+        del benchmarker.L2_cache_size
 
 
 def forget_compiled() -> None:
@@ -75,24 +99,10 @@ def _backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
         torch.ops.aten.mm.default: _product,
         torch.ops.aten.addmm.default: _product_with_bias,
     }
-    tuned = TUNED if has_matrices_of_bytes(inputs) else {}
     # This cache goes by the graph as it is before decomposition, so it could answer with other products than
     # ours. Inductor's own, which goes by what it is given to compile, stays on.
     with functorch_config.patch(enable_autograd_cache=False):
-        return compile_fx.compile_fx(graph, inputs, config_patches=INDUCTOR | tuned, decompositions=table)
-
-
-def has_matrices_of_bytes(inputs: Iterable[object]) -> bool:
-    """Whether a matrix among the inputs of a graph holds one byte a value, be it inside another tensor."""
-    tensors = (part for each in inputs if isinstance(each, torch.Tensor) for part in _parts(each))
-    return any(tensor.ndim == 2 and tensor.itemsize == 1 for tensor in tensors)
-
-
-def _parts(tensor: torch.Tensor) -> list[torch.Tensor]:
-    if not is_traceable_wrapper_subclass(tensor):
-        return [tensor]
-    names, _ = tensor.__tensor_flatten__()
-    return [part for name in names if isinstance(part := getattr(tensor, name), torch.Tensor)]
+        return compile_fx.compile_fx(graph, inputs, config_patches=INDUCTOR, decompositions=table)
 
 
 def _product(vector: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,7 @@ The static cache is as small as the workload allows, since attention reads all o
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 
 import torch
@@ -26,6 +26,7 @@ from workers.generation import Generate, generate_stepwise
 from workers.opaque import opaque
 from workers.prompts import Batch
 from workers.protocol import LoadedModel
+from workers.regions import repeated_layers
 from workers.static_cache import StepState, grouped_attention_in
 from workers.transformers_generate import generate_with_transformers
 
@@ -45,11 +46,15 @@ def decoding(
         yield partial(generate_stepwise, EagerStepper(model, new_tokens, device), device), SetUp(setup_s=0.0)
     else:
         hidden = loaded.opaque if mode == "compile" else ()
-        with grouped_attention_in(model) as grouped, opaque(model, hidden):
+        with (
+            grouped_attention_in(model) as grouped,
+            opaque(model, hidden),
+            repeated_layers(model) if mode == "compile" else nullcontext() as regions,
+        ):
             state = StepState(model, batches, new_tokens, grouped)
             stepper = StaticStepper(model, state, new_tokens, device)
             try:
-                facts = stepper.record(batches[0], compiled=mode == "compile")
+                facts = stepper.record(batches[0], regions)
                 yield partial(generate_stepwise, stepper, device), facts
             finally:
                 forget_compiled()
@@ -101,13 +106,13 @@ class StaticStepper:
         self.device = device
         self.replay: Callable[[], None] = self._step
 
-    def record(self, batch: Batch, compiled: bool) -> SetUp:
-        """Compile the step if asked to, and record it as a CUDA graph where there is CUDA."""
+    def record(self, batch: Batch, regions: ExitStack | None) -> SetUp:
+        """Compile the step where it has `regions`, and record it as a CUDA graph where there is CUDA."""
         start_ns = time.monotonic_ns()
         self._prefill_anew(batch)
-        compiling = CompiledStep(self._step, self.device) if compiled else None
+        compiling = CompiledStep(self._step, regions, self.device) if regions else None
         self._prefill_anew(batch)
-        self.replay = self.device.replayable(compiling or self._step, compiled)
+        self.replay = self.device.replayable(compiling or self._step, compiled=bool(compiling))
         return SetUp(
             setup_s=(time.monotonic_ns() - start_ns) / 1e9,
             compile_s=compiling and compiling.compile_s,

@@ -16,14 +16,14 @@ _layers: list[torch.nn.Module] = []
 
 
 @torch.library.custom_op("qbench::linear", mutates_args=())
-def _linear(x: torch.Tensor, place: int) -> torch.Tensor:
-    layer = _layers[place]
+def _linear(x: torch.Tensor, place: torch.Tensor, out_features: int) -> torch.Tensor:
+    layer = _layers[int(place)]
     return type(layer).forward(layer, x)
 
 
 @_linear.register_fake
-def _(x: torch.Tensor, place: int) -> torch.Tensor:
-    return x.new_empty(*x.shape[:-1], _layers[place].out_features)
+def _(x: torch.Tensor, place: torch.Tensor, out_features: int) -> torch.Tensor:
+    return x.new_empty(*x.shape[:-1], out_features)
 
 
 @contextmanager
@@ -34,7 +34,7 @@ def opaque(model: torch.nn.Module, classes: tuple[type, ...]) -> Iterator[None]:
     """
     _layers.extend(layer for layer in model.modules() if isinstance(layer, classes))
     for place, layer in enumerate(_layers):
-        layer.forward = _calling(place)
+        layer.forward = _calling(place, layer.out_features)
     try:
         yield
     finally:
@@ -43,5 +43,7 @@ def opaque(model: torch.nn.Module, classes: tuple[type, ...]) -> Iterator[None]:
         _layers.clear()
 
 
-def _calling(place: int) -> Callable[[torch.Tensor], torch.Tensor]:
-    return lambda x: torch.ops.qbench.linear(x, place)
+def _calling(place: int, out_features: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    # As a number it would be part of the code, which then were another in each decoder layer.
+    at = torch.tensor(place)
+    return lambda x: torch.ops.qbench.linear(x, at, out_features)
