@@ -12,7 +12,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torchao.quantization import Int8WeightOnlyConfig, quantize_
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from workers import compilation
+from workers import compilation, regions
 from workers.compilation import CompiledStep
 from workers.device import Device
 from workers.opaque import opaque
@@ -145,14 +145,21 @@ def test_layers_that_are_alike_are_one_region(kind: str) -> None:
     assert regions_called(model) == []
 
 
+def test_an_older_torch_compiles_the_step_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(regions, "REGIONS_SINCE", (99, 0))
+    model = small_model()
+    with repeated_layers(model):
+        assert regions_called(model) == []
+
+
 def test_a_layer_that_cannot_be_a_region_is_compiled_with_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
     model, compile_it = small_model(), torch.compile
     monkeypatch.setattr(torch, "compile", lambda step, **_: compile_it(step, backend="eager"))
     layer = model.model.layers[1].mlp
     inside, layer.forward = layer.forward, lambda x: torch._dynamo.graph_break() or inside(x)
     ids, got = torch.ones(1, 4, dtype=torch.long), []
-    with torch.no_grad(), repeated_layers(model) as regions:
-        step = CompiledStep(lambda: got.append(model(ids).logits), regions, Device("cpu"))
+    with torch.no_grad(), repeated_layers(model) as marked:
+        step = CompiledStep(lambda: got.append(model(ids).logits), marked, Device("cpu"))
         assert torch.allclose(got[-1], model(ids).logits)
     assert len(got) == 1
     assert step.graph_breaks > 0

@@ -8,6 +8,9 @@ Here all products of one row are reductions. Activations are written out before 
 reduction would compute them again for every row of the weight. Long sums are made in two halves: there are
 few of them, and a GPU ends them together only if it has many to share out. Each kernel takes the fastest of a
 few ways to cut it into blocks, and decoder layers share their kernels (`workers/regions.py`).
+
+Measured on one H100 80GB, Qwen2.5-7B: FP16 runs at 189 tok/s (`results/h100-table-7b`), and at 152 with
+Inductor's own choice and tuning by coordinate descent (one run by hand).
 """
 
 import time
