@@ -22,6 +22,13 @@ class BadLock(QbenchError):
 
 class _Archive(msgspec.Struct):
     hashes: dict[str, str] = {}
+    hash: str = ""
+    """What pip before 23.1 writes instead, e.g. Debian 12's: `sha256=…`."""
+
+    @property
+    def sha256(self) -> str | None:
+        kind, _, digest = self.hash.partition("=")
+        return self.hashes.get("sha256") or (digest if kind == "sha256" else None)
 
 
 class _Download(msgspec.Struct):
@@ -55,7 +62,7 @@ def lock_of_report(report: bytes) -> str:
 
 def _pin(package: _Package) -> str:
     name, version = package.metadata.name, package.metadata.version
-    sha256 = package.download_info.archive_info.hashes.get("sha256")
+    sha256 = package.download_info.archive_info.sha256
     if sha256 is None:
         raise BadLock(f"{name} {version}: {package.download_info.url} is no archive, so it has no hash")
     what = f"{name} @ {package.download_info.url}" if package.is_direct else f"{name}=={version}"

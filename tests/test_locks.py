@@ -38,6 +38,17 @@ def test_a_report_becomes_a_lock() -> None:
     ]
 
 
+@pytest.mark.parametrize(("hash", "pinned"), [("sha256=cd", True), ("md5=cd", False)])
+def test_a_report_of_an_old_pip_becomes_a_lock_too(hash: str, pinned: bool) -> None:
+    archive = {"url": "https://example.org/a.whl", "archive_info": {"hash": hash}}
+    report = json.dumps({"version": "0", "install": [package("a", "1", download_info=archive)]}).encode()
+    if pinned:
+        assert lock_of_report(report) == "a==1 --hash=sha256:cd\n"
+    else:
+        with pytest.raises(BadLock, match="no hash"):
+            lock_of_report(report)
+
+
 def test_what_has_no_hash_is_refused_by_name() -> None:
     checkout = {"url": "https://example.org/q.git", "vcs_info": {"vcs": "git", "commit_id": "ab"}}
     items = [package("q", "1.0", download_info=checkout, is_direct=True)]
