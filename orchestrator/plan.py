@@ -82,9 +82,13 @@ def make_plan(
     choose(precisions, options.checkpoint, "--checkpoint")
     calibration = read_calibration(options, chosen)
     device = choose_device(options.device, gpus)
+    _check_sweeps(options, chosen)
     _check_comparison(options, chosen)
     interpreters = choose_interpreters(options.python, precisions, cache_folder)
-    workloads = list_workloads(options, device)
+    prompts = read_prompts(options.prompts)
+    workloads = {
+        precision.name: list_workloads(options, device, precision.name, prompts) for precision in chosen
+    }
     packages = {precision.name: list(packages_of(precision)) for precision in chosen}
     obstacles = {
         precision.name: check(precision, device, gpus, interpreters[precision.name]) for precision in chosen
@@ -115,8 +119,9 @@ def make_plan(
         )
         for round_ in range(rounds)
         for turn in _order(chosen, round_, options, rounds)
+        for number, workload in enumerate(workloads[turn.precision.name])
         # What can't run at all is told once.
-        for workload in (workloads if obstacles[turn.precision.name] is None else workloads[: round_ == 0])
+        if obstacles[turn.precision.name] is None or number == round_ == 0
     ]
     default_budget_s = CPU_BUDGET_S * options.rounds if device == "cpu" else None
     return Plan(cells, options.budget or default_budget_s, options.cooldown, options.precise)
@@ -151,6 +156,20 @@ def _check_comparison(options: Options, chosen: list[Precision]) -> None:
             raise BadInput(flag, "", f"compares with {BASELINE}, which is not measured", f"Add -p {BASELINE}")
 
 
+def _check_sweeps(options: Options, chosen: list[Precision]) -> None:
+    """Raise `BadInput` where a sweep is for what isn't measured, or a precision has no sweep."""
+    sweeps = [sweep.precision for sweep in options.workloads]
+    names = {precision.name for precision in chosen}
+    for name in (name for listed in sweeps for name in listed or []):
+        if name not in names:
+            fix = f"Add -p {name}, or leave it out"
+            raise BadInput("[[workloads]] precision", name, "is not measured", fix)
+    idle = names.difference(*(names if listed is None else listed for listed in sweeps)) if sweeps else None
+    if idle:
+        problem = "no [[workloads]] is for " + ", ".join(sorted(idle))
+        raise BadInput("--precision", "", problem, "Add one, or leave the precision out")
+
+
 def packages_of(precision: Precision) -> Iterator[str]:
     """Distributions that its header names for a machine like this one."""
     for need in map(Requirement, precision.requirements):
@@ -158,10 +177,11 @@ def packages_of(precision: Precision) -> Iterator[str]:
             yield need.name
 
 
-def list_workloads(options: Options, device: str) -> list[Workload]:
+def list_workloads(options: Options, device: str, precision: str, prompts: list[str]) -> list[Workload]:
     """Every combination of batch size, prompt length, depth, new tokens and decode mode, in this order.
 
-    Of each sweep by itself where there are some; a workload that several of them have is taken once.
+    Of each sweep by itself where there are some for this precision; a workload that several of them have is
+    taken once.
     """
     shared: dict[str, list[Any]] = {
         "batch_size": _listed(options.batch_size),
@@ -173,9 +193,9 @@ def list_workloads(options: Options, device: str) -> list[Workload]:
     combinations = dict.fromkeys(
         values
         for sweep in options.workloads or [Sweep()]
+        if sweep.precision is None or precision in sweep.precision
         for values in product(*(getattr(sweep, name) or some for name, some in shared.items()))
     )
-    prompts = read_prompts(options.prompts)
     return [
         Workload(prompts=prompts, warmup=options.warmup, **dict(zip(shared, values, strict=True)))
         for values in combinations

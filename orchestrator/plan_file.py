@@ -49,13 +49,27 @@ def with_plan_file(path: str | None, given: Options) -> Iterator[Options]:
 
 
 def overlay(planned: Options, given: Options, typed: Collection[str]) -> Options:
-    """What is planned, but for what was typed, which wins in every sweep too."""
+    """What is planned, but for what was typed, which wins in every sweep too.
+
+    Typed precisions take from each sweep those that it is for.
+    """
     chosen = {name: getattr(given, name) for name in typed}
     if "precision" in typed:
         chosen["all"] = given.all
-    held = {name: None for name in typed if name in Sweep.__struct_fields__}
+    held = {name: None for name in typed if name in Sweep.__struct_fields__ and name != "precision"}
     sweeps = [msgspec.structs.replace(sweep, **held) for sweep in planned.workloads]
+    if "precision" in typed:
+        sweeps = list(_narrowed(sweeps, given.precision))
     return msgspec.structs.replace(planned, workloads=sweeps, **chosen)
+
+
+def _narrowed(sweeps: list[Sweep], precisions: list[str]) -> Iterator[Sweep]:
+    """The sweeps that some of these precisions have, for them alone."""
+    for sweep in sweeps:
+        if sweep.precision is None:
+            yield sweep
+        elif kept := [name for name in sweep.precision if name in precisions]:
+            yield msgspec.structs.replace(sweep, precision=kept)
 
 
 class PlanFile:

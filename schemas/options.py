@@ -27,9 +27,10 @@ def option(
 class Sweep(msgspec.Struct, frozen=True, kw_only=True):
     """Workloads that a plan file lists by themselves: every combination of these values.
 
-    For what is None the option of the same name holds.
+    For what is None the option of the same name holds; those that `precision` names alone have them.
     """
 
+    precision: list[str] | None = None
     batch_size: list[Count] | None = None
     prompt_tokens: list[Count] | None = None
     depth: list[Depth] | None = None
