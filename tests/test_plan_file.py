@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, Qbench
+from msgspec.structs import replace
 from test_plan import plan_of
 
 from orchestrator.errors import BadInput
@@ -54,6 +55,32 @@ def test_every_kind_of_value(tmp_path: Path) -> None:
         python={"int8": "/usr/bin/python3"},
         workloads=[Sweep(depth=[0, 16]), Sweep(batch_size=[1], decode=["compile"])],
     )
+
+
+FOR_SOME = """\
+precision = "fp32,bf16"
+
+[[workloads]]
+depth = 1
+
+[[workloads]]
+precision = "bf16"
+depth = "2,3"
+"""
+
+
+def test_a_sweep_can_be_for_some_precisions_alone(tmp_path: Path) -> None:
+    def depths(options: Options) -> list[tuple[str, int]]:
+        cells = plan_of(precision=options.precision, workloads=options.workloads).cells
+        return [(cell.precision.name, cell.job.workload.depth) for cell in cells]
+
+    planned = options_of(FOR_SOME, tmp_path)
+    assert depths(planned) == [("fp32", 1), ("bf16", 1), ("bf16", 2), ("bf16", 3)]
+    assert depths(overlay(planned, Options(precision=["fp32"]), {"precision"})) == [("fp32", 1)]
+    with pytest.raises(BadInput, match="precision fp16: is not measured"):
+        depths(replace(planned, workloads=[Sweep(), Sweep(precision=["fp16"])]))
+    with pytest.raises(BadInput, match="no .* is for fp32"):
+        depths(replace(planned, workloads=[Sweep(precision=["bf16"])]))
 
 
 def test_the_example_in_the_readme(tmp_path: Path) -> None:
