@@ -79,7 +79,7 @@ def test_a_sweep_can_be_for_some_precisions_alone(tmp_path: Path) -> None:
     assert depths(overlay(planned, Options(precision=["fp32"]), {"precision"})) == [("fp32", 1)]
     with pytest.raises(BadInput, match="precision fp16: is not measured"):
         depths(replace(planned, workloads=[Sweep(), Sweep(precision=["fp16"])]))
-    with pytest.raises(BadInput, match="no .* is for fp32"):
+    with pytest.raises(BadInput, match=r"no .* is for fp32"):
         depths(replace(planned, workloads=[Sweep(precision=["bf16"])]))
 
 
