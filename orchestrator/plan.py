@@ -3,9 +3,8 @@
 import hashlib
 import random
 from collections.abc import Callable, Iterator, Mapping
-from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from packaging.requirements import Requirement
 
@@ -15,10 +14,11 @@ from orchestrator.errors import BadInput
 from orchestrator.interpreter import Interpreter, find_interpreter, own_interpreter
 from orchestrator.intervals import FEWEST_ROUNDS
 from orchestrator.precisions import Precision, choose
+from orchestrator.sweeps import check_sweeps, list_workloads
 from orchestrator.workloads import BASELINE
 from schemas.environment import Gpu
-from schemas.job import CalibrationText, Job, ModelSource, Workload
-from schemas.options import Options, Sweep
+from schemas.job import CalibrationText, Job, ModelSource
+from schemas.options import Options
 
 OWN_PROMPTS = Path(__file__).parent / "prompts.txt"
 CPU_BUDGET_S = 210.0
@@ -82,7 +82,7 @@ def make_plan(
     choose(precisions, options.checkpoint, "--checkpoint")
     calibration = read_calibration(options, chosen)
     device = choose_device(options.device, gpus)
-    _check_sweeps(options, chosen)
+    check_sweeps(options, precisions, chosen)
     _check_comparison(options, chosen)
     interpreters = choose_interpreters(options.python, precisions, cache_folder)
     prompts = read_prompts(options.prompts)
@@ -156,54 +156,11 @@ def _check_comparison(options: Options, chosen: list[Precision]) -> None:
             raise BadInput(flag, "", f"compares with {BASELINE}, which is not measured", f"Add -p {BASELINE}")
 
 
-def _check_sweeps(options: Options, chosen: list[Precision]) -> None:
-    """Raise `BadInput` where a sweep is for what isn't measured, or a precision has no sweep."""
-    sweeps = [sweep.precision for sweep in options.workloads]
-    names = {precision.name for precision in chosen}
-    for name in (name for listed in sweeps for name in listed or []):
-        if name not in names:
-            fix = f"Add -p {name}, or leave it out"
-            raise BadInput("[[workloads]] precision", name, "is not measured", fix)
-    idle = names.difference(*(names if listed is None else listed for listed in sweeps)) if sweeps else None
-    if idle:
-        problem = "no [[workloads]] is for " + ", ".join(sorted(idle))
-        raise BadInput("--precision", "", problem, "Add one, or leave the precision out")
-
-
 def packages_of(precision: Precision) -> Iterator[str]:
     """Distributions that its header names for a machine like this one."""
     for need in map(Requirement, precision.requirements):
         if need.marker is None or need.marker.evaluate():
             yield need.name
-
-
-def list_workloads(options: Options, device: str, precision: str, prompts: list[str]) -> list[Workload]:
-    """Every combination of batch size, prompt length, depth, new tokens and decode mode, in this order.
-
-    Of each sweep by itself where there are some for this precision; a workload that several of them have is
-    taken once.
-    """
-    shared: dict[str, list[Any]] = {
-        "batch_size": _listed(options.batch_size),
-        "prompt_tokens": options.prompt_tokens or [None],
-        "depth": options.depth or [0],
-        "new_tokens": _listed(options.new_tokens),
-        "decode": options.decode or (["eager"] if device == "cpu" else ["eager", "graph"]),
-    }
-    combinations = dict.fromkeys(
-        values
-        for sweep in options.workloads or [Sweep()]
-        if sweep.precision is None or precision in sweep.precision
-        for values in product(*(getattr(sweep, name) or some for name, some in shared.items()))
-    )
-    return [
-        Workload(prompts=prompts, warmup=options.warmup, **dict(zip(shared, values, strict=True)))
-        for values in combinations
-    ]
-
-
-def _listed(counts: list[int] | int) -> list[int]:
-    return counts if isinstance(counts, list) else [counts]
 
 
 def choose_precisions(options: Options, precisions: Mapping[str, Precision]) -> list[Precision]:

@@ -59,17 +59,15 @@ def overlay(planned: Options, given: Options, typed: Collection[str]) -> Options
     held = {name: None for name in typed if name in Sweep.__struct_fields__ and name != "precision"}
     sweeps = [msgspec.structs.replace(sweep, **held) for sweep in planned.workloads]
     if "precision" in typed:
-        sweeps = list(_narrowed(sweeps, given.precision))
+        sweeps = [_narrowed(sweep, given.precision) for sweep in sweeps]
     return msgspec.structs.replace(planned, workloads=sweeps, **chosen)
 
 
-def _narrowed(sweeps: list[Sweep], precisions: list[str]) -> Iterator[Sweep]:
-    """The sweeps that some of these precisions have, for them alone."""
-    for sweep in sweeps:
-        if sweep.precision is None:
-            yield sweep
-        elif kept := [name for name in sweep.precision if name in precisions]:
-            yield msgspec.structs.replace(sweep, precision=kept)
+def _narrowed(sweep: Sweep, precisions: list[str]) -> Sweep:
+    """The same workloads, for those of its precisions that are among these, which may be none."""
+    if sweep.precision is None:
+        return sweep
+    return msgspec.structs.replace(sweep, precision=[name for name in sweep.precision if name in precisions])
 
 
 class PlanFile:
@@ -93,11 +91,15 @@ class PlanFile:
         return self._read_table(self.document, Options, ())
 
     def located(self, error: BadInput, typed: Collection[str]) -> BadInput:
-        """The same complaint, with its line where it is about what stands in this file."""
-        key = error.option.removeprefix("--")
-        if key not in self.document or key.replace("-", "_") in typed:
+        """The same complaint, with its line where it is about what stands in this file.
+
+        What is about a sweep names it with dots: `--workloads.0.precision`.
+        """
+        keys = error.option.removeprefix("--").split(".")
+        place = tuple(int(key) if key.isdecimal() else key for key in keys)
+        if not _holds(self.document, place) or keys[0].replace("-", "_") in typed:
             return error
-        return self._error((key,), error.value, error.problem, error.fix)
+        return self._error(place, error.value, error.problem, error.fix)
 
     def _read_table(self, table: dict[str, Any], kind: type[T], place: Place) -> T:
         names = {name.replace("_", "-"): name for name in kind.__struct_fields__}

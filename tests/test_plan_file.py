@@ -77,10 +77,10 @@ def test_a_sweep_can_be_for_some_precisions_alone(tmp_path: Path) -> None:
     planned = options_of(FOR_SOME, tmp_path)
     assert depths(planned) == [("fp32", 1), ("bf16", 1), ("bf16", 2), ("bf16", 3)]
     assert depths(overlay(planned, Options(precision=["fp32"]), {"precision"})) == [("fp32", 1)]
-    with pytest.raises(BadInput, match="precision fp16: is not measured"):
-        depths(replace(planned, workloads=[Sweep(), Sweep(precision=["fp16"])]))
-    with pytest.raises(BadInput, match=r"no .* is for fp32"):
-        depths(replace(planned, workloads=[Sweep(precision=["bf16"])]))
+    only = replace(planned, workloads=planned.workloads[1:])
+    for idle in (only, overlay(only, Options(precision=["fp32"]), {"precision"})):
+        with pytest.raises(BadInput, match=r"--precision fp32: no .* is for it"):
+            depths(idle)
 
 
 def test_the_example_in_the_readme(tmp_path: Path) -> None:
@@ -145,6 +145,18 @@ BAD = {
     "twice": ("all = true\n\nall = false", 3, "is not TOML", "Cannot overwrite a value"),
     # What is found out later, when the plan is made
     "no such precision": ("rounds = 2\nprecision = 'fp17'\n", 2, "precision fp17: ", "Did you mean fp16?"),
+    "a sweep of no such precision": (
+        "precision = 'fp16'\n[[workloads]]\n[[workloads]]\nprecision = 'fp17'\n",
+        4, "precision fp17: there is no such precision", "Did you mean fp16?",
+    ),
+    "a sweep of what isn't measured": (
+        "precision = 'fp16'\n[[workloads]]\nprecision = 'int8'\n",
+        3, "precision int8: is not measured", "-p int8",
+    ),
+    "no sweep": (
+        "precision = 'fp16,fp32'\n[[workloads]]\nprecision = 'fp16'\n",
+        1, "precision fp32: no [[workloads]] is for it", "Add one",
+    ),
     "no such file": ("all = true\nprompts = 'absent.txt'\n", 2, "prompts absent.txt: can't be read", "Name"),
     "no such device": ("all = true\ndevice = 'toaster'\n", 2, "device toaster: is no device", "Take cpu"),
 }  # fmt: skip

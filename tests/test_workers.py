@@ -549,3 +549,19 @@ def test_a_cpus_own_words_for_no_memory() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(1 << 60, dtype=torch.uint8)
     assert describe_failure(caught.value).kind == "out-of-memory"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "backend='b' raised:\n  TypeError: no rule\n\nSet TORCH_LOGS",
+            "backend='b' raised: TypeError: no rule",
+        ),
+        ("\nno room\nfor it", "no room"),
+        ("raised:", "raised:"),
+        ("", "RuntimeError"),
+    ],
+)
+def test_a_failure_is_told_in_a_line_that_says_what_it_was(text: str, message: str) -> None:
+    assert describe_failure(RuntimeError(text)).message == message

@@ -216,10 +216,12 @@ def _die_with_parent() -> None:
 def describe_failure(error: Exception) -> Failed:
     """Turn an exception into a row of the table: what kind, in one line, and what to do."""
     kind, hint = _classify(error)
-    first_line = str(error).strip().split("\n", 1)[0] or type(error).__name__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    # torch's compiler says first that something was raised, and what it was in the line after.
+    message = " ".join(lines[: 2 if lines[0].endswith(":") else 1])
     return Failed(
         kind=kind,
-        message=first_line[:300],
+        message=message[:300],
         hint=hint,
         traceback="".join(traceback.format_exception(error)),
     )
