@@ -163,3 +163,34 @@ def test_a_layer_that_cannot_be_a_region_is_compiled_with_the_step(monkeypatch: 
         assert torch.allclose(got[-1], model(ids).logits)
     assert len(got) == 1
     assert step.graph_breaks > 0
+
+
+def test_regions_that_the_backend_fails_on_are_compiled_with_the_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, compile_it = small_model(), torch.compile
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> torch.fx.GraphModule:
+        if graph.graph.find_nodes(op="call_function", target=torch.ops.higher_order.invoke_subgraph):
+            raise RuntimeError("no autograd.Function with functorch transforms")
+        return graph
+
+    monkeypatch.setattr(torch, "compile", lambda step, **_: compile_it(step, backend=backend))
+    ids, got = torch.ones(1, 4, dtype=torch.long), []
+    with torch.no_grad(), repeated_layers(model) as marked:
+        step = CompiledStep(lambda: got.append(model(ids, use_cache=False).logits), marked, Device("cpu"))
+        assert torch.allclose(got[-1], model(ids, use_cache=False).logits, atol=1e-4)
+    assert step.graph_breaks == 0
+
+
+def test_no_pattern_for_onednn_is_known_while_a_step_for_a_gpu_compiles(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It would replace INT8 products on a GPU, which takes one to see."""
+    seen = []
+    monkeypatch.setattr(
+        compilation.compile_fx, "compile_fx", lambda *_, **__: seen.append(torch.backends.mkldnn.enabled)
+    )
+    compilation._backend(torch.fx.GraphModule({}, torch.fx.Graph()), [])
+    assert seen == [False]
+    assert torch.backends.mkldnn.enabled

@@ -19,7 +19,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch._dynamo.exc import TorchDynamoException, UncapturedHigherOrderOpError
+from torch._dynamo.exc import BackendCompilerFailed, TorchDynamoException, UncapturedHigherOrderOpError
 from torch._dynamo.utils import counters
 from torch._functorch import config as functorch_config
 from torch._inductor import compile_fx, decomposition
@@ -69,8 +69,9 @@ class CompiledStep:
         counters.clear()
         try:
             self.step()
-        except UncapturedHigherOrderOpError:
-            # A region can't be left half-way, as a step can.
+        except (UncapturedHigherOrderOpError, BackendCompilerFailed):
+            # A region can't be left half-way, as a step can, and not all that compiles in a step does in a region:
+            # torchao's rounding of activations to FP8 does not.
             regions.close()
             forget_compiled()
             counters.clear()
@@ -104,8 +105,22 @@ def _backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
     }
     # This cache goes by the graph as it is before decomposition, so it could answer with other products than
     # ours. Inductor's own, which goes by what it is given to compile, stays on.
-    with functorch_config.patch(enable_autograd_cache=False):
+    with functorch_config.patch(enable_autograd_cache=False), _without_onednn():
         return compile_fx.compile_fx(graph, inputs, config_patches=INDUCTOR, decompositions=table)
+
+
+@contextmanager
+def _without_onednn() -> Iterator[None]:
+    """Keep Inductor's patterns for oneDNN away, which is for CPUs.
+
+    One takes INT8 weights on a GPU too, and calls `_weight_int8pack_mm`, which is slower than eager products.
+    """
+    enabled = torch.backends.mkldnn.enabled
+    torch.backends.mkldnn.enabled = False
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.enabled = enabled
 
 
 def _product(vector: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
