@@ -70,7 +70,7 @@ class CompiledStep:
         try:
             self.step()
         except (UncapturedHigherOrderOpError, BackendCompilerFailed):
-            # A region can't be left half-way, as a step can, and not all that compiles in a step does in a region:
+            # A region can't be left half-way, as a step can. Nor can all be traced in one that can in a step:
             # torchao's rounding of activations to FP8 does not.
             regions.close()
             forget_compiled()
