@@ -183,10 +183,8 @@ def test_regions_that_the_backend_fails_on_are_compiled_with_the_step(
     assert step.graph_breaks == 0
 
 
-def test_no_pattern_for_onednn_is_known_while_a_step_for_a_gpu_compiles(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """It would replace INT8 products on a GPU, which takes one to see."""
+def test_onednn_is_off_while_a_step_for_a_gpu_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a pattern of its would replace takes a GPU to see."""
     seen = []
     monkeypatch.setattr(
         compilation.compile_fx, "compile_fx", lambda *_, **__: seen.append(torch.backends.mkldnn.enabled)

@@ -70,8 +70,8 @@ class CompiledStep:
         try:
             self.step()
         except (UncapturedHigherOrderOpError, BackendCompilerFailed):
-            # A region can't be left half-way, as a step can. Nor can all be traced in one that can in a step:
-            # torchao's rounding of activations to FP8 does not.
+            # A region can't be left half-way, as a step can; and some code can be traced in a step alone, like
+            # torchao's rounding of activations to FP8.
             regions.close()
             forget_compiled()
             counters.clear()
