@@ -70,7 +70,7 @@ class CompiledStep:
         try:
             self.step()
         except (UncapturedHigherOrderOpError, BackendCompilerFailed):
-            # A region can't be left half-way, as a step can; and some code can be traced in a step alone, like
+            # A region can't be left half-way, as a step can; and some code can't be traced in one, like
             # torchao's rounding of activations to FP8.
             regions.close()
             forget_compiled()
