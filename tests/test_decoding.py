@@ -20,7 +20,7 @@ from workers import device, measure, profiling
 from workers.decoding import EagerStepper, StaticStepper
 from workers.device import Device
 from workers.generation import Limits, generate_stepwise
-from workers.int_mm import int_mm
+from workers.int_mm import int_mm, scaled_int_mm
 from workers.prompts import Batch, make_batches
 from workers.protocol import Unsupported
 from workers.static_cache import StepState, grouped_attention_in
@@ -300,6 +300,8 @@ def test_few_rows_of_int8_are_padded_for_the_kernel_and_cut_again(
     left, right = (torch.randint(-127, 128, shape, dtype=torch.int8) for shape in ((rows, 32), (32, 24)))
     assert torch.equal(int_mm(left, right), left.int() @ right.int())
     assert seen == [max(rows, 17)]
+    scales = torch.rand(rows, 1)
+    assert torch.equal(scaled_int_mm(left, right, scales), (left.int() @ right.int()) * scales)
 
 
 # Kernel times

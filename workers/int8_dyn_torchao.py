@@ -12,8 +12,8 @@
 # ///
 """INT8 weights and activations: each row of activations gets a scale when it comes (torchao, W8A8).
 
-Stores what `int8-wo` does. `torch._int_mm` multiplies INT8 by INT8 into INT32, on the tensor cores of a GPU,
-where fewer than 17 rows are padded to that many. Made for compute-bound work: large batches and long prompts.
+Stores what `int8-wo` does. `torch._int_mm` multiplies INT8 by INT8 into INT32, on the tensor cores of a GPU.
+Fewer than 17 rows are padded to that many. Made for compute-bound work: large batches and long prompts.
 """
 
 from schemas.job import Job
@@ -24,13 +24,12 @@ def load(job: Job) -> LoadedModel:
     from torchao.kernel import intmm
     from torchao.quantization import Int8DynamicActivationInt8WeightConfig
 
-    from workers.int_mm import FEWEST_ROWS, int_mm
+    from workers.int_mm import FEWEST_ROWS, int_mm, scaled_int_mm
     from workers.torchao_model import load_torchao_model
 
     loaded = load_torchao_model(job, Int8DynamicActivationInt8WeightConfig())
-    if job.device == "cpu":  # where torchao takes another way
-        return loaded
     intmm.safe_int_mm = int_mm
+    intmm._int_scaled_matmul_cpu = scaled_int_mm
     return loaded._replace(settings={**loaded.settings, "fewest_rows": f"{FEWEST_ROWS}, by padding"})
 
 
