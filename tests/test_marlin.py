@@ -13,6 +13,7 @@ from worker_runs import make_job
 from orchestrator.precisions import find_precisions
 from schemas.job import Job
 from workers import awq_cache, gptq_checkpoint, marlin_build, ready
+from workers.marlin_model import adding_atomically
 from workers.protocol import Unsupported
 from workers.random_packed import DEVIATION_OF_INT4, random_packed
 
@@ -67,6 +68,13 @@ def test_both_awq_precisions_share_their_weights(tiny_llama: Path, cache: Path) 
         need.name: str(need.specifier) for need in map(Requirement, find_precisions()["awq"].requirements)
     }
     assert needs["autoawq"] == f"=={awq_cache.AUTOAWQ_VERSION}"
+
+
+def test_gptq_adds_as_awq_does() -> None:
+    asked = []
+    product = adding_atomically(lambda **arguments: asked.append(arguments))
+    product(input=1, use_atomics=False)
+    assert asked == [{"input": 1, "use_atomics": True}]
 
 
 def test_gptq_checkpoints_are_kept_by_content(

@@ -25,13 +25,15 @@ from workers.protocol import LoadedModel, main
 
 
 def load(job: Job) -> LoadedModel:
-    from gptqmodel.nn_modules.qlinear.marlin import MarlinLinear
+    from gptqmodel.nn_modules.qlinear import marlin
 
-    from workers.marlin_model import Layout, load_marlin_model
+    from workers.marlin_model import Layout, adding_atomically, load_marlin_model
 
+    marlin.apply_gptq_marlin_linear = adding_atomically(marlin.apply_gptq_marlin_linear)
     stored = {"quant_method": "gptq", "bits": 4, "sym": True, "desc_act": False}
-    layout = Layout(MarlinLinear, {"desc_act": False, "sym": True}, stored)
-    return load_marlin_model(job, layout, gptq_checkpoint.packed_folder)
+    layout = Layout(marlin.MarlinLinear, {"desc_act": False, "sym": True}, stored)
+    loaded = load_marlin_model(job, layout, gptq_checkpoint.packed_folder)
+    return loaded._replace(settings={**loaded.settings, "atomic_adds": "below 2,048 outputs"})
 
 
 if __name__ == "__main__":
