@@ -1,0 +1,93 @@
+"""Single rows times INT4 weights: how work is shared out, which rows come here, and on a GPU the numbers."""
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torchao.quantization import Int4TilePackedTo4dTensor
+
+from workers.int4_product import GROUP, int4_product, plan, take_over_single_rows
+
+SHAPES = [(8, 128), (512, 3584), (3584, 3584), (18944, 3584), (3584, 18944), (4864, 896), (152064, 1024)]
+LARGEST_SHARED_BYTES = 163 * 1024
+"""Of a block of threads on an A100; an H100 has more."""
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("multiprocessors", [40, 132])
+def test_a_launch_fits_a_gpu_and_leaves_few_warps_idle(shape: tuple[int, int], multiprocessors: int) -> None:
+    row_blocks, groups = shape[0] // 8, shape[1] // GROUP
+    launch = plan(row_blocks, groups, multiprocessors)
+    rounds = -(-groups // launch.warps)
+    assert launch.row_blocks <= row_blocks
+    assert launch.warps <= groups <= rounds * launch.warps <= 1.05 * groups
+    assert launch.warps * launch.blocks <= 32
+    assert 1 <= launch.stages <= rounds
+    assert launch.shared_bytes * launch.blocks <= LARGEST_SHARED_BYTES
+
+
+def weight(outputs: int, inputs: int, device: str = "cpu") -> Int4TilePackedTo4dTensor:
+    """Random integers, scales and zero points, stored with inputs padded to a multiple of 1024."""
+    groups = -(-inputs // 1024) * 1024 // GROUP
+    packed = torch.randint(-(2**31), 2**31, (outputs // 8, groups, 32, 4), device=device).int()
+    scale_and_zero = torch.rand(groups, outputs, 2, device=device).bfloat16() / 100
+    shape = torch.Size([outputs, inputs])
+    return Int4TilePackedTo4dTensor(packed, scale_and_zero, [1, GROUP], shape)
+
+
+@pytest.mark.parametrize(
+    ("shape", "comes"),
+    [((1, 1, 256), True), ((1, 256), True), ((256,), True), ((2, 1, 256), False), ((1, 2, 256), False)],
+)
+def test_single_rows_come_here_and_others_go_to_torchao(
+    shape: tuple[int, ...], comes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    linear = torch.nn.functional.linear
+    functions = Int4TilePackedTo4dTensor._TORCH_FN_TABLE[Int4TilePackedTo4dTensor]
+    monkeypatch.setitem(functions, linear, lambda *_: "torchao's")
+    rows: list[torch.Size] = []
+
+    def product(x: torch.Tensor, packed: torch.Tensor, scale_and_zero: torch.Tensor) -> torch.Tensor:
+        rows.append(x.shape)
+        return torch.ones(1, 16)
+
+    monkeypatch.setattr("workers.int4_product.int4_product", product)
+    take_over_single_rows()
+    for bias in (None, torch.ones(16)):
+        result = linear(torch.randn(shape), weight(16, 256), bias)
+        if comes:
+            assert torch.equal(result, torch.full((*shape[:-1], 16), 1.0 if bias is None else 2.0))
+        else:
+            assert result == "torchao's"
+    assert rows == [(1, 256)] * (2 if comes else 0)
+
+
+def test_a_width_that_is_no_multiple_of_a_group_stays_with_torchao(monkeypatch: pytest.MonkeyPatch) -> None:
+    functions = Int4TilePackedTo4dTensor._TORCH_FN_TABLE[Int4TilePackedTo4dTensor]
+    monkeypatch.setitem(functions, torch.nn.functional.linear, lambda *_: "torchao's")
+    take_over_single_rows()
+    assert torch.nn.functional.linear(torch.randn(1, 576), weight(16, 576)) == "torchao's"
+
+
+def test_a_compiler_learns_the_shape() -> None:
+    with FakeTensorMode():
+        packed, scale_and_zero = torch.empty(5, 8, 32, 4, dtype=torch.int32), torch.empty(8, 40, 2)
+        y = int4_product(torch.empty(1, 256, dtype=torch.bfloat16), packed, scale_and_zero)
+    assert y.shape == (1, 40)
+    assert y.dtype == torch.bfloat16
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("shape", [*SHAPES, (24, 1152), (1000, 3712), (256, 28672)])
+def test_the_product_is_torchs(shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    outputs, inputs = shape
+    stored = weight(outputs, inputs, "cuda")
+    x = torch.randn(1, inputs, device="cuda").bfloat16()
+    padded = torch.nn.functional.pad(x, (0, stored.qdata.shape[1] * GROUP - inputs))
+    args = (padded, stored.qdata, GROUP, stored.scale_and_zero)
+    expected = torch.ops.aten._weight_int4pack_mm(*args).float()
+    found = int4_product(x, stored.qdata, stored.scale_and_zero)
+    assert (found.float() - expected).norm() < 0.005 * expected.norm()
+    assert torch.equal(found, int4_product(x, stored.qdata, stored.scale_and_zero))
+    shifted = torch.cat([x.new_zeros(1), x[0]])[1:].view(1, -1)  # not aligned
+    assert torch.equal(found, int4_product(shifted, stored.qdata, stored.scale_and_zero))

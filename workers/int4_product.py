@@ -1,0 +1,121 @@
+"""One row times INT4 weights in the layout of torch's own kernel, but faster: `int4-wo` at batch 1.
+
+`_weight_int4pack_mm` multiplies up to 16 rows at once, and for one it draws under half of what the memory of
+an H100 can deliver. Its time goes into waiting, so in `workers/int4_product.cu` every warp has several reads
+under way, of weights that a layer has and not of those that pad its width. More rows go to torch's kernel. On
+one H100 the seven products of a layer of Qwen2.5-7B take 60 µs, and 111 through torch's with the padding of
+activations (one run by hand).
+"""
+
+import functools
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torchao.quantization import Int4TilePackedTo4dTensor
+
+GROUP = 128
+"""Inputs that share a scale. Rows are read in steps of as many."""
+OUTPUTS = 8
+"""Rows of weights that lie beside each other in this layout."""
+ALIGNMENT = 16
+"""Bytes that the kernel reads at once, from where their number divides the address."""
+SOURCE = Path(__file__).with_suffix(".cu")
+WARPS_OF_A_BLOCK = 32
+
+
+class Launch(NamedTuple):
+    """How a product is shared out; the kernel's source says what each is for."""
+
+    row_blocks: int
+    warps: int
+    stages: int
+    blocks: int
+
+    @property
+    def shared_bytes(self) -> int:
+        return self.warps * self.stages * (16 + 34 * self.row_blocks) * 16
+
+
+def plan(row_blocks: int, groups: int, multiprocessors: int) -> Launch:
+    """The launch for `row_blocks` blocks of 8 outputs with `groups` groups of inputs each.
+
+    By the fastest of some 20 launches each of four shapes on an H100. Where outputs are few, 8 have all warps
+    that a block of threads can have; else 16 have half as many, and a multiprocessor two such blocks.
+    """
+    few = row_blocks < 2 * multiprocessors
+    most = min(groups, WARPS_OF_A_BLOCK if few else WARPS_OF_A_BLOCK // 2)
+    evenly = [warps for warps in range(1, most + 1) if -(-groups // warps) * warps <= 1.05 * groups]
+    rounds = -(-groups // max(evenly))
+    return Launch(1, max(evenly), min(4, rounds), 1) if few else Launch(2, max(evenly), min(2, rounds), 2)
+
+
+@torch.library.custom_op("qbench::int4_product", mutates_args=())
+def int4_product(x: torch.Tensor, weight: torch.Tensor, scale_and_zero: torch.Tensor) -> torch.Tensor:
+    """(1, K) in BF16, times INT4 of shape (N / 8, groups, 32, 4) with BF16 (groups, N, 2), to (1, N) in BF16.
+
+    K is a multiple of 128; groups beyond K / 128 are padding, and aren't read.
+    """
+    row_blocks, stored = weight.shape[:2]
+    groups, outputs = x.shape[1] // GROUP, row_blocks * OUTPUTS
+    launch = plan(row_blocks, groups, _multiprocessors(x.device.index))
+    x = x.clone() if x.data_ptr() % ALIGNMENT else x
+    y = x.new_empty(1, outputs)
+    _kernel(x.device.index, groups, stored, launch)(
+        grid=(-(-row_blocks // launch.row_blocks), 1, 1),
+        block=(launch.warps * 32, 1, 1),
+        args=[x, weight, scale_and_zero, y, outputs],
+        shared_mem=launch.shared_bytes,
+    )
+    return y
+
+
+@int4_product.register_fake
+def _(x: torch.Tensor, weight: torch.Tensor, scale_and_zero: torch.Tensor) -> torch.Tensor:
+    return x.new_empty(1, weight.shape[0] * OUTPUTS)
+
+
+@functools.cache
+def _multiprocessors(device: int) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+@functools.cache
+def _kernel(device: int, groups: int, stored: int, launch: Launch) -> Any:
+    """The kernel for one width, compiled by the NVRTC that comes with torch, in a fraction of a second."""
+    row_blocks, warps, stages, blocks = launch
+    named = {
+        "KO": groups,
+        "KOP": stored,
+        "RB": row_blocks,
+        "WARPS": warps,
+        "STAGES": stages,
+        "BLOCKS": blocks,
+    }
+    defines = "".join(f"#define {name} {value}\n" for name, value in named.items())
+    with torch.cuda.device(device):
+        kernel = torch.cuda._compile_kernel(defines + SOURCE.read_text(), "int4_product")
+        kernel.set_shared_memory_config(launch.shared_bytes)
+    return kernel
+
+
+def take_over_single_rows() -> None:
+    """Let torchao's INT4 layers multiply single rows by `int4_product`, where their shape is one for it."""
+    functions = Int4TilePackedTo4dTensor._TORCH_FN_TABLE[Int4TilePackedTo4dTensor]
+    usual = functions[torch.nn.functional.linear]
+
+    @Int4TilePackedTo4dTensor.implements_torch_function(torch.nn.functional.linear)
+    def linear(function: Any, types: Any, args: Any, kwargs: Any) -> torch.Tensor:
+        x, weight, bias = (*args, *kwargs.values(), None)[:3]
+        if not _fits(x, weight):
+            return usual(function, types, args, kwargs)
+        y = int4_product(x.reshape(1, -1).contiguous(), weight.qdata, weight.scale_and_zero)[
+            :, : weight.shape[0]
+        ]
+        y = y if bias is None else y + bias
+        return y.view(*x.shape[:-1], weight.shape[0])
+
+
+def _fits(x: torch.Tensor, weight: Int4TilePackedTo4dTensor) -> bool:
+    width = weight.shape[1]
+    return x.numel() == width and width % GROUP == 0 and weight.block_size[-1] == GROUP
