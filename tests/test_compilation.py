@@ -1,8 +1,10 @@
 """How a decode step is compiled: the same numbers from less memory traffic, and each layer's kernels once."""
 
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
+import bitsandbytes
 import pytest
 import torch
 from torch._dynamo.utils import counters
@@ -12,11 +14,11 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torchao.quantization import Int8WeightOnlyConfig, quantize_
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from workers import compilation, regions
+from workers import compilation
 from workers.compilation import CompiledStep
 from workers.device import Device
 from workers.opaque import opaque
-from workers.regions import repeated_layers
+from workers.repeated_layers import repeated_layers
 
 
 @pytest.fixture(autouse=True)
@@ -33,18 +35,19 @@ def test_products_of_one_row_compile_to_what_they_are() -> None:
     def step(vector: torch.Tensor) -> torch.Tensor:
         return plain(torch.nn.functional.silu(linear(vector)))
 
-    compiled = torch.compile(step, backend=compilation._backend, dynamic=False)
+    compiled = torch.compile(step, backend=partial(compilation._for_gpu, rows=1), dynamic=False)
     with torch.inference_mode():
         for rows in (1, 3):
             vector = torch.randn(rows, 64)
             assert torch.allclose(compiled(vector), step(vector), atol=1e-5)
 
 
-def test_no_cache_answers_with_products_that_another_version_made() -> None:
+@pytest.mark.parametrize("backend", [partial(compilation._for_gpu, rows=1), compilation._for_cpu])
+def test_no_cache_answers_with_products_that_another_version_made(backend: Callable[..., Any]) -> None:
     layer = torch.nn.Linear(64, 48)
     counters.clear()
     with torch.inference_mode():
-        torch.compile(lambda: layer(torch.ones(1, 64)), backend=compilation._backend, dynamic=False)()
+        torch.compile(lambda: layer(torch.ones(1, 64)), backend=backend, dynamic=False)()
     assert counters["aot_autograd"]["ok"] == 1
     assert not [name for name in counters["aot_autograd"] if "cache" in name]
 
@@ -57,6 +60,22 @@ def test_a_product_of_one_row_is_a_sum() -> None:
     assert torch.allclose(summed, torch.addmm(bias, vector, matrix), atol=1e-5)
     assert compilation._product(torch.randn(2, 40), matrix) is NotImplemented
     assert compilation._product_with_bias(bias, vector, matrix, alpha=2) is NotImplemented
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 8192), (3, 1, 16384), (32768,)])
+def test_the_largest_of_many_is_found_in_parts(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    values = torch.randint(0, 9, shape).float()  # most of them tie, and the first of these is wanted
+    for keepdim in (False, True):
+        expected = values.argmax(-1, keepdim)
+        assert torch.equal(compilation._argmax(values, -1, keepdim), expected)
+        assert torch.equal(compilation._argmax(values, values.dim() - 1, keepdim), expected)
+
+
+def test_the_largest_of_few_is_left_to_torch() -> None:
+    few, uneven = torch.randn(2, 1000), torch.randn(2, 8192 + 8)
+    for values, dim in [(few, -1), (uneven, -1), (torch.randn(8192, 2), 0), (torch.randn(8192), None)]:
+        assert compilation._argmax(values, dim) is NotImplemented
 
 
 @pytest.mark.parametrize(
@@ -80,7 +99,7 @@ def test_a_dequantized_weight_is_never_written_out() -> None:
     def step(vector: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.linear(vector, (weight.float() * scales).bfloat16())
 
-    compiled = torch.compile(step, backend=compilation._backend, dynamic=False)
+    compiled = torch.compile(step, backend=partial(compilation._for_gpu, rows=1), dynamic=False)
     vector = torch.randn(1, terms, dtype=torch.bfloat16)
     with torch.inference_mode():
         result, (code,) = run_and_get_code(compiled, vector)
@@ -95,7 +114,7 @@ def test_the_tuner_flushes_for_longer_than_a_launch_takes(monkeypatch: pytest.Mo
     """Its times need a GPU; which buffer it would write over doesn't."""
     seen = []
     monkeypatch.setattr(torch, "compile", lambda step, **_: step)
-    CompiledStep(lambda: seen.append(benchmarker.L2_cache_size), ExitStack(), Device("cpu"))
+    CompiledStep(lambda: seen.append(benchmarker.L2_cache_size), Device("cpu"), rows=1)
     assert seen == [compilation.FLUSH_BYTES]
     assert "L2_cache_size" not in vars(benchmarker)
 
@@ -115,72 +134,64 @@ def small_model() -> PreTrainedModel:
     return AutoModelForCausalLM.from_config(config).eval()
 
 
-def regions_called(model: PreTrainedModel) -> list[str]:
-    """The name of the region at each place where a compiled step of `model` calls one."""
-    called = []
+def in_four_bits(model: PreTrainedModel) -> None:
+    for layer in model.model.layers:
+        for module in (layer.self_attn, layer.mlp):
+            for name, linear in list(module.named_children()):
+                if isinstance(linear, torch.nn.Linear):
+                    quantized = bitsandbytes.nn.Linear4bit(
+                        linear.in_features, linear.out_features, bias=False, compute_dtype=torch.float32
+                    )
+                    quantized.load_state_dict(linear.state_dict())
+                    setattr(module, name, quantized.to("cpu"))
+
+
+def graphs_compiled(model: PreTrainedModel, kind: str = "plain") -> int:
+    """How many graphs torch.compile makes of a step of `model`, whose logits must be those that it had."""
+    graphs = []
 
     def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> torch.fx.GraphModule:
-        calls = graph.graph.find_nodes(op="call_function", target=torch.ops.higher_order.invoke_subgraph)
-        called.extend(call.args[0].target for call in calls)
+        graphs.append(graph)
         return graph
 
-    ids = torch.ones(1, 4, dtype=torch.long)
-    with torch.no_grad():
+    compiled = partial(torch.compile, backend=backend, dynamic=False)
+    ids, got = torch.ones(1, 1, dtype=torch.long), []
+    with torch.no_grad(), opaque(model, (torch.nn.Linear,) if kind == "opaque" else ()):
         expected = model(ids).logits
-        compiled = torch.compile(lambda: model(ids, use_cache=False).logits, backend=backend)
-        assert torch.allclose(compiled(), expected, atol=1e-4)
-    return called
+        with repeated_layers(model, compiled) as learn:
+            learn(lambda: model(ids, use_cache=False))
+            compiled(lambda: got.append(model(ids, use_cache=False).logits))()
+    assert torch.allclose(got[-1], expected, atol=1e-4)
+    return len(graphs)
 
 
-@pytest.mark.parametrize("kind", ["plain", "torchao", "opaque"])
-def test_layers_that_are_alike_are_one_region(kind: str) -> None:
+@pytest.mark.parametrize("kind", ["plain", "torchao", "bitsandbytes", "opaque"])
+def test_layers_that_are_alike_are_compiled_once(kind: str) -> None:
     model = small_model()
     if kind == "torchao":
         quantize_(model, Int8WeightOnlyConfig())
-    with opaque(model, (torch.nn.Linear,) if kind == "opaque" else ()), repeated_layers(model):
-        called = regions_called(model)
-    assert len(called) == 3
-    assert len(set(called)) == 1
-    compilation.forget_compiled()
-    assert regions_called(model) == []
+    if kind == "bitsandbytes":
+        in_four_bits(model)
+    assert graphs_compiled(model, kind) == 2  # the step, and a layer
+    assert all("forward" not in vars(layer) for layer in model.modules())
 
 
-def test_an_older_torch_compiles_the_step_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(regions, "REGIONS_SINCE", (99, 0))
+def test_layers_that_differ_are_compiled_apart() -> None:
     model = small_model()
-    with repeated_layers(model):
-        assert regions_called(model) == []
+    model.model.layers[1].mlp.act_fn = torch.nn.Tanh()
+    assert graphs_compiled(model) == 3
 
 
-def test_a_layer_that_cannot_be_a_region_is_compiled_with_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, compile_it = small_model(), torch.compile
-    monkeypatch.setattr(torch, "compile", lambda step, **_: compile_it(step, backend="eager"))
-    layer = model.model.layers[1].mlp
-    inside, layer.forward = layer.forward, lambda x: torch._dynamo.graph_break() or inside(x)
-    ids, got = torch.ones(1, 4, dtype=torch.long), []
-    with torch.no_grad(), repeated_layers(model) as marked:
-        step = CompiledStep(lambda: got.append(model(ids).logits), marked, Device("cpu"))
-        assert torch.allclose(got[-1], model(ids).logits)
-    assert len(got) == 1
+def test_a_layer_that_is_compiled_in_pieces_tells() -> None:
+    model, got = small_model(), []
+    for layer in model.model.layers:
+        layer.mlp.register_forward_hook(lambda *_: torch._dynamo.graph_break())
+    ids, cpu = torch.ones(1, 1, dtype=torch.long), Device("cpu")
+    with torch.no_grad(), repeated_layers(model, compilation.compiler(cpu, 1)) as learn:
+        learn(lambda: model(ids))
+        step = CompiledStep(lambda: got.append(model(ids).logits), cpu, rows=1)
+        assert torch.allclose(got[-1], model(ids).logits, atol=1e-4)
     assert step.graph_breaks > 0
-
-
-def test_regions_that_the_backend_fails_on_are_compiled_with_the_step(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    model, compile_it = small_model(), torch.compile
-
-    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> torch.fx.GraphModule:
-        if graph.graph.find_nodes(op="call_function", target=torch.ops.higher_order.invoke_subgraph):
-            raise RuntimeError("no autograd.Function with functorch transforms")
-        return graph
-
-    monkeypatch.setattr(torch, "compile", lambda step, **_: compile_it(step, backend=backend))
-    ids, got = torch.ones(1, 4, dtype=torch.long), []
-    with torch.no_grad(), repeated_layers(model) as marked:
-        step = CompiledStep(lambda: got.append(model(ids, use_cache=False).logits), marked, Device("cpu"))
-        assert torch.allclose(got[-1], model(ids, use_cache=False).logits, atol=1e-4)
-    assert step.graph_breaks == 0
 
 
 def test_onednn_is_off_while_a_step_for_a_gpu_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,6 +200,6 @@ def test_onednn_is_off_while_a_step_for_a_gpu_compiles(monkeypatch: pytest.Monke
     monkeypatch.setattr(
         compilation.compile_fx, "compile_fx", lambda *_, **__: seen.append(torch.backends.mkldnn.enabled)
     )
-    compilation._backend(torch.fx.GraphModule({}, torch.fx.Graph()), [])
+    compilation._for_gpu(torch.fx.GraphModule({}, torch.fx.Graph()), [], rows=1)
     assert seen == [False]
     assert torch.backends.mkldnn.enabled

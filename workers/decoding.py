@@ -12,7 +12,7 @@ The static cache is as small as the workload allows, since attention reads all o
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import partial
 
 import torch
@@ -20,13 +20,13 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 
 from schemas.frames import SetUp
 from schemas.job import DecodeMode
-from workers.compilation import CompiledStep, forget_compiled
+from workers.compilation import CompiledStep, compiler, forget_compiled
 from workers.device import Device
 from workers.generation import Generate, generate_stepwise
 from workers.opaque import opaque
 from workers.prompts import Batch
 from workers.protocol import LoadedModel
-from workers.regions import repeated_layers
+from workers.repeated_layers import Learn, repeated_layers
 from workers.static_cache import StepState, grouped_attention_in
 from workers.transformers_generate import generate_with_transformers
 
@@ -45,16 +45,17 @@ def decoding(
     elif mode == "eager":
         yield partial(generate_stepwise, EagerStepper(model, new_tokens, device), device), SetUp(setup_s=0.0)
     else:
-        hidden = loaded.opaque if mode == "compile" else ()
+        compiled, compile_it = mode == "compile", compiler(device, rows=batches[0].ids.shape[0])
         with (
             grouped_attention_in(model) as grouped,
-            opaque(model, hidden),
-            repeated_layers(model) if mode == "compile" else nullcontext() as regions,
+            opaque(model, loaded.opaque if compiled else ()),
+            # Layers of other attention can share keys and values, and are compiled with the step.
+            repeated_layers(model, compile_it) if compiled and grouped else nullcontext() as learn,
         ):
             state = StepState(model, batches, new_tokens, grouped)
             stepper = StaticStepper(model, state, new_tokens, device)
             try:
-                facts = stepper.record(batches[0], regions)
+                facts = stepper.record(batches[0], compiled, learn)
                 yield partial(generate_stepwise, stepper, device), facts
             finally:
                 forget_compiled()
@@ -106,13 +107,19 @@ class StaticStepper:
         self.device = device
         self.replay: Callable[[], None] = self._step
 
-    def record(self, batch: Batch, regions: ExitStack | None) -> SetUp:
-        """Compile the step where it has `regions`, and record it as a CUDA graph where there is CUDA."""
+    def record(self, batch: Batch, compiled: bool, learn: Learn | None) -> SetUp:
+        """Compile the step where that is wanted, and record it as a CUDA graph where there is CUDA.
+
+        Layers that are compiled by themselves `learn` what a step calls them with.
+        """
         start_ns = time.monotonic_ns()
         self._prefill_anew(batch)
-        compiling = CompiledStep(self._step, regions, self.device) if regions else None
+        if learn:
+            learn(self._step)
+            self._prefill_anew(batch)
+        compiling = CompiledStep(self._step, self.device, batch.ids.shape[0]) if compiled else None
         self._prefill_anew(batch)
-        self.replay = self.device.replayable(compiling or self._step, compiled=bool(compiling))
+        self.replay = self.device.replayable(compiling or self._step, compiled=compiled)
         return SetUp(
             setup_s=(time.monotonic_ns() - start_ns) / 1e9,
             compile_s=compiling and compiling.compile_s,
