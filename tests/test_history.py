@@ -148,7 +148,7 @@ def test_a_run_that_cannot_be_read_is_told_and_passed_over(tmp_path: Path) -> No
         (["--history", "nowhere"], "has no such decode figure. Name a folder above those"),
         (
             ["--history", RESULTS, "-m", "gpt"],
-            "Its runs are of random-qwen2.5-0.5b, random-qwen2.5-7b, random-shallow, smollm2",
+            "Its runs are of random-qwen2.5-0.5b, random-qwen2.5-14b, random-qwen2.5-7b, random-shallow",
         ),
     ],
 )

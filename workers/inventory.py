@@ -167,7 +167,7 @@ def _costs(model: PreTrainedModel, skeleton: PreTrainedModel) -> ForwardCosts | 
     head = skeleton.get_output_embeddings().weight.numel()
     linears = (each for each in skeleton.modules() if isinstance(each, torch.nn.Linear))
     return ForwardCosts(
-        step_weight_bytes=sum(_bytes_by(_dtype, _read_by_a_step(model)).values()),
+        step_weight_bytes=sum(_bytes_by(_dtype, _read_by_a_step(model)).values()) - _padding_bytes(model),
         kv_bytes_per_token=2 * config.num_hidden_layers * key_heads * head_size * model.dtype.itemsize,
         linear_parameters=sum(each.weight.numel() for each in linears) - head,
         head_parameters=head,
@@ -183,6 +183,17 @@ def _read_by_a_step(model: PreTrainedModel) -> Iterator[Stored]:
     for stored in _stored_tensors(model):
         if tied or stored.tensor.untyped_storage().data_ptr() != embeddings:
             yield stored
+
+
+def _padding_bytes(model: PreTrainedModel) -> int:
+    """What torchao's INT4 in tiles holds beyond the width of its layers, which no step must read."""
+    padding = 0
+    for parameter in model.parameters():
+        scales = getattr(parameter, "scale_and_zero", None)  # (groups, outputs, 2)
+        if scales is not None:
+            width = scales.shape[0] * parameter.block_size[-1]
+            padding += (parameter.qdata.nbytes + scales.nbytes) * (width - parameter.shape[1]) // width
+    return padding
 
 
 def _short(dtype: torch.dtype) -> str:
