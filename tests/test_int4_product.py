@@ -53,7 +53,7 @@ def test_single_rows_come_here_and_others_go_to_torchao(
     monkeypatch.setattr("workers.int4_product.int4_product", product)
     take_over_single_rows()
     for bias in (None, torch.ones(16)):
-        result = linear(torch.randn(shape), weight(16, 256), bias)
+        result = linear(torch.randn(shape).bfloat16(), weight(16, 256), bias)
         if comes:
             assert torch.equal(result, torch.full((*shape[:-1], 16), 1.0 if bias is None else 2.0))
         else:
@@ -61,11 +61,15 @@ def test_single_rows_come_here_and_others_go_to_torchao(
     assert rows == [(1, 256)] * (2 if comes else 0)
 
 
-def test_a_width_that_is_no_multiple_of_a_group_stays_with_torchao(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("inputs", "dtype"), [(576, torch.bfloat16), (512, torch.float16)])
+def test_what_the_kernel_is_not_made_for_stays_with_torchao(
+    inputs: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     functions = Int4TilePackedTo4dTensor._TORCH_FN_TABLE[Int4TilePackedTo4dTensor]
     monkeypatch.setitem(functions, torch.nn.functional.linear, lambda *_: "torchao's")
     take_over_single_rows()
-    assert torch.nn.functional.linear(torch.randn(1, 576), weight(16, 576)) == "torchao's"
+    row = torch.randn(1, inputs, dtype=dtype)
+    assert torch.nn.functional.linear(row, weight(16, inputs)) == "torchao's"
 
 
 def test_a_compiler_learns_the_shape() -> None:

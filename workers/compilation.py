@@ -10,7 +10,7 @@ few of them, and a GPU ends them together only if it has many to share out. Each
 few ways to cut it into blocks. With more rows the products are cuBLAS's, and to tune what lies between them
 gains nothing. Decoder layers share their kernels (`workers/repeated_layers.py`).
 
-Measured on one H100 80GB, Qwen2.5-7B: FP16 runs at 189 tok/s (`results/h100-table-7b`), and at 152 with
+Measured on one H100 80GB, Qwen2.5-7B: FP16 runs at 194 tok/s (`results/h100-all-7b`), and at 152 with
 Inductor's own choice and tuning by coordinate descent (one run by hand).
 """
 

@@ -109,13 +109,11 @@ def take_over_single_rows() -> None:
         x, weight, bias = (*args, *kwargs.values(), None)[:3]
         if not _fits(x, weight):
             return usual(function, types, args, kwargs)
-        y = int4_product(x.reshape(1, -1).contiguous(), weight.qdata, weight.scale_and_zero)[
-            :, : weight.shape[0]
-        ]
-        y = y if bias is None else y + bias
-        return y.view(*x.shape[:-1], weight.shape[0])
+        row, outputs = x.reshape(1, -1).contiguous(), weight.shape[0]
+        y = int4_product(row, weight.qdata, weight.scale_and_zero)[:, :outputs].view(*x.shape[:-1], outputs)
+        return y if bias is None else y + bias
 
 
 def _fits(x: torch.Tensor, weight: Int4TilePackedTo4dTensor) -> bool:
-    width = weight.shape[1]
-    return x.numel() == width and width % GROUP == 0 and weight.block_size[-1] == GROUP
+    plain = weight.block_size[-1] == GROUP and weight.act_pre_scale is None
+    return plain and x.dtype == torch.bfloat16 and x.numel() == weight.shape[1] and x.numel() % GROUP == 0
