@@ -147,3 +147,11 @@ def test_a_lent_worker_runs_under_a_bare_python_beside_the_users_own_folders(
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
         expected = [str(lent / "workers" / "__init__.py"), True, False, False, False]
     assert json.loads(done.stdout) == expected
+
+
+def test_what_workers_import_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "imported.py").write_text("")
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    environment = worker_environment(own_interpreter(), tmp_path)
+    subprocess.run([sys.executable, "-c", "import imported"], env=environment, check=True)
+    assert len(list(tmp_path.glob("__pycache__/imported.*.pyc"))) == 1
