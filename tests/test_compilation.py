@@ -18,6 +18,7 @@ from workers import compilation
 from workers.compilation import CompiledStep
 from workers.device import Device
 from workers.opaque import opaque
+from workers.protocol import Unsupported
 from workers.repeated_layers import repeated_layers
 
 
@@ -87,6 +88,25 @@ def test_long_sums_are_made_in_halves(terms: int, halves: bool) -> None:
     traced = make_fx(compilation._product)(vector, matrix)
     assert torch.allclose(traced(vector, matrix), vector @ matrix, atol=1e-3)
     assert any(node.name.startswith("view") for node in traced.graph.nodes) is halves
+
+
+@pytest.mark.parametrize(
+    ("said", "refused"),
+    [
+        ("No working C++ compiler found in torch._inductor.config.cpp.cxx: (None, 'g++')", Unsupported),
+        ("Failed to find C compiler. Please specify via CC environment variable", Unsupported),
+        ("You can do this by torch.compiler.set_stance", RuntimeError),
+    ],
+)
+def test_only_a_missing_compiler_is_called_one(
+    said: str, refused: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def step() -> None:
+        raise RuntimeError(said)
+
+    monkeypatch.setattr(torch, "compile", lambda step, **_: step)
+    with pytest.raises(refused):
+        CompiledStep(step, Device("cpu"), rows=1)
 
 
 @pytest.mark.slow

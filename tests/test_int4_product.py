@@ -80,6 +80,23 @@ def test_a_compiler_learns_the_shape() -> None:
     assert y.dtype == torch.bfloat16
 
 
+def exact(x: torch.Tensor, stored: Int4TilePackedTo4dTensor) -> torch.Tensor:
+    """The product in float64, of shape (outputs,)."""
+    groups = x.shape[1] // GROUP
+    words = stored.qdata[:, :groups].unsqueeze(-1)
+    integers = (words >> torch.arange(0, 32, 4, device=x.device).int()) & 15
+    # Blocks of outputs, groups, outputs; then of an input's place in its group what lane and word tell, and
+    # its last, fifth and fourth binary digit.
+    integers = integers.view(-1, groups, 8, 4, 4, 2, 2, 2).permute(0, 2, 1, 4, 6, 7, 3, 5)
+    scales, zeros = stored.scale_and_zero[:groups].double().transpose(0, 1).unsqueeze(-2).unbind(-1)
+    weights = (integers.reshape(-1, groups, GROUP).double() - 8) * scales + zeros
+    return (weights * x.double().view(groups, GROUP)).sum((1, 2))
+
+
+def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found.double() - expected).norm() / expected.norm())
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("shape", [*SHAPES, (24, 1152), (1000, 3712), (256, 28672)])
 def test_the_product_is_torchs(shape: tuple[int, int]) -> None:
@@ -89,9 +106,10 @@ def test_the_product_is_torchs(shape: tuple[int, int]) -> None:
     x = torch.randn(1, inputs, device="cuda").bfloat16()
     padded = torch.nn.functional.pad(x, (0, stored.qdata.shape[1] * GROUP - inputs))
     args = (padded, stored.qdata, GROUP, stored.scale_and_zero)
-    expected = torch.ops.aten._weight_int4pack_mm(*args).float()  # itself off by up to 0.003
+    expected = exact(x, stored)
     found = int4_product(x, stored.qdata, stored.scale_and_zero)
-    assert (found.float() - expected).norm() < 0.01 * expected.norm()
+    assert relative(found, expected) < 2**-8  # what rounding to BF16 may cost
+    assert relative(torch.ops.aten._weight_int4pack_mm(*args), expected) < 0.01  # it rounds weights, too
     assert torch.equal(found, int4_product(x, stored.qdata, stored.scale_and_zero))
     shifted = torch.cat([x.new_zeros(1), x[0]])[1:].view(1, -1)  # not aligned
     assert torch.equal(found, int4_product(shifted, stored.qdata, stored.scale_and_zero))

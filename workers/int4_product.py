@@ -3,8 +3,8 @@
 `_weight_int4pack_mm` multiplies up to 16 rows at once, and for one it draws under half of what the memory of
 an H100 can deliver. Its time goes into waiting, so in `workers/int4_product.cu` every warp has several reads
 under way, of weights that a layer has and not of those that pad its width. More rows go to torch's kernel. On
-one H100 the seven products of a layer of Qwen2.5-7B take 60 µs, and 111 through torch's with the padding of
-activations (one run by hand).
+an H100 the seven products of a layer of Qwen2.5-7B take 58 µs (`results/h100-all-7b`); through torch's it was
+88, and four more kernels to pad their inputs (`results/h100-best-7b`).
 """
 
 import functools
@@ -25,15 +25,20 @@ WARPS_OF_A_BLOCK = 32
 
 
 class Launch(NamedTuple):
-    """How a product is shared out; the kernel's source says what each is for."""
+    """How a product is shared out."""
 
     row_blocks: int
+    """Blocks of 8 outputs that a block of threads computes."""
     warps: int
+    """Among which the groups of inputs are shared out."""
     stages: int
+    """Groups that a warp has under way."""
     blocks: int
+    """Of threads that a multiprocessor is to have room for."""
 
     @property
     def shared_bytes(self) -> int:
+        """Of a block of threads: inputs, scales and weights of each group under way, the kernel's STAGE."""
         return self.warps * self.stages * (16 + 34 * self.row_blocks) * 16
 
 
@@ -83,16 +88,9 @@ def _multiprocessors(device: int) -> int:
 @functools.cache
 def _kernel(device: int, groups: int, stored: int, launch: Launch) -> Any:
     """The kernel for one width, compiled by the NVRTC that comes with torch, in a fraction of a second."""
-    row_blocks, warps, stages, blocks = launch
-    named = {
-        "KO": groups,
-        "KOP": stored,
-        "RB": row_blocks,
-        "WARPS": warps,
-        "STAGES": stages,
-        "BLOCKS": blocks,
-    }
-    defines = "".join(f"#define {name} {value}\n" for name, value in named.items())
+    names = ("KO", "KOP", "RB", "WARPS", "STAGES", "BLOCKS")
+    defined = zip(names, (groups, stored, *launch), strict=True)
+    defines = "".join(f"#define {name} {value}\n" for name, value in defined)
     with torch.cuda.device(device):
         kernel = torch.cuda._compile_kernel(defines + SOURCE.read_text(), "int4_product")
         kernel.set_shared_memory_config(launch.shared_bytes)

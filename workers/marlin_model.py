@@ -67,8 +67,8 @@ def adding_atomically(product: Callable[..., torch.Tensor]) -> Callable[..., tor
     """GPTQModel's `product` of GPTQ's weights, which adds so where it takes that to be faster, if it is let.
 
     Of AWQ's fewer than 2,048 outputs it lets blocks of threads that share a sum add to it atomically; GPTQ's
-    wait for each other in turn. With both adding, formats are compared and not that choice: at 7B on one
-    H100, 215.7 tok/s in `graph` instead of 161.7, by the projections of keys and values alone.
+    wait for each other in turn. With both adding, formats are compared and not that choice: at 7B 215.8 tok/s
+    in `graph` (`results/h100-all-7b`) instead of 161.7 (`results/h100-best-7b`).
     """
     return lambda **arguments: product(**{**arguments, "use_atomics": True})
 
