@@ -7,6 +7,7 @@ from typing import Any
 import bitsandbytes
 import pytest
 import torch
+from test_joint_linear import side_by_side
 from torch._dynamo.utils import counters
 from torch._inductor.runtime.benchmarking import benchmarker
 from torch._inductor.utils import run_and_get_code
@@ -17,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from workers import compilation
 from workers.compilation import CompiledStep
 from workers.device import Device
+from workers.joint_linear import join_linears
 from workers.opaque import opaque
 from workers.protocol import Unsupported
 from workers.repeated_layers import repeated_layers
@@ -176,7 +178,7 @@ def graphs_compiled(model: PreTrainedModel, kind: str = "plain") -> int:
 
     compiled = partial(torch.compile, backend=backend, dynamic=False)
     ids, got = torch.ones(1, 1, dtype=torch.long), []
-    with torch.no_grad(), opaque(model, (torch.nn.Linear,) if kind == "opaque" else ()):
+    with torch.no_grad(), opaque(model, (torch.nn.Linear,) if kind in ("opaque", "joint") else ()):
         expected = model(ids).logits
         with repeated_layers(model, compiled) as learn:
             learn(lambda: model(ids, use_cache=False))
@@ -185,13 +187,15 @@ def graphs_compiled(model: PreTrainedModel, kind: str = "plain") -> int:
     return len(graphs)
 
 
-@pytest.mark.parametrize("kind", ["plain", "torchao", "bitsandbytes", "opaque"])
+@pytest.mark.parametrize("kind", ["plain", "torchao", "bitsandbytes", "opaque", "joint"])
 def test_layers_that_are_alike_are_compiled_once(kind: str) -> None:
     model = small_model()
     if kind == "torchao":
         quantize_(model, Int8WeightOnlyConfig())
     if kind == "bitsandbytes":
         in_four_bits(model)
+    if kind == "joint":
+        join_linears(model, torch.nn.Linear, side_by_side)
     assert graphs_compiled(model, kind) == 2  # the step, and a layer
     assert all("forward" not in vars(layer) for layer in model.modules())
 

@@ -1,5 +1,6 @@
-"""What of Marlin can be told without a GPU and without GPTQModel: what is built, kept, drawn and refused."""
+"""Marlin: what is built, kept, drawn and refused, and on a GPU with GPTQModel what joined layers make."""
 
+import importlib
 import importlib.metadata
 import os
 import sys
@@ -7,15 +8,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.utils import set_module_tensor_to_device
 from packaging.requirements import Requirement
 from worker_runs import make_job
 
 from orchestrator.precisions import find_precisions
 from schemas.job import Job
 from workers import awq_cache, gptq_checkpoint, marlin_build, ready
-from workers.marlin_model import adding_atomically
+from workers.marlin_model import Layout, _joined, _marlin_layer, adding_atomically
 from workers.protocol import Unsupported
 from workers.random_packed import DEVIATION_OF_INT4, random_packed
+
+GROUP_SIZE = 128
 
 
 @pytest.fixture
@@ -119,3 +123,39 @@ def test_a_package_can_not_choose_the_allocator(monkeypatch: pytest.MonkeyPatch)
     assert seen == {"PYTORCH_ALLOC_CONF": "backend:native", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
     assert "PYTORCH_ALLOC_CONF" not in os.environ
     assert os.environ["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+
+
+def fill_at_random(layer: torch.nn.Module) -> None:
+    """As a checkpoint would, before it is repacked."""
+    shift = torch.iinfo(torch.int32).max
+    for name, empty in [*layer.named_parameters(), *layer.named_buffers()]:
+        values = torch.empty(empty.shape, dtype=empty.dtype, device="cuda:0")
+        if name == "g_idx":
+            values.copy_(torch.arange(values.numel()) // GROUP_SIZE)
+        elif values.is_floating_point():
+            values.uniform_(0.001, 0.01)
+        else:
+            values.random_(-shift, shift)
+        set_module_tensor_to_device(layer, name, "cuda:0", values)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("module", "kind", "symmetric"),
+    [("marlin_awq", "AwqMarlinLinear", False), ("marlin", "MarlinLinear", True)],
+)
+@pytest.mark.parametrize("rows", [1, 32])
+def test_joined_layers_make_what_they_made_apart(module: str, kind: str, symmetric: bool, rows: int) -> None:
+    pytest.importorskip("gptqmodel")
+    kernels = importlib.import_module(f"gptqmodel.nn_modules.qlinear.{module}")
+    layout = Layout(getattr(kernels, kind), {"desc_act": False, "sym": symmetric}, {})
+    torch.manual_seed(0)
+    layers = [_marlin_layer([torch.nn.Linear(2048, width)], layout, GROUP_SIZE) for width in (2048, 256, 256)]
+    for layer in layers:
+        fill_at_random(layer)
+    joint = _joined(layers, layout)
+    x = torch.randn(rows, 2048, dtype=torch.float16, device="cuda:0")
+    for layer in (*layers, joint):
+        layer.post_init()
+    apart = torch.cat([layer(x) for layer in layers], dim=-1)
+    torch.testing.assert_close(joint(x), apart, rtol=0.01, atol=0.01 * apart.abs().max().item())

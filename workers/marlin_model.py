@@ -2,10 +2,11 @@
 
 transformers loads AWQ and GPTQ checkpoints through GPTQModel too, but chooses a kernel by its own order. So
 the architecture is built without storage, its quantized layers are replaced, and each tensor goes where its
-name says.
+name says. Layers of the same input are joined before they are repacked (`workers/joint_linear.py`).
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 
 from schemas.job import Job
 from workers.calibration_text import read_note
+from workers.joint_linear import join_linears
 from workers.protocol import LoadedModel, Unsupported
 from workers.random_model import random_config, random_state_dict
 from workers.random_packed import random_packed
@@ -100,24 +102,26 @@ def empty_model(
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float16)
     for name, linear in list(model.named_modules()):
         if name in quantized and isinstance(linear, torch.nn.Linear):
-            with torch.device("meta"):
-                model.set_submodule(name, _marlin_layer(linear, layout, group_size))
+            model.set_submodule(name, _marlin_layer([linear], layout, group_size))
     return model
 
 
-def _marlin_layer(linear: torch.nn.Linear, layout: Layout, group_size: int) -> torch.nn.Module:
+def _marlin_layer(linears: list[Any], layout: Layout, group_size: int) -> torch.nn.Module:
+    """A layer without storage that makes what these make of one input."""
+    in_features, out_features = linears[0].in_features, sum(each.out_features for each in linears)
     try:
-        return layout.layer(
-            bits=4,
-            group_size=group_size,
-            in_features=linear.in_features,
-            out_features=linear.out_features,
-            bias=linear.bias is not None,
-            register_buffers=True,
-            **layout.options,
-        )
+        with torch.device("meta"):
+            return layout.layer(
+                bits=4,
+                group_size=group_size,
+                in_features=in_features,
+                out_features=out_features,
+                bias=linears[0].bias is not None,
+                register_buffers=True,
+                **layout.options,
+            )
     except NotImplementedError as error:
-        shape = f"{linear.out_features} × {linear.in_features}"
+        shape = f"{out_features} × {in_features}"
         raise Unsupported(
             f"Marlin can't hold a linear layer of the shape {shape} in groups of {group_size}",
             "take a format without groups, like int8",
@@ -142,9 +146,20 @@ def fill(
             raise OSError(f"the checkpoint lacks {name}")
         if empty.is_meta:
             set_module_tensor_to_device(model, name, device, torch.empty_like(empty, device=device))
-    for layer in model.to(device).eval().modules():
+    join_linears(model.to(device).eval(), layout.layer, partial(_joined, layout=layout))
+    for layer in model.modules():
         if isinstance(layer, layout.layer):
             layer.post_init()
+
+
+def _joined(layers: list[Any], layout: Layout) -> torch.nn.Module:
+    joint = _marlin_layer(layers, layout, layers[0].group_size)
+    for name, _ in [*joint.named_parameters(), *joint.named_buffers()]:
+        tensors = [getattr(layer, name) for layer in layers]
+        # Outputs lie along the last dimension of all but GPTQ's groups of inputs, which these layers share.
+        tensor = tensors[0] if name == "g_idx" else torch.cat(tensors, dim=-1)
+        set_module_tensor_to_device(joint, name, tensor.device, tensor)
+    return joint.eval()
 
 
 def _names_in(file: Path) -> list[str]:

@@ -97,13 +97,14 @@ def _learn(step: Callable[[], None]) -> None:
         layer.learning = False
 
 
-def _as_first(module: torch.nn.Module) -> torch.nn.Module:
-    """`module` with the weights that it has, and the index of the first layer."""
-    twin = copy.copy(module)
-    twin._modules = {name: _as_first(child) for name, child in module._modules.items() if child is not None}
-    if hasattr(twin, "layer_idx"):
-        twin.layer_idx = 0
-    return twin
+def _as_first(layer: torch.nn.Module) -> torch.nn.Module:
+    """`layer` with the weights that it has, and the index of the first. What its modules share, theirs do."""
+    twins = {module: copy.copy(module) for module in layer.modules()}
+    for module, twin in twins.items():
+        twin._modules = {name: twins[child] for name, child in module._modules.items() if child is not None}
+        if hasattr(twin, "layer_idx"):
+            twin.layer_idx = 0
+    return twins[layer]
 
 
 def _tensors(arguments: Any) -> list[torch.Tensor]:

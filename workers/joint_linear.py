@@ -1,0 +1,68 @@
+"""Linear layers that multiply the same input, stored as one and multiplied by as one.
+
+Queries, keys and values are products of one hidden state, and so are a gated MLP's gate and values. A kernel
+that shares a product out among all multiprocessors has too little to share where a layer is narrow, and waits
+for the last of them after each. Serving engines store such layers side by side for that reason (vLLM's
+`QKVParallelLinear` and `MergedColumnParallelLinear`).
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+"""What transformers calls them."""
+
+
+class Joint(torch.nn.Module):
+    """A `layer` whose outputs are those of several layers, of these `widths`, side by side.
+
+    It multiplies when the first of them is asked, and keeps the others' outputs until they are.
+    """
+
+    def __init__(self, layer: torch.nn.Module, widths: Sequence[int]) -> None:
+        super().__init__()
+        self.layer = layer
+        self.widths = list(widths)
+        self.input: torch.Tensor | None = None
+        self.outputs: dict[int, torch.Tensor] = {}
+
+    def output(self, index: int, x: torch.Tensor) -> torch.Tensor:
+        if x is not self.input or index not in self.outputs:
+            self.input, self.outputs = x, dict(enumerate(self.layer(x).split(self.widths, dim=-1)))
+        output = self.outputs.pop(index)
+        if not self.outputs:
+            self.input = None
+        return output
+
+
+class Part(torch.nn.Module):
+    """One of the layers that a `Joint` stands for, in its place in the model."""
+
+    def __init__(self, joint: Joint, index: int) -> None:
+        super().__init__()
+        self.joint = joint
+        self.index = index
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.joint.output(self.index, x)
+
+
+def join_linears(
+    model: torch.nn.Module, kind: type, joined: Callable[[list[torch.nn.Module]], torch.nn.Module]
+) -> None:
+    """Let what `joined` makes of them stand for layers of this `kind` that lie `TOGETHER` in a module.
+
+    It gets them with their weights, all with a bias or all without, and they are freed after each call.
+    """
+    for parent in [module for module in model.modules() if not isinstance(module, kind)]:
+        for names in TOGETHER:
+            layers = [getattr(parent, name, None) for name in names]
+            if all(isinstance(layer, kind) for layer in layers) and _alike(layers):
+                joint = Joint(joined(layers), [layer.out_features for layer in layers])
+                for index, name in enumerate(names):
+                    setattr(parent, name, Part(joint, index))
+
+
+def _alike(layers: list) -> bool:
+    return len({(layer.in_features, layer.bias is None) for layer in layers}) == 1
