@@ -200,6 +200,16 @@ def test_layers_that_are_alike_are_compiled_once(kind: str) -> None:
     assert all("forward" not in vars(layer) for layer in model.modules())
 
 
+def test_opaque_layers_with_a_forward_of_their_own_keep_it() -> None:
+    model = small_model()
+    linears = [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear)]
+    for linear in linears:
+        linear.forward = partial(torch.nn.functional.linear, weight=2 * linear.weight.detach())
+    own = [linear.forward for linear in linears]
+    assert graphs_compiled(model, "opaque") == 2
+    assert [linear.forward for linear in linears] == own
+
+
 def test_layers_that_differ_are_compiled_apart() -> None:
     model = small_model()
     model.model.layers[1].mlp.act_fn = torch.nn.Tanh()

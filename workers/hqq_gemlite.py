@@ -26,11 +26,13 @@ from workers.protocol import LoadedModel, main
 
 
 def load(job: Job) -> LoadedModel:
+    from gemlite.core import GemLiteLinearTriton
     from gemlite.helper import A16W4_HQQ_INT
 
     from workers.hqq_model import load_hqq_model
 
-    return load_hqq_model(job, A16W4_HQQ_INT(job.device).from_weights)
+    loaded = load_hqq_model(job, A16W4_HQQ_INT(job.device).from_weights)
+    return loaded._replace(opaque=(GemLiteLinearTriton,))
 
 
 if __name__ == "__main__":

@@ -11,14 +11,13 @@ from contextlib import contextmanager
 
 import torch
 
-_layers: list[torch.nn.Module] = []
-"""Those that are opaque now. An operator takes tensors and numbers: a layer is called by its place here."""
+_forwards: list[Callable[[torch.Tensor], torch.Tensor]] = []
+"""Of layers that are opaque now. An operator takes tensors and numbers: a layer is called by its place here."""
 
 
 @torch.library.custom_op("qbench::linear", mutates_args=())
 def _linear(x: torch.Tensor, place: torch.Tensor, out_features: int) -> torch.Tensor:
-    layer = _layers[int(place)]
-    return type(layer).forward(layer, x)
+    return _forwards[int(place)](x)
 
 
 @_linear.register_fake
@@ -32,15 +31,20 @@ def opaque(model: torch.nn.Module, classes: tuple[type, ...]) -> Iterator[None]:
 
     Each has an attribute `out_features`, and takes (…, in features) to (…, out features) in one dtype.
     """
-    _layers.extend(layer for layer in model.modules() if isinstance(layer, classes))
-    for place, layer in enumerate(_layers):
+    layers = [layer for layer in model.modules() if isinstance(layer, classes)]
+    own = [vars(layer).get("forward") for layer in layers]
+    _forwards.extend(layer.forward for layer in layers)
+    for place, layer in enumerate(layers):
         layer.forward = _calling(place, layer.out_features)
     try:
         yield
     finally:
-        for layer in _layers:
-            del layer.forward  # that of the class comes to light again
-        _layers.clear()
+        for layer, forward in zip(layers, own, strict=True):
+            if forward is None:
+                del layer.forward  # that of the class comes to light again
+            else:
+                layer.forward = forward  # gemlite gives each layer one of its own
+        _forwards.clear()
 
 
 def _calling(place: int, out_features: int) -> Callable[[torch.Tensor], torch.Tensor]:
