@@ -1,4 +1,4 @@
-"""torch.compile for a decode step of one row: Inductor, told what such a step is.
+"""torch.compile for a decode step of few rows: Inductor, told what such a step is.
 
 With one row every linear layer is a matrix–vector product, which reads each weight once and multiplies it
 once. Matrix kernels are made for many rows; a plain reduction reads faster. Inductor knows that, but
@@ -7,8 +7,10 @@ longer than all the rest (cf. gpt-fast, "Accelerating Generative AI with PyTorch
 Here all products of one row are reductions. Activations are written out before they are multiplied, since a
 reduction would compute them again for every row of the weight. Long sums are made in two halves: there are
 few of them, and a GPU ends them together only if it has many to share out. Each kernel takes the fastest of a
-few ways to cut it into blocks. With more rows the products are cuBLAS's, and what lies between them is too
-little to tune. Decoder layers share their kernels (`workers/repeated_layers.py`).
+few ways to cut it into blocks. A few rows are as many reductions in one kernel, which reads and converts each
+weight once for all: better where weights are converted, since cuBLAS would have them written out first. With
+more rows the products are cuBLAS's, and what lies between them is too little to tune. Decoder layers share
+their kernels (`workers/repeated_layers.py`).
 
 Measured on one H100 80GB, Qwen2.5-7B: FP16 runs at 194 tok/s (`results/h100-all-7b`), and at 152 with
 Inductor's own choice and tuning by coordinate descent (one run by hand).
@@ -43,6 +45,8 @@ LONG_SUM = 8192
 """Terms from which on a sum is made in two halves, and values of which the largest is found in two stages."""
 PARTS = 256
 """Of such values, for each of which the first stage has a block of threads."""
+MOST_SUMS = 16
+"""Rows of a product beyond which its code would grow too long for sums."""
 MOST_VARIANTS = 1024
 """Of a function for other arguments; beyond that torch.compile would go on uncompiled, without a word."""
 FLUSH_BYTES = 1 << 28
@@ -52,8 +56,8 @@ FLUSH_BYTES = 1 << 28
 class CompiledStep:
     """A step compiled by running it once, and with it whatever is compiled when it is called."""
 
-    def __init__(self, step: Callable[[], None], device: Device, rows: int) -> None:
-        self.step = compiler(device, rows)(step)
+    def __init__(self, step: Callable[[], None], device: Device, summed: bool) -> None:
+        self.step = compiler(device, summed)(step)
         counters.clear()
         start_ns = time.monotonic_ns()
         try:
@@ -74,9 +78,9 @@ class CompiledStep:
         self.step()
 
 
-def compiler(device: Device, rows: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """torch.compile with all that is said above, for a function of so many rows that runs on `device`."""
-    backend = partial(_for_gpu, rows=rows) if device.torch.type == "cuda" else _for_cpu
+def compiler(device: Device, summed: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """torch.compile with all that is said above, its products `summed` where `device` is a GPU."""
+    backend = partial(_for_gpu, summed=summed) if device.torch.type == "cuda" else _for_cpu
     return partial(torch.compile, backend=backend, dynamic=False)
 
 
@@ -104,14 +108,11 @@ def _for_cpu(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
         return compile_fx.compile_fx(graph, inputs)
 
 
-def _for_gpu(graph: torch.fx.GraphModule, inputs: list[torch.Tensor], rows: int) -> Any:
-    table = {
-        **decomposition.select_decomp_table(),
-        torch.ops.aten.mm.default: _product,
-        torch.ops.aten.addmm.default: _product_with_bias,
-        torch.ops.aten.argmax.default: _argmax,
-    }
-    options = INDUCTOR | {"max_autotune_pointwise": rows == 1}
+def _for_gpu(graph: torch.fx.GraphModule, inputs: list[torch.Tensor], summed: bool) -> Any:
+    table = {**decomposition.select_decomp_table(), torch.ops.aten.argmax.default: _argmax}
+    if summed:
+        table |= {torch.ops.aten.mm.default: _product, torch.ops.aten.addmm.default: _product_with_bias}
+    options = INDUCTOR | {"max_autotune_pointwise": summed}
     with _without_autograd_cache(), _without_onednn():
         return compile_fx.compile_fx(graph, inputs, config_patches=options, decompositions=table)
 
@@ -140,10 +141,18 @@ def _without_onednn() -> Iterator[None]:
         torch.backends.mkldnn.enabled = enabled
 
 
-def _product(vector: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
-    """(1, k) × (k, n) as a reduction, summed in float32 as a matrix product would be."""
-    if vector.shape[0] != 1:
+def _product(vectors: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+    """(rows, k) × (k, n) as reductions that read the matrix together."""
+    if vectors.shape[0] > MOST_SUMS:
         return NotImplemented
+    # What is strided has to be written out; computed with its terms, these would have to be.
+    written = vectors.as_strided(vectors.shape, vectors.stride())
+    products = [_product_of_one(vector, matrix) for vector in written.split(1)]
+    return products[0] if len(products) == 1 else torch.cat(products)
+
+
+def _product_of_one(vector: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+    """(1, k) × (k, n), summed in float32 as a matrix product would be."""
     terms = vector.float().unsqueeze(2) * matrix.float().unsqueeze(0)
     count, sums = matrix.shape
     if count >= LONG_SUM and count % 2 == 0:
@@ -167,8 +176,8 @@ def _argmax(values: torch.Tensor, dim: int | None = None, keepdim: bool = False)
 
 
 def _product_with_bias(
-    bias: torch.Tensor, vector: torch.Tensor, matrix: torch.Tensor, *, beta: float = 1, alpha: float = 1
+    bias: torch.Tensor, vectors: torch.Tensor, matrix: torch.Tensor, *, beta: float = 1, alpha: float = 1
 ) -> torch.Tensor:
-    if vector.shape[0] != 1 or beta != 1 or alpha != 1:
+    if vectors.shape[0] > MOST_SUMS or beta != 1 or alpha != 1:
         return NotImplemented
-    return _product(vector, matrix) + bias
+    return _product(vectors, matrix) + bias

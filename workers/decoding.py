@@ -45,17 +45,19 @@ def decoding(
     elif mode == "eager":
         yield partial(generate_stepwise, EagerStepper(model, new_tokens, device), device), SetUp(setup_s=0.0)
     else:
-        compiled, compile_it = mode == "compile", compiler(device, rows=batches[0].ids.shape[0])
+        compiled, summed = mode == "compile", batches[0].ids.shape[0] <= loaded.summed_rows
         with (
             grouped_attention_in(model) as grouped,
             opaque(model, loaded.opaque if compiled else ()),
             # Layers of other attention can share keys and values, and are compiled with the step.
-            repeated_layers(model, compile_it) if compiled and grouped else nullcontext() as learn,
+            (
+                repeated_layers(model, compiler(device, summed)) if compiled and grouped else nullcontext()
+            ) as learn,
         ):
             state = StepState(model, batches, new_tokens, grouped)
             stepper = StaticStepper(model, state, new_tokens, device)
             try:
-                facts = stepper.record(batches[0], compiled, learn)
+                facts = stepper.record(batches[0], compiled, summed, learn)
                 yield partial(generate_stepwise, stepper, device), facts
             finally:
                 forget_compiled()
@@ -107,7 +109,7 @@ class StaticStepper:
         self.device = device
         self.replay: Callable[[], None] = self._step
 
-    def record(self, batch: Batch, compiled: bool, learn: Learn | None) -> SetUp:
+    def record(self, batch: Batch, compiled: bool, summed: bool, learn: Learn | None) -> SetUp:
         """Compile the step where that is wanted, and record it as a CUDA graph where there is CUDA.
 
         Layers that are compiled by themselves `learn` what a step calls them with.
@@ -117,7 +119,7 @@ class StaticStepper:
         if learn:
             learn(self._step)
             self._prefill_anew(batch)
-        compiling = CompiledStep(self._step, self.device, batch.ids.shape[0]) if compiled else None
+        compiling = CompiledStep(self._step, self.device, summed) if compiled else None
         self._prefill_anew(batch)
         self.replay = self.device.replayable(compiling or self._step, compiled=compiled)
         return SetUp(

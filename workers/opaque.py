@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import torch
 
 _forwards: list[Callable[[torch.Tensor], torch.Tensor]] = []
-"""Of layers that are opaque now. An operator takes tensors and numbers: a layer is called by its place here."""
+"""Of layers that are opaque now. An operator takes tensors and numbers: each is called by its place here."""
 
 
 @torch.library.custom_op("qbench::linear", mutates_args=())

@@ -58,6 +58,8 @@ class LoadedModel(NamedTuple):
     taken."""
     opaque: tuple[type, ...] = ()
     """Classes of linear layers that torch.compile has to call as they are; see `workers/opaque.py`."""
+    summed_rows: int = 1
+    """Up to how many rows torch.compile is to multiply by sums; see `workers/compilation.py`."""
 
 
 Load = Callable[[Job], LoadedModel]
