@@ -23,7 +23,7 @@ def load(job: Job) -> LoadedModel:
 
     from workers.transformers_model import load_transformers_model
 
-    return load_transformers_model(job, torch.bfloat16)
+    return load_transformers_model(job, torch.bfloat16)._replace(summed_rows=2)
 
 
 if __name__ == "__main__":

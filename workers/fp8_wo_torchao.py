@@ -26,7 +26,7 @@ def load(job: Job) -> LoadedModel:
 
     from workers.torchao_model import load_torchao_model
 
-    return load_torchao_model(job, Float8WeightOnlyConfig())._replace(summed_rows=8)
+    return load_torchao_model(job, Float8WeightOnlyConfig())._replace(summed_rows=4)
 
 
 if __name__ == "__main__":
