@@ -14,7 +14,7 @@
 
 The bytes of `int8-wo`, spaced as floats are: finer near zero, coarser far from it. Every linear layer
 dequantizes its weight to BF16 and calls `matmul`: slower than BF16 as it stands, while torch.compile fuses
-the two into a product that reads half of BF16's bytes.
+the two into a product, of up to four rows, that reads half of BF16's bytes.
 """
 
 from schemas.job import Job

@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 
 from schemas.job import Job
 from workers.calibration_text import read_note
-from workers.joint_linear import join_linears
+from workers.joint_linear import TOGETHER, Joint, join_linears
 from workers.protocol import LoadedModel, Unsupported
 from workers.random_model import random_config, random_state_dict
 from workers.random_packed import random_packed
@@ -69,8 +69,8 @@ def adding_atomically(product: Callable[..., torch.Tensor]) -> Callable[..., tor
     """GPTQModel's `product` of GPTQ's weights, which adds so where it takes that to be faster, if it is let.
 
     Of AWQ's fewer than 2,048 outputs it lets blocks of threads that share a sum add to it atomically; GPTQ's
-    wait for each other in turn. With both adding, formats are compared and not that choice: at 7B 215.8 tok/s
-    in `graph` (`results/h100-all-7b`) instead of 161.7 (`results/h100-best-7b`).
+    wait for each other in turn. With both adding, formats are compared and not that choice. At 7B, when keys
+    and values were layers of their own, that made 215.8 tok/s of 161.7 (`results/h100-best-7b`) in `graph`.
     """
     return lambda **arguments: product(**{**arguments, "use_atomics": True})
 
@@ -78,6 +78,8 @@ def adding_atomically(product: Callable[..., torch.Tensor]) -> Callable[..., tor
 def _loaded(model: PreTrainedModel, job: Job, layout: Layout, group_size: int) -> LoadedModel:
     settings = {"quant_method": layout.checkpoint["quant_method"], "group_size": str(group_size)}
     tokenizer = None if job.model.is_random else load_tokenizer(job)
+    if any(isinstance(module, Joint) for module in model.modules()):
+        settings["joined"] = ", ".join("+".join(names) for names in TOGETHER)
     return LoadedModel(model, tokenizer, settings | {"kernel": "Marlin"}, (layout.layer,))
 
 
