@@ -13,7 +13,6 @@ from records import MIB, edge, make_cell, torch_memory
 
 from orchestrator.ledger import Ledger, ledgers
 from orchestrator.memory_cli import show_memory
-from orchestrator.names import cell_name
 from orchestrator.report.ledger_table import bars, lines
 from orchestrator.store import read_run
 from schemas.frames import PhaseName, TorchMemory
@@ -74,15 +73,17 @@ def test_terms_add_up_to_what_nvml_said(seen: list[PhaseEdge]) -> None:
 @pytest.mark.parametrize("folder", RECORDED, ids=lambda folder: folder.name)
 def test_recorded_runs_come_out_even_and_unexplained_is_little(folder: object) -> None:
     run = read_run(folder)  # type: ignore[arg-type]
-    books = {cell_name(cell): ledgers(cell) for cell in run.cells}
-    assert any(books.values())
-    for name, book in books.items():
+    books = [(cell.precision, ledgers(cell)) for cell in run.cells]
+    assert any(book for _, book in books)
+    for precision, book in books:
         for ledger in book.values():
             assert ledger.residual_bytes == 0
             assert min(term for line in lines([ledger]) for term in line.bytes_ if term is not None) >= 0
         if "decode" in book:
-            assert book["decode"].outside_bytes["context"] == 518 * MIB
-            assert book["decode"].outside_bytes["rest"] <= 16 * MIB, name
+            # gemlite, which hqq imports, adds to the context.
+            context_mib = 610 if precision == "hqq" else 518
+            assert book["decode"].outside_bytes["context"] == context_mib * MIB
+            assert book["decode"].outside_bytes["rest"] <= 16 * MIB, precision
 
 
 def cell(*process_bytes: int | None) -> CellRecord:
