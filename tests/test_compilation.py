@@ -9,13 +9,13 @@ from typing import Any
 import bitsandbytes
 import pytest
 import torch
-from test_joint_linear import side_by_side
+from small_models import side_by_side, small_model
 from torch._dynamo.utils import counters
 from torch._inductor.runtime.benchmarking import benchmarker
 from torch._inductor.utils import run_and_get_code
 from torch.fx.experimental.proxy_tensor import make_fx
 from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig, quantize_
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP
 
 from workers import compilation
@@ -25,6 +25,8 @@ from workers.joint_linear import join_linears
 from workers.opaque import opaque
 from workers.protocol import Unsupported
 from workers.repeated_layers import repeated_layers
+
+CPU = Device("cpu")
 
 
 @pytest.fixture(autouse=True)
@@ -70,6 +72,13 @@ def test_a_product_of_few_rows_is_their_sums(rows: int) -> None:
     summed = compilation._product_with_bias(bias, vectors, matrix)
     assert torch.allclose(summed, torch.addmm(bias, vectors, matrix), atol=1e-5)
     assert compilation._product_with_bias(bias, vectors, matrix, alpha=2) is NotImplemented
+    assert compilation._product_with_bias(bias, vectors, matrix, beta=0) is NotImplemented
+
+
+def test_many_rows_are_left_to_matrix_kernels() -> None:
+    vectors, matrix = torch.randn(compilation.MOST_SUMS + 1, 40), torch.randn(40, 30)
+    assert compilation._product(vectors, matrix) is NotImplemented
+    assert compilation._product_with_bias(torch.randn(30), vectors, matrix) is NotImplemented
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 8192), (3, 1, 16384), (32768,)])
@@ -115,12 +124,18 @@ def test_only_a_missing_compiler_is_called_one(
 
     monkeypatch.setattr(torch, "compile", lambda step, **_: step)
     with pytest.raises(refused):
-        CompiledStep(step, Device("cpu"), summed=True)
+        CompiledStep(step, CPU, compilation.compiler(CPU, summed=True))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("weights", "rows"), [(Int8WeightOnlyConfig, 1), (Int8WeightOnlyConfig, 4), (Float8WeightOnlyConfig, 4)]
+    ("weights", "rows"),
+    [
+        (Int8WeightOnlyConfig, 1),
+        (Int8WeightOnlyConfig, 4),
+        (Float8WeightOnlyConfig, 1),
+        (Float8WeightOnlyConfig, 4),
+    ],
 )
 def test_dequantized_weights_are_never_written_out(weights: type, rows: int) -> None:
     """Not even for a long sum, which has two halves to read them from, of inputs that are computed before."""
@@ -145,7 +160,7 @@ def test_the_tuner_flushes_for_longer_than_a_launch_takes(monkeypatch: pytest.Mo
     """Its times need a GPU; which buffer it would write over doesn't."""
     seen = []
     monkeypatch.setattr(torch, "compile", lambda step, **_: step)
-    CompiledStep(lambda: seen.append(benchmarker.L2_cache_size), Device("cpu"), summed=True)
+    CompiledStep(lambda: seen.append(benchmarker.L2_cache_size), CPU, compilation.compiler(CPU, summed=True))
     assert seen == [compilation.FLUSH_BYTES]
     assert "L2_cache_size" not in vars(benchmarker)
 
@@ -153,16 +168,8 @@ def test_the_tuner_flushes_for_longer_than_a_launch_takes(monkeypatch: pytest.Mo
 # Decoder layers
 
 
-def small_model() -> PreTrainedModel:
-    config = AutoConfig.for_model(
-        "llama",
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        vocab_size=128,
-    )
-    return AutoModelForCausalLM.from_config(config).eval()
+def three_layers() -> PreTrainedModel:
+    return small_model("llama", num_hidden_layers=3, num_key_value_heads=4)
 
 
 def in_four_bits(model: PreTrainedModel) -> None:
@@ -198,7 +205,7 @@ def graphs_compiled(model: PreTrainedModel, kind: str = "plain") -> int:
 
 @pytest.mark.parametrize("kind", ["plain", "torchao", "bitsandbytes", "opaque", "joint"])
 def test_layers_that_are_alike_are_compiled_once(kind: str) -> None:
-    model = small_model()
+    model = three_layers()
     if kind == "torchao":
         quantize_(model, Int8WeightOnlyConfig())
     if kind == "bitsandbytes":
@@ -210,7 +217,7 @@ def test_layers_that_are_alike_are_compiled_once(kind: str) -> None:
 
 
 def test_opaque_layers_with_a_forward_of_their_own_keep_it() -> None:
-    model = small_model()
+    model = three_layers()
     linears = [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear)]
     for linear in linears:
         linear.forward = partial(torch.nn.functional.linear, weight=2 * linear.weight.detach())
@@ -220,19 +227,19 @@ def test_opaque_layers_with_a_forward_of_their_own_keep_it() -> None:
 
 
 def test_layers_that_differ_are_compiled_apart() -> None:
-    model = small_model()
+    model = three_layers()
     model.model.layers[1].mlp.act_fn = torch.nn.Tanh()
     assert graphs_compiled(model) == 3
 
 
 def test_a_layer_that_is_compiled_in_pieces_tells() -> None:
-    model, got = small_model(), []
+    model, got = three_layers(), []
     for layer in model.model.layers:
         layer.mlp.register_forward_hook(lambda *_: torch._dynamo.graph_break())
-    ids, cpu = torch.ones(1, 1, dtype=torch.long), Device("cpu")
-    with torch.no_grad(), repeated_layers(model, compilation.compiler(cpu, True)) as learn:
+    ids, compiled = torch.ones(1, 1, dtype=torch.long), compilation.compiler(CPU, summed=True)
+    with torch.no_grad(), repeated_layers(model, compiled) as learn:
         learn(lambda: model(ids))
-        step = CompiledStep(lambda: got.append(model(ids).logits), cpu, summed=True)
+        step = CompiledStep(lambda: got.append(model(ids).logits), CPU, compiled)
         assert torch.allclose(got[-1], model(ids).logits, atol=1e-4)
     assert step.graph_breaks > 0
 

@@ -10,19 +10,21 @@ from pathlib import Path
 import msgspec
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from small_models import small_model
+from transformers import PreTrainedModel
 from worker_runs import make_job, run_jobs
 
 from orchestrator.precisions import find_precisions
 from schemas.frames import Done, Failed, Loaded, Phase, SetUp, Trial, WarmedUp
 from schemas.job import Job
-from workers import device, measure, profiling
+from workers import decoding, device, measure, profiling
+from workers.compilation import Compile
 from workers.decoding import EagerStepper, StaticStepper
 from workers.device import Device
 from workers.generation import Limits, generate_stepwise
 from workers.int_mm import int_mm, scaled_int_mm
 from workers.prompts import Batch, make_batches
-from workers.protocol import Unsupported
+from workers.protocol import LoadedModel, Unsupported
 from workers.static_cache import StepState, grouped_attention_in
 
 UNEQUAL = ["Name a river.", "Why is the sky blue, and not green, when the sun is high?", "Go"]
@@ -188,21 +190,7 @@ def test_every_shape_of_prompts_is_met_before_trials_are_timed() -> None:
 def chatty(architecture: str, **config: object) -> PreTrainedModel:
     """A random two-layer model whose tokens depend on all that came before."""
     torch.manual_seed(3)
-    model = AutoModelForCausalLM.from_config(
-        AutoConfig.for_model(
-            architecture,
-            hidden_size=64,
-            intermediate_size=96,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            vocab_size=128,
-            tie_word_embeddings=False,
-            initializer_range=0.4,
-            **config,
-        )
-    )
-    return model.eval()
+    return small_model(architecture, tie_word_embeddings=False, initializer_range=0.4, **config)
 
 
 def padded_batch(rows: int, context: int) -> Batch:
@@ -243,6 +231,24 @@ def test_a_static_cache_gives_the_tokens_of_a_growing_one(
     assert model.config._attn_implementation == "sdpa"
     assert fixed.tolist() == growing.tolist()
     assert min(len(set(row)) for row in growing.tolist()) > 3
+
+
+@pytest.mark.parametrize(("rows", "summed"), [(1, True), (2, True), (3, False)])
+def test_products_are_sums_up_to_a_precisions_rows(
+    rows: int, summed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def compiler(device: Device, summed: bool) -> Compile:
+        asked.append(summed)
+        return lambda function: function
+
+    monkeypatch.setattr(decoding, "compiler", compiler)
+    loaded = LoadedModel(small_model("llama"), None, summed_rows=2)
+    cpu, batches = Device("cpu"), [padded_batch(rows, 0)]
+    with torch.inference_mode(), decoding.decoding("compile", loaded, batches, 3, cpu) as (generate, _):
+        assert generate(batches[0], Limits(3)).token_ids.shape == (rows, 3)
+    assert asked == [summed]
 
 
 # A capture that can't be, without a GPU to refuse it: torch's own switch is played.

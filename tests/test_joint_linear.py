@@ -1,43 +1,27 @@
 """Layers that read one input, joined: what each gives stays what it was, and one product makes it."""
 
-from typing import Any
-
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from small_models import side_by_side, small_model
+from transformers import PreTrainedModel
 
-from workers.joint_linear import Joint, Part, join_linears
-
-
-def side_by_side(layers: list[Any]) -> torch.nn.Linear:
-    width, biased = sum(layer.out_features for layer in layers), layers[0].bias is not None
-    joined = torch.nn.Linear(layers[0].in_features, width, bias=biased)
-    for name, parameter in joined.named_parameters():
-        parameter.data = torch.cat([getattr(layer, name) for layer in layers])
-    return joined
+from workers.joint_linear import Joint, Part, join_linears, joined_layers
 
 
 @pytest.fixture
 def model() -> PreTrainedModel:
     torch.manual_seed(0)
-    config = AutoConfig.for_model(
-        "qwen2",
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=128,
-    )
-    return AutoModelForCausalLM.from_config(config).eval()
+    return small_model("qwen2")
 
 
 def test_a_joined_model_says_what_it_said(model: PreTrainedModel) -> None:
     ids = torch.arange(12).view(3, 4)
     with torch.no_grad():
         expected = model(ids).logits
+        assert joined_layers(model) == []
         join_linears(model, torch.nn.Linear, side_by_side)
         assert torch.allclose(model(ids).logits, expected, atol=1e-5)
+    assert joined_layers(model) == ["q_proj+k_proj+v_proj", "gate_proj+up_proj"]
     shapes = [(layer.in_features, layer.out_features) for layer in map(linear, joints(model))]
     assert shapes == [(64, 64 + 32 + 32), (64, 96 + 96)] * 2
     kept = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
@@ -77,6 +61,13 @@ def test_one_product_serves_all_its_parts_and_nothing_is_kept() -> None:
 def test_layers_that_differ_stay_apart(model: PreTrainedModel) -> None:
     for layer in model.model.layers:
         layer.self_attn.v_proj.bias = None
+    join_linears(model, torch.nn.Linear, side_by_side)
+    assert joined_layers(model) == ["gate_proj+up_proj"]
+
+
+def test_layers_of_another_kind_stay_apart(model: PreTrainedModel) -> None:
+    for layer in model.model.layers:
         layer.mlp.up_proj = torch.nn.Identity()
     join_linears(model, torch.nn.Linear, side_by_side)
-    assert joints(model) == []
+    assert joined_layers(model) == ["q_proj+k_proj+v_proj"]
+    assert len(joints(model)) == 2

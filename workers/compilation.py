@@ -34,6 +34,7 @@ from torch._inductor.runtime.benchmarking import benchmarker
 from workers.device import Device
 from workers.protocol import Unsupported
 
+Compile = Callable[[Callable[..., Any]], Callable[..., Any]]
 INDUCTOR = {
     # Reads, and operations, beyond which an intermediate result is written out and not computed again: no
     # more than it takes to multiply by a dequantized weight.
@@ -57,8 +58,8 @@ FLUSH_BYTES = 1 << 28
 class CompiledStep:
     """A step compiled by running it once, and with it whatever is compiled when it is called."""
 
-    def __init__(self, step: Callable[[], None], device: Device, summed: bool) -> None:
-        self.step = compiler(device, summed)(step)
+    def __init__(self, step: Callable[[], None], device: Device, compiled: Compile) -> None:
+        self.step = compiled(step)
         counters.clear()
         start_ns = time.monotonic_ns()
         try:
@@ -79,7 +80,7 @@ class CompiledStep:
         self.step()
 
 
-def compiler(device: Device, summed: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def compiler(device: Device, summed: bool) -> Compile:
     """torch.compile with all that is said above, its products `summed` where `device` is a GPU."""
     backend = partial(_for_gpu, summed=summed) if device.torch.type == "cuda" else _for_cpu
     return partial(torch.compile, backend=backend, dynamic=False)
@@ -180,6 +181,5 @@ def _argmax(values: torch.Tensor, dim: int | None = None, keepdim: bool = False)
 def _product_with_bias(
     bias: torch.Tensor, vectors: torch.Tensor, matrix: torch.Tensor, *, beta: float = 1, alpha: float = 1
 ) -> torch.Tensor:
-    if vectors.shape[0] > MOST_SUMS or beta != 1 or alpha != 1:
-        return NotImplemented
-    return _product(vectors, matrix) + bias
+    product = _product(vectors, matrix) if beta == alpha == 1 else NotImplemented
+    return product if product is NotImplemented else product + bias

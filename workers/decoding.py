@@ -20,7 +20,7 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 
 from schemas.frames import SetUp
 from schemas.job import DecodeMode
-from workers.compilation import CompiledStep, compiler, forget_compiled
+from workers.compilation import Compile, CompiledStep, compiler, forget_compiled
 from workers.device import Device
 from workers.generation import Generate, generate_stepwise
 from workers.opaque import opaque
@@ -45,19 +45,18 @@ def decoding(
     elif mode == "eager":
         yield partial(generate_stepwise, EagerStepper(model, new_tokens, device), device), SetUp(setup_s=0.0)
     else:
-        compiled, summed = mode == "compile", batches[0].ids.shape[0] <= loaded.summed_rows
+        summed = batches[0].ids.shape[0] <= loaded.summed_rows
+        compiled = compiler(device, summed) if mode == "compile" else None
         with (
             grouped_attention_in(model) as grouped,
             opaque(model, loaded.opaque if compiled else ()),
             # Layers of other attention can share keys and values, and are compiled with the step.
-            (
-                repeated_layers(model, compiler(device, summed)) if compiled and grouped else nullcontext()
-            ) as learn,
+            repeated_layers(model, compiled) if compiled and grouped else nullcontext() as learn,
         ):
             state = StepState(model, batches, new_tokens, grouped)
             stepper = StaticStepper(model, state, new_tokens, device)
             try:
-                facts = stepper.record(batches[0], compiled, summed, learn)
+                facts = stepper.record(batches[0], compiled, learn)
                 yield partial(generate_stepwise, stepper, device), facts
             finally:
                 forget_compiled()
@@ -109,7 +108,7 @@ class StaticStepper:
         self.device = device
         self.replay: Callable[[], None] = self._step
 
-    def record(self, batch: Batch, compiled: bool, summed: bool, learn: Learn | None) -> SetUp:
+    def record(self, batch: Batch, compiled: Compile | None, learn: Learn | None) -> SetUp:
         """Compile the step where that is wanted, and record it as a CUDA graph where there is CUDA.
 
         Layers that are compiled by themselves `learn` what a step calls them with.
@@ -119,9 +118,9 @@ class StaticStepper:
         if learn:
             learn(self._step)
             self._prefill_anew(batch)
-        compiling = CompiledStep(self._step, self.device, summed) if compiled else None
+        compiling = CompiledStep(self._step, self.device, compiled) if compiled else None
         self._prefill_anew(batch)
-        self.replay = self.device.replayable(compiling or self._step, compiled=compiled)
+        self.replay = self.device.replayable(compiling or self._step, compiled=compiled is not None)
         return SetUp(
             setup_s=(time.monotonic_ns() - start_ns) / 1e9,
             compile_s=compiling and compiling.compile_s,

@@ -17,7 +17,7 @@
 Stores packed INT4 with an FP16 scale and an FP16 zero point per group of 128 input channels (64 or 32 where
 128 doesn't divide them). gemlite's Triton kernels dequantize in registers while they multiply: a
 matrix–vector kernel for up to four rows, split-K below 64, GEMM from there. It wins where bytes are time, at
-small batches, and needs no calibration. Kernels are tuned at first use, which lies in the warm-up; gemlite
+small batches, and needs no calibration. Kernels are tuned at first use, before anything is timed; gemlite
 comes with what was found on some GPUs, the H100 among them. It can't be imported without a GPU.
 """
 

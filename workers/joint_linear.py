@@ -7,6 +7,7 @@ for the last of them after each. Serving engines store such layers side by side 
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -28,6 +29,7 @@ class Joint(torch.nn.Module):
         self.outputs: dict[int, torch.Tensor] = {}
 
     def output(self, index: int, x: torch.Tensor) -> torch.Tensor:
+        """Of the layer at this place, (…, its width), for x of (…, in features)."""
         if x is not self.input or index not in self.outputs:
             self.input, self.outputs = x, dict(enumerate(self.layer(x).split(self.widths, dim=-1)))
         output = self.outputs.pop(index)
@@ -64,5 +66,15 @@ def join_linears(
                     setattr(parent, name, Part(joint, index))
 
 
-def _alike(layers: list) -> bool:
+def joined_layers(model: torch.nn.Module) -> list[str]:
+    """Names of the layers that are joined in `model`, like `gate_proj+up_proj`."""
+    parents = list(model.modules())
+    return [
+        "+".join(names)
+        for names in TOGETHER
+        if any(isinstance(getattr(parent, names[0], None), Part) for parent in parents)
+    ]
+
+
+def _alike(layers: list[Any]) -> bool:
     return len({(layer.in_features, layer.bias is None) for layer in layers}) == 1

@@ -19,9 +19,9 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 from transformers import Cache, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from workers.compilation import Compile
 from workers.static_cache import SlotLayer
 
-Compile = Callable[[Callable[..., Any]], Callable[..., Any]]
 Learn = Callable[[Callable[[], None]], None]
 _layers: "list[RepeatedLayer]" = []
 """Those of the step that is compiled now. An operator takes tensors and numbers: a layer is called by its
