@@ -30,7 +30,10 @@ def rate(value_per_s: float | None) -> str:
 
 
 def ratio(value: float | None) -> str:
-    return ABSENT if value is None else f"{value:.2f}×"
+    """With hundredths, but for what is a hundred and more."""
+    if value is None:
+        return ABSENT
+    return f"{value:,.0f}×" if round(value, 2) >= 100 else f"{value:.2f}×"
 
 
 def percent(value: float | None) -> str:

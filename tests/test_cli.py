@@ -580,9 +580,18 @@ def test_on_a_terminal_there_is_a_live_line_and_with_no_color_no_colour(
 
 
 @pytest.mark.slow
-def test_a_report_fits_a_narrow_terminal(measured: Measured, cache: Path, place: Path) -> None:
+@pytest.mark.parametrize("times_as_slow", [1, 137])
+def test_a_report_fits_a_narrow_terminal(
+    times_as_slow: int, measured: Measured, cache: Path, place: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(measured.folder, tmp_path / "run")
+    records = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
+    for trial in (trial for record in records if record["precision"] == "fp16" for trial in record["trials"]):
+        trial["decode_s"] *= times_as_slow
+        trial["token_s"] = [token_s * times_as_slow for token_s in trial["token_s"]]
+    (folder / "records.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     env = environment(cache, TERM="dumb", COLUMNS="80")
-    status, shown = run_on_terminal(command("report", measured.folder), place, env)
+    status, shown = run_on_terminal(command("report", folder), place, env)
     assert status == 0
     title, *table = shown.replace("\r\n", "\n").split("•")[0].splitlines()
     assert title.startswith("tiny-llama on")
