@@ -1,11 +1,13 @@
-"""Single rows times INT4 weights: how work is shared out, which rows come here, and on a GPU the numbers."""
+"""Few rows times INT4 weights: how work is shared out, which rows come here, and on a GPU the numbers."""
+
+import math
 
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torchao.quantization import Int4TilePackedTo4dTensor
 
-from workers.int4_product import GROUP, int4_product, plan, take_over_single_rows
+from workers.int4_product import GROUP, MOST_ROWS, int4_product, plan, take_over_few_rows
 
 SHAPES = [(8, 128), (512, 3584), (3584, 3584), (18944, 3584), (3584, 18944), (4864, 896), (152064, 1024)]
 LARGEST_SHARED_BYTES = 163 * 1024
@@ -14,9 +16,12 @@ LARGEST_SHARED_BYTES = 163 * 1024
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("multiprocessors", [40, 132])
-def test_a_launch_fits_a_gpu_and_leaves_few_warps_idle(shape: tuple[int, int], multiprocessors: int) -> None:
+@pytest.mark.parametrize("rows", [1, 5, MOST_ROWS])
+def test_a_launch_fits_a_gpu_and_leaves_few_warps_idle(
+    shape: tuple[int, int], multiprocessors: int, rows: int
+) -> None:
     row_blocks, groups = shape[0] // 8, shape[1] // GROUP
-    launch = plan(row_blocks, groups, multiprocessors)
+    launch = plan(rows, row_blocks, groups, multiprocessors)
     rounds = -(-groups // launch.warps)
     assert launch.row_blocks <= row_blocks
     assert launch.warps <= groups <= rounds * launch.warps <= 1.05 * groups
@@ -36,9 +41,9 @@ def weight(outputs: int, inputs: int, device: str = "cpu") -> Int4TilePackedTo4d
 
 @pytest.mark.parametrize(
     ("shape", "comes"),
-    [((1, 1, 256), True), ((1, 256), True), ((256,), True), ((2, 1, 256), False), ((1, 2, 256), False)],
+    [((1, 1, 256), True), ((256,), True), ((16, 1, 256), True), ((17, 1, 256), False), ((1, 2, 256), False)],
 )
-def test_single_rows_come_here_and_others_go_to_torchao(
+def test_few_rows_come_here_and_others_go_to_torchao(
     shape: tuple[int, ...], comes: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     linear = torch.nn.functional.linear
@@ -48,17 +53,17 @@ def test_single_rows_come_here_and_others_go_to_torchao(
 
     def product(x: torch.Tensor, packed: torch.Tensor, scale_and_zero: torch.Tensor) -> torch.Tensor:
         rows.append(x.shape)
-        return torch.ones(1, 16)
+        return torch.ones(len(x), 16)
 
     monkeypatch.setattr("workers.int4_product.int4_product", product)
-    take_over_single_rows()
+    take_over_few_rows()
     for bias in (None, torch.ones(16)):
         result = linear(torch.randn(shape).bfloat16(), weight(16, 256), bias)
         if comes:
             assert torch.equal(result, torch.full((*shape[:-1], 16), 1.0 if bias is None else 2.0))
         else:
             assert result == "torchao's"
-    assert rows == [(1, 256)] * (2 if comes else 0)
+    assert rows == [(math.prod(shape) // 256, 256)] * (2 if comes else 0)
 
 
 @pytest.mark.parametrize(("inputs", "dtype"), [(576, torch.bfloat16), (512, torch.float16)])
@@ -67,7 +72,7 @@ def test_what_the_kernel_is_not_made_for_stays_with_torchao(
 ) -> None:
     functions = Int4TilePackedTo4dTensor._TORCH_FN_TABLE[Int4TilePackedTo4dTensor]
     monkeypatch.setitem(functions, torch.nn.functional.linear, lambda *_: "torchao's")
-    take_over_single_rows()
+    take_over_few_rows()
     row = torch.randn(1, inputs, dtype=dtype)
     assert torch.nn.functional.linear(row, weight(16, inputs)) == "torchao's"
 
@@ -75,13 +80,13 @@ def test_what_the_kernel_is_not_made_for_stays_with_torchao(
 def test_a_compiler_learns_the_shape() -> None:
     with FakeTensorMode():
         packed, scale_and_zero = torch.empty(5, 8, 32, 4, dtype=torch.int32), torch.empty(8, 40, 2)
-        y = int4_product(torch.empty(1, 256, dtype=torch.bfloat16), packed, scale_and_zero)
-    assert y.shape == (1, 40)
+        y = int4_product(torch.empty(3, 256, dtype=torch.bfloat16), packed, scale_and_zero)
+    assert y.shape == (3, 40)
     assert y.dtype == torch.bfloat16
 
 
 def exact(x: torch.Tensor, stored: Int4TilePackedTo4dTensor) -> torch.Tensor:
-    """The product in float64, of shape (outputs,)."""
+    """The product in float64, of shape (rows, outputs)."""
     groups = x.shape[1] // GROUP
     words = stored.qdata[:, :groups].unsqueeze(-1)
     integers = (words >> torch.arange(0, 32, 4, device=x.device).int()) & 15
@@ -90,7 +95,7 @@ def exact(x: torch.Tensor, stored: Int4TilePackedTo4dTensor) -> torch.Tensor:
     integers = integers.view(-1, groups, 8, 4, 4, 2, 2, 2).permute(0, 2, 1, 4, 6, 7, 3, 5)
     scales, zeros = stored.scale_and_zero[:groups].double().transpose(0, 1).unsqueeze(-2).unbind(-1)
     weights = (integers.reshape(-1, groups, GROUP).double() - 8) * scales + zeros
-    return (weights * x.double().view(groups, GROUP)).sum((1, 2))
+    return x.double() @ weights.view(-1, groups * GROUP).T
 
 
 def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
@@ -99,11 +104,12 @@ def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("shape", [*SHAPES, (24, 1152), (1000, 3712), (256, 28672)])
-def test_the_product_is_torchs(shape: tuple[int, int]) -> None:
+@pytest.mark.parametrize("rows", [1, 2, 7, 8, 9, MOST_ROWS])
+def test_the_product_is_torchs(shape: tuple[int, int], rows: int) -> None:
     torch.manual_seed(0)
     outputs, inputs = shape
     stored = weight(outputs, inputs, "cuda")
-    x = torch.randn(1, inputs, device="cuda").bfloat16()
+    x = torch.randn(rows, inputs, device="cuda").bfloat16()
     padded = torch.nn.functional.pad(x, (0, stored.qdata.shape[1] * GROUP - inputs))
     args = (padded, stored.qdata, GROUP, stored.scale_and_zero)
     expected = exact(x, stored)
@@ -111,5 +117,5 @@ def test_the_product_is_torchs(shape: tuple[int, int]) -> None:
     assert relative(found, expected) < 2**-8  # what rounding to BF16 may cost
     assert relative(torch.ops.aten._weight_int4pack_mm(*args), expected) < 0.01  # it rounds weights, too
     assert torch.equal(found, int4_product(x, stored.qdata, stored.scale_and_zero))
-    shifted = torch.cat([x.new_zeros(1), x[0]])[1:].view(1, -1)  # not aligned
+    shifted = torch.cat([x.new_zeros(1), x.flatten()])[1:].view(rows, -1)  # not aligned
     assert torch.equal(found, int4_product(shifted, stored.qdata, stored.scale_and_zero))
