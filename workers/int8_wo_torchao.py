@@ -25,9 +25,14 @@ from workers.protocol import LoadedModel, main
 def load(job: Job) -> LoadedModel:
     from torchao.quantization import Int8WeightOnlyConfig
 
+    from workers.eight_bit_product import take_over_few_rows
     from workers.torchao_model import load_torchao_model
 
-    return load_torchao_model(job, Int8WeightOnlyConfig())._replace(summed_rows=4)
+    loaded = load_torchao_model(job, Int8WeightOnlyConfig())
+    if job.device == "cpu":
+        return loaded
+    take_over_few_rows()
+    return loaded._replace(settings={**loaded.settings, "2 to 16 rows": "eight_bit_product.cu"})
 
 
 if __name__ == "__main__":

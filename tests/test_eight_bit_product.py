@@ -1,0 +1,79 @@
+"""Few rows times INT8 or FP8 weights: how work is shared out, which rows come here, and on a GPU the numbers."""
+
+import math
+
+import pytest
+import torch
+from torchao.quantization import (
+    Float8Tensor,
+    Float8WeightOnlyConfig,
+    Int8Tensor,
+    Int8WeightOnlyConfig,
+    quantize_,
+)
+
+from workers.eight_bit_product import eight_bit_product, plan, take_over_few_rows
+from workers.int4_product import GROUP, MOST_ROWS, MOST_SHARED_BYTES
+
+CONFIGS = [Int8WeightOnlyConfig, Float8WeightOnlyConfig]
+
+
+@pytest.mark.parametrize("inputs", [128, 896, 3584, 18944])
+@pytest.mark.parametrize("rows", [2, 8, MOST_ROWS])
+def test_a_launch_fits_a_gpu(inputs: int, rows: int) -> None:
+    launch = plan(rows, inputs // GROUP)
+    assert launch.shared_bytes <= MOST_SHARED_BYTES
+    assert launch.warps <= min(16, inputs // GROUP)
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize(
+    ("shape", "outputs", "comes"),
+    [
+        ((2, 1, 256), 64, True),
+        ((16, 1, 256), 64, True),
+        ((17, 1, 256), 64, False),
+        ((1, 1, 256), 64, False),
+        ((1, 5, 256), 64, False),
+        ((2, 1, 192), 64, False),
+        ((2, 1, 256), 72, False),
+    ],
+)
+def test_few_rows_come_here_and_others_go_to_torchao(
+    config: type, shape: tuple[int, ...], outputs: int, comes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = torch.nn.Linear(shape[-1], outputs, dtype=torch.bfloat16)
+    quantize_(layer, config())
+    linear = torch.nn.functional.linear
+    for kind in (Int8Tensor, Float8Tensor):
+        functions = kind._TORCH_FN_TABLE[kind]
+        monkeypatch.setitem(functions, linear, functions[linear])
+    seen = []
+
+    def product(x: torch.Tensor, weight: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+        seen.append(x.shape)
+        return ((x.float() @ weight.float().T) * scales).to(x.dtype)
+
+    monkeypatch.setattr("workers.eight_bit_product.eight_bit_product", product)
+    x = torch.randn(shape, dtype=torch.bfloat16)
+    with torch.no_grad():
+        expected = layer(x)
+        take_over_few_rows()
+        torch.testing.assert_close(layer(x), expected, rtol=0.02, atol=0.02)
+    assert seen == ([(math.prod(shape[:-1]), shape[-1])] if comes else [])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+@pytest.mark.parametrize("shape", [(16, 128), (512, 3584), (3584, 3584), (18944, 896), (1008, 18944)])
+@pytest.mark.parametrize("rows", [1, 2, 7, 8, 9, MOST_ROWS])
+def test_the_product_is_that_of_float64(dtype: torch.dtype, shape: tuple[int, int], rows: int) -> None:
+    torch.manual_seed(0)
+    outputs, inputs = shape
+    weight = (torch.randn(shape, device="cuda") * 40).clamp(-127, 127).to(dtype)
+    scales = torch.rand(outputs, device="cuda")
+    x = torch.randn(rows, inputs, device="cuda").bfloat16()
+    expected = x.double() @ weight.double().T * scales.double()
+    found = eight_bit_product(x, weight, scales)
+    assert (found.double() - expected).norm() / expected.norm() < 2**-8
+    assert torch.equal(found, eight_bit_product(x, weight, scales))
