@@ -1,4 +1,4 @@
-"""Few rows times INT8 or FP8 weights: how work is shared out, which rows come here, and on a GPU the numbers."""
+"""Few rows times weights of 8 bits: how work is shared out, which rows come here, on a GPU the numbers."""
 
 import math
 

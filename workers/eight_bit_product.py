@@ -79,7 +79,7 @@ def _kernel(device: int, groups: int, fp8: int, launch: Launch) -> Any:
 
 
 def take_over_few_rows() -> None:
-    """Let torchao's INT8 and FP8 layers multiply 2 to 16 rows by `eight_bit_product`, where their shape allows.
+    """Let torchao's INT8 and FP8 layers multiply 2 to 16 rows by `eight_bit_product`, where they can.
 
     A single row is left to the compiler, which fuses what comes before and after.
     """

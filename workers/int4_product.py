@@ -2,9 +2,9 @@
 
 `_weight_int4pack_mm` multiplies up to 16 rows at once, and for one it draws under half of what the memory
 of an H100 can deliver. Its time goes into waiting, so in `workers/int4_product.cu` every warp has several
-reads under way, of weights that a layer has and not of those that pad its width. A tensor core takes 8 rows at
-once, be there one or 8. What comes here are the steps of up to 16 sequences; prompts and more sequences go to
-torch's kernel. On an H100 the seven products of a layer of Qwen2.5-7B take 58 µs for one row
+reads under way, of weights that a layer has and not of those that pad its width. A tensor core takes 8 rows
+at once, be there one or 8. What comes here are the steps of up to 16 sequences; prompts and more sequences go
+to torch's kernel. On an H100 the seven products of a layer of Qwen2.5-7B take 58 µs for one row
 (`results/h100-all-7b`); through torch's it was 88, and four more kernels to pad their inputs
 (`results/h100-best-7b`).
 """
@@ -130,7 +130,7 @@ def take_over_few_rows() -> None:
 
 def _fits(x: torch.Tensor, weight: Int4TilePackedTo4dTensor) -> bool:
     plain = weight.block_size[-1] == GROUP and weight.act_pre_scale is None
-    # A token of each sequence, since every number of rows has a kernel to be compiled: not so those of a prompt.
+    # A token of each sequence, and no prompts: every number of rows has a kernel of its own.
     few = x.shape[-2:-1].numel() == 1 and x.shape[:-1].numel() <= MOST_ROWS
     return (
         plain
