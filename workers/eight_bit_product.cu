@@ -1,10 +1,10 @@
 // y = x W^T * scales for few rows x, with W in INT8 or FP8 (e4m3), row by row, and a scale for each output.
-// The host defines ROWS, KO = K / 128 groups to read, RB blocks of 16 outputs per block of threads, WARPS among which the
-// groups are shared out, STAGES groups under way per warp, BLOCKS per multiprocessor, and FP8 as 0 or 1.
+// The host defines KO = K / 128 groups to read, and FP8 as 0 or 1; for a block of threads, which has 16 outputs, ROWS of x,
+// WARPS among which the groups are shared out, and STAGES groups under way per warp.
 typedef unsigned int u32;
 #define TILES ((ROWS + 7) / 8)  // a tensor core multiplies 8 rows at once
 #define XS (16 * ROWS)          // in 16 bytes: a group of x, and below one of x and of the weights
-#define STAGE (XS + 128 * RB)
+#define STAGE (XS + 128)
 // Has a warp an i-th group? It takes the groups warp, warp + WARPS, warp + 2 * WARPS, ...
 #define HAS(i) ((i) < KO / WARPS || ((i) == KO / WARPS && warp < KO % WARPS))
 // Where 16 bytes lie, so that 8 threads read from different banks: of x, and of the weights.
@@ -34,21 +34,23 @@ __device__ __forceinline__ u32 pair(u32 word, int last) {
 #endif
 }
 
-extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS)
-eight_bit_product(const uint4 *x, const uint4 *w, const float *scales, unsigned short *y, int n) {
+extern "C" __global__ void __launch_bounds__(WARPS * 32)
+eight_bit_product(const uint4 *x, const uint4 *w, const float *scales, unsigned short *y, int rows, int n) {
     extern __shared__ uint4 shared[];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    // The last block may overlap the one before: both write the same values.
-    const int first = min((int)blockIdx.x * RB * 16, n - RB * 16);
+    // The last rows may overlap those before: both blocks write the same values.
+    const int first = min((int)blockIdx.x * ROWS, rows - ROWS), n16 = blockIdx.y * 16;
     uint4 *ring = shared + warp * STAGES * STAGE;
-    x += warp * 16;
-    w += (size_t)first * KO * 8 + warp * 8;
+    x += first * KO * 16 + warp * 16;
+    w += (size_t)n16 * KO * 8 + warp * 8;
+    scales += n16;
+    y += (size_t)first * n + n16;
 
     auto fetch = [&](int i) {
         uint4 *to = ring + i % STAGES * STAGE;
         if (HAS(i)) {
 #pragma unroll
-            for (int c = lane; c < 128 * RB; c += 32)
+            for (int c = lane; c < 128; c += 32)
                 copy(to + XS + OF_W(c / 8, c % 8), w + (size_t)(c / 8) * KO * 8 + i * WARPS * 8 + c % 8);
 #pragma unroll
             for (int c = lane; c < XS; c += 32)
@@ -59,7 +61,7 @@ eight_bit_product(const uint4 *x, const uint4 *w, const float *scales, unsigned 
 #pragma unroll
     for (int i = 0; i < STAGES; i++) fetch(i);
 
-    float d[RB][TILES][2][4] = {};  // two, for chains half as long
+    float d[TILES][2][4] = {};  // two, for chains half as long
 #pragma unroll 1
     for (int i = 0; HAS(i); i++) {
         asm volatile("cp.async.wait_group %0;" :: "n"(STAGES - 1) : "memory");
@@ -77,22 +79,19 @@ eight_bit_product(const uint4 *x, const uint4 *w, const float *scales, unsigned 
                 b[t][0] = from[OF_X(row, 2 * k)];
                 b[t][1] = from[OF_X(row, 2 * k + 1)];
             }
+            const uint4 upper = from[XS + OF_W(lane / 4, k)], lower = from[XS + OF_W(8 + lane / 4, k)];
 #pragma unroll
-            for (int r = 0; r < RB; r++) {
-                const uint4 upper = from[XS + OF_W(r * 16 + lane / 4, k)], lower = from[XS + OF_W(r * 16 + 8 + lane / 4, k)];
+            for (int s = 0; s < 4; s++) {
+                const u32 u = (&upper.x)[s], l = (&lower.x)[s];
+                const u32 a[4] = {pair(u, 0), pair(l, 0), pair(u, 1), pair(l, 1)};
 #pragma unroll
-                for (int s = 0; s < 4; s++) {
-                    const u32 u = (&upper.x)[s], l = (&lower.x)[s];
-                    const u32 a[4] = {pair(u, 0), pair(l, 0), pair(u, 1), pair(l, 1)};
-#pragma unroll
-                    for (int t = 0; t < TILES; t++) {
-                        float *c = d[r][t][h];
-                        const u32 *v = &b[t][s / 2].x + s % 2 * 2;
-                        asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
-                            "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-                            : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-                            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(v[0]), "r"(v[1]));
-                    }
+                for (int t = 0; t < TILES; t++) {
+                    float *c = d[t][h];
+                    const u32 *v = &b[t][s / 2].x + s % 2 * 2;
+                    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+                        "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(v[0]), "r"(v[1]));
                 }
             }
         }
@@ -102,21 +101,19 @@ eight_bit_product(const uint4 *x, const uint4 *w, const float *scales, unsigned 
     // Each warp's sums, at the start of its ring, which is used up: an output of all rows, and then the next.
     float *sums = (float *)shared;
 #pragma unroll
-    for (int r = 0; r < RB; r++)
+    for (int t = 0; t < TILES; t++)
 #pragma unroll
-        for (int t = 0; t < TILES; t++)
-#pragma unroll
-            for (int c = 0; c < 4; c++) {
-                const int output = r * 16 + c / 2 * 8 + lane / 4, row = t * 8 + lane % 4 * 2 + c % 2;
-                if (row < ROWS) sums[warp * STAGES * STAGE * 4 + output * ROWS + row] = d[r][t][0][c] + d[r][t][1][c];
-            }
+        for (int c = 0; c < 4; c++) {
+            const int output = c / 2 * 8 + lane / 4, row = t * 8 + lane % 4 * 2 + c % 2;
+            if (row < ROWS) sums[warp * STAGES * STAGE * 4 + output * ROWS + row] = d[t][0][c] + d[t][1][c];
+        }
     __syncthreads();
 #pragma unroll 1
-    for (int o = threadIdx.x; o < RB * 16 * ROWS; o += WARPS * 32) {
-        const int row = o / (RB * 16), output = o % (RB * 16);
+    for (int o = threadIdx.x; o < 16 * ROWS; o += WARPS * 32) {
+        const int row = o / 16, output = o % 16;
         float t = 0;
         for (int i = 0; i < WARPS; i++) t += sums[i * STAGES * STAGE * 4 + output * ROWS + row];
-        t *= scales[first + output];
-        asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(y[(size_t)row * n + first + output]) : "f"(t));
+        t *= scales[output];
+        asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(y[(size_t)row * n + output]) : "f"(t));
     }
 }

@@ -1,6 +1,6 @@
 // y = x W^T for few rows x, with W in 4 bits, stored as torch's `_weight_int4pack_mm` wants it, in groups of 128.
-// The host defines ROWS, KO = K / 128 groups to read, KOP groups as stored, RB blocks of 8 outputs per block of threads,
-// WARPS among which the groups are shared out, STAGES groups under way per warp, BLOCKS per multiprocessor.
+// The host defines KO = K / 128 groups to read, KOP groups as stored; for a block of threads ROWS of x, RB blocks of 8
+// outputs, WARPS among which the groups are shared out, STAGES groups under way per warp; BLOCKS per multiprocessor.
 typedef unsigned int u32;
 #define TILES ((ROWS + 7) / 8)  // a tensor core multiplies 8 rows at once
 #define COLS (ROWS > 1 ? 2 : 1)  // of which a thread gets two, the same where there is but one
@@ -25,13 +25,14 @@ __device__ __forceinline__ u32 pair(u32 word, int shift) {
 }
 
 extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS)
-int4_product(const uint4 *x, const uint4 *w, const uint4 *sz, unsigned short *y, int n) {
+int4_product(const uint4 *x, const uint4 *w, const uint4 *sz, unsigned short *y, int rows, int n) {
     extern __shared__ uint4 shared[];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    // The last block may overlap the one before: both write the same values.
-    const int n8 = min((int)blockIdx.x * RB, n / 8 - RB);
+    // The last blocks may overlap those before: both write the same values.
+    const int first = min((int)blockIdx.x * ROWS, rows - ROWS), n8 = min((int)blockIdx.y * RB, n / 8 - RB);
     uint4 *ring = shared + warp * STAGES * STAGE;
-    x += warp * 16;
+    x += first * KO * 16 + warp * 16;
+    y += (size_t)first * n + n8 * 8;
     w += ((size_t)n8 * KOP + warp) * 32 + lane;
     sz += (size_t)warp * (n / 4) + n8 * 2 + lane;
 
@@ -124,6 +125,6 @@ int4_product(const uint4 *x, const uint4 *w, const uint4 *sz, unsigned short *y,
         const int row = o / (RB * 8), output = o % (RB * 8);
         float t = 0;
         for (int i = 0; i < WARPS; i++) t += sums[i * STAGES * STAGE * 4 + output * ROWS + row];
-        asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(y[(size_t)row * n + n8 * 8 + output]) : "f"(t));
+        asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(y[(size_t)row * n + output]) : "f"(t));
     }
 }
