@@ -12,7 +12,7 @@ from torchao.quantization import (
     quantize_,
 )
 
-from workers.eight_bit_product import eight_bit_product, take_over_few_rows
+from workers.eight_bit_product import eight_bit_product, take_over_eight_bits
 from workers.few_rows import MOST_ROWS
 
 CONFIGS = [Int8WeightOnlyConfig, Float8WeightOnlyConfig]
@@ -25,7 +25,7 @@ CONFIGS = [Int8WeightOnlyConfig, Float8WeightOnlyConfig]
         ((2, 1, 256), 64, True),
         ((MOST_ROWS, 1, 256), 64, True),
         ((MOST_ROWS + 1, 1, 256), 64, False),
-        ((1, 1, 256), 64, False),
+        ((1, 1, 256), 64, True),
         ((1, 5, 256), 64, False),
         ((2, 1, 192), 64, False),
         ((2, 1, 256), 72, False),
@@ -50,15 +50,18 @@ def test_few_rows_come_here_and_others_go_to_torchao(
     x = torch.randn(shape, dtype=torch.bfloat16)
     with torch.no_grad():
         expected = layer(x)
-        take_over_few_rows()
+        take_over_eight_bits()
         torch.testing.assert_close(layer(x), expected, rtol=0.02, atol=0.02)
-    assert seen == ([(math.prod(shape[:-1]), shape[-1])] if comes else [])
+        assert seen == ([(math.prod(shape[:-1]), shape[-1])] if comes else [])
+        seen.clear()
+        torch.compile(layer, backend="aot_eager", dynamic=False)(x)
+        assert bool(seen) == (comes and len(x) > 1)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
 @pytest.mark.parametrize("shape", [(16, 128), (512, 3584), (3584, 3584), (18944, 896), (1008, 18944)])
-@pytest.mark.parametrize("rows", [2, 7, 9, 16, 19, MOST_ROWS])
+@pytest.mark.parametrize("rows", [1, 2, 7, 9, 16, 19, MOST_ROWS])
 def test_the_product_is_that_of_float64(dtype: torch.dtype, shape: tuple[int, int], rows: int) -> None:
     torch.manual_seed(0)
     outputs, inputs = shape

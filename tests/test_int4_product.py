@@ -9,7 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torchao.quantization import Int4TilePackedTo4dTensor
 
 from workers.few_rows import GROUP, MOST_ROWS, ROWS_OF_A_BLOCK
-from workers.int4_product import int4_product, plan, take_over_few_rows
+from workers.int4_product import int4_product, plan, take_over_int4
 
 SHAPES = [(8, 128), (512, 3584), (3584, 3584), (18944, 3584), (3584, 18944), (4864, 896), (152064, 1024)]
 GPUS = [
@@ -67,7 +67,7 @@ def test_few_rows_come_here_and_others_go_to_torchao(
         return torch.ones(len(x), 16)
 
     monkeypatch.setattr("workers.int4_product.int4_product", product)
-    take_over_few_rows()
+    take_over_int4()
     for bias in (None, torch.ones(16)):
         result = linear(torch.randn(shape).bfloat16(), weight(16, 256), bias)
         if comes:
@@ -83,7 +83,7 @@ def test_what_the_kernel_is_not_made_for_stays_with_torchao(
 ) -> None:
     functions = Int4TilePackedTo4dTensor._TORCH_FN_TABLE[Int4TilePackedTo4dTensor]
     monkeypatch.setitem(functions, torch.nn.functional.linear, lambda *_: "torchao's")
-    take_over_few_rows()
+    take_over_int4()
     row = torch.randn(1, inputs, dtype=dtype)
     assert torch.nn.functional.linear(row, weight(16, inputs)) == "torchao's"
 

@@ -7,14 +7,13 @@ longer than all the rest (cf. gpt-fast, "Accelerating Generative AI with PyTorch
 Here all products of one row are reductions. Activations are written out before they are multiplied, since a
 reduction would compute them again for every row of the weight. Long sums are made in two halves: there are
 few of them, and a GPU ends them together only if it has many to share out. Each kernel takes the fastest of a
-few ways to cut it into blocks. A few rows are as many reductions in one kernel, which reads a weight, and
-converts it, once for all of them. With more rows the products are cuBLAS's, and what lies between them is too
-little to tune. Decoder layers share their kernels (`workers/repeated_layers.py`).
+few ways to cut it into blocks. A few rows can be as many reductions in one kernel, which reads a weight once
+for all of them. With more rows the products are cuBLAS's, and what lies between them is too little to tune.
+Decoder layers share their kernels (`workers/repeated_layers.py`).
 
 Measured on one H100 80GB, Qwen2.5-7B: FP16 runs at 196 tok/s (`results/h100-joint-7b`), and at 152 with
 Inductor's own choice and tuning by coordinate descent (one run by hand). Two rows of FP16 run at 343 tok/s as
-sums and at 322 through cuBLAS. Eight of INT8 at 623, and at 608 where weights are written out in BF16 for
-cuBLAS: with so many the sums wait for arithmetic, and take 46 s to compile (by hand, but for the 608).
+sums and at 322 through cuBLAS (by hand).
 """
 
 import time

@@ -1,4 +1,4 @@
-"""Few rows times INT8 or FP8 weights, read as they are: `int8-wo` and `fp8-wo` beyond a single row.
+"""Few rows times INT8 or FP8 weights, read as they are: `int8-wo` and `fp8-wo` at small batches.
 
 cuBLAS takes no such weights beside BF16 rows, so for a matrix product they would be written out in BF16 at
 every step. `workers/eight_bit_product.cu` converts them in registers; else it works as `workers/few_rows.py`
@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torchao.quantization import Float8Tensor, Int8Tensor
 
-from workers.few_rows import GROUP, ROWS_OF_A_BLOCK, aligned, is_few_rows, kernel
+from workers import few_rows
+from workers.few_rows import GROUP, ROWS_OF_A_BLOCK, aligned, kernel
 
 OUTPUTS = 16
 """Of a block of threads."""
@@ -54,30 +55,20 @@ def _(x: torch.Tensor, weight: torch.Tensor, scales: torch.Tensor) -> torch.Tens
     return x.new_empty(x.shape[0], weight.shape[0])
 
 
-def take_over_few_rows() -> None:
-    """Let torchao's INT8 and FP8 layers multiply a few rows by `eight_bit_product`, where they can.
+def take_over_eight_bits() -> None:
+    """Let torchao's INT8 and FP8 layers multiply few rows by `eight_bit_product`, where they can.
 
-    A single row is left to the compiler, which fuses what comes before and after.
+    A single row is left to torch.compile where that is at work: it fuses what comes before and after.
     """
-    for kind in (Int8Tensor, Float8Tensor):
-        _take_over(kind)
+    few_rows.take_over(Int8Tensor, _product, _fits)
+    few_rows.take_over(Float8Tensor, _product, _fits)
 
 
-def _take_over(kind: Any) -> None:
-    usual = kind._TORCH_FN_TABLE[kind][torch.nn.functional.linear]
-
-    @kind.implements_torch_function(torch.nn.functional.linear)
-    def linear(function: Any, types: Any, args: Any, kwargs: Any) -> torch.Tensor:
-        x, weight, bias = (*args, *kwargs.values(), None)[:3]
-        if not _fits(x, weight):
-            return usual(function, types, args, kwargs)
-        rows = x.reshape(-1, x.shape[-1]).contiguous()
-        y = eight_bit_product(rows, weight.qdata, weight.scale.flatten().float())
-        y = y.reshape(*x.shape[:-1], weight.shape[0])
-        return y if bias is None else y + bias
+def _product(rows: torch.Tensor, weight: Any) -> torch.Tensor:
+    return eight_bit_product(rows, weight.qdata, weight.scale.flatten().float())
 
 
-def _fits(x: torch.Tensor, weight: Any) -> bool:
+def _fits(rows: torch.Tensor, weight: Any) -> bool:
     weights_alone = weight.act_quant_kwargs is None and weight.scale.numel() == weight.shape[0]
-    shapes = weight.shape[0] % OUTPUTS == 0 and weight.shape[1] == x.shape[-1]
-    return weights_alone and shapes and is_few_rows(x) and x.shape[:-1].numel() > 1
+    left_to_compiler = len(rows) == 1 and torch.compiler.is_compiling()
+    return weights_alone and weight.shape[0] % OUTPUTS == 0 and not left_to_compiler

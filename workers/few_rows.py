@@ -1,4 +1,4 @@
-"""What our kernels for few rows share: which inputs are theirs, and how a source becomes a kernel.
+"""What our kernels for few rows share: which products are theirs, and how a source becomes a kernel.
 
 A step of decoding multiplies every weight by few rows, a token of each sequence. Matrix kernels are made for
 many, and those that take quantized weights waste most of the time on a few. Ours have several reads under way
@@ -6,6 +6,7 @@ in every warp, and leave the products to tensor cores, which take 8 rows at once
 """
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +15,44 @@ import torch
 GROUP = 128
 """Inputs that a warp reads at once."""
 MOST_ROWS = 64
-"""Beyond which torch's kernels are no slower."""
+"""As far as ours are no slower than torch's kernels."""
 ROWS_OF_A_BLOCK = 16
 """At most. Blocks of threads that differ in their rows alone find each other's weights in the L2 cache."""
 _ALIGNMENT = 16
 """Bytes that are read at once, from where their number divides the address."""
 
 
-def is_few_rows(x: torch.Tensor) -> bool:
-    """Whether `x`, (…, K), is a token of each of a few sequences: prompts are left to torch."""
-    one_each = x.shape[-2:-1].numel() == 1 and x.shape[:-1].numel() <= MOST_ROWS
-    return one_each and x.dtype == torch.bfloat16 and x.shape[-1] % GROUP == 0
+def take_over(kind: Any, product: Callable[..., torch.Tensor], fits: Callable[..., bool]) -> None:
+    """Let linear layers with torchao's weights of this `kind` multiply few rows by `product(rows, weight)`.
+
+    Their rows are of shape (rows, K) in BF16, a token of each sequence. Prompts are left to torch, and so is
+    what isn't `fits(rows, weight)`.
+    """
+    usual = kind._TORCH_FN_TABLE[kind][torch.nn.functional.linear]
+
+    @kind.implements_torch_function(torch.nn.functional.linear)
+    def linear(function: Any, types: Any, args: Any, kwargs: Any) -> torch.Tensor:
+        x, weight, bias = (*args, *kwargs.values(), None)[:3]
+        rows = x.reshape(-1, x.shape[-1]) if _has_few_rows(x) and x.shape[-1] == weight.shape[1] else None
+        if rows is None or not fits(rows, weight):
+            return usual(function, types, args, kwargs)
+        y = product(rows.contiguous(), weight).reshape(*x.shape[:-1], weight.shape[0])
+        return y if bias is None else y + bias
+
+
+def _has_few_rows(x: torch.Tensor) -> bool:
+    one_of_each = x.shape[-2:-1].numel() == 1 and x.shape[:-1].numel() <= MOST_ROWS
+    return one_of_each and x.dtype == torch.bfloat16 and x.shape[-1] % GROUP == 0
 
 
 def aligned(x: torch.Tensor) -> torch.Tensor:
+    """`x`, at an address that a kernel can read from."""
     return x.clone() if x.data_ptr() % _ALIGNMENT else x
 
 
 @functools.cache
 def properties(device: int) -> Any:
+    """What torch tells of a GPU, which takes it longer than a product."""
     return torch.cuda.get_device_properties(device)
 
 

@@ -13,8 +13,8 @@
 """FP8 weights alone: E4M3 with a scale per output row, activations as they are (torchao).
 
 The bytes of `int8-wo`, spaced as floats are: finer near zero, coarser far from it. Every linear layer
-dequantizes its weight to BF16 and calls `matmul`: slower than BF16 as it stands, while torch.compile fuses
-the two into a product, of up to four rows, that reads half of BF16's bytes.
+dequantizes its weight to BF16 and calls `matmul`: slower than BF16 as it stands. On a GPU few rows are
+multiplied as those of `int8-wo` are.
 """
 
 from schemas.job import Job
@@ -24,14 +24,14 @@ from workers.protocol import LoadedModel, main
 def load(job: Job) -> LoadedModel:
     from torchao.quantization import Float8WeightOnlyConfig
 
-    from workers.eight_bit_product import take_over_few_rows
+    from workers.eight_bit_product import take_over_eight_bits
     from workers.torchao_model import load_torchao_model
 
     loaded = load_torchao_model(job, Float8WeightOnlyConfig())
     if job.device == "cpu":
         return loaded
-    take_over_few_rows()
-    return loaded._replace(settings={**loaded.settings, "2 to 16 rows": "eight_bit_product.cu"})
+    take_over_eight_bits()
+    return loaded._replace(settings={**loaded.settings, "few_rows": "eight_bit_product.cu"})
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torchao.quantization import Int4TilePackedTo4dTensor
 
-from workers.few_rows import GROUP, ROWS_OF_A_BLOCK, aligned, is_few_rows, kernel, properties
+from workers import few_rows
+from workers.few_rows import GROUP, ROWS_OF_A_BLOCK, aligned, kernel, properties
 
 OUTPUTS = 8
 """Rows of weights that lie beside each other in this layout."""
@@ -99,23 +100,14 @@ def _(x: torch.Tensor, weight: torch.Tensor, scale_and_zero: torch.Tensor) -> to
     return x.new_empty(x.shape[0], weight.shape[0] * OUTPUTS)
 
 
-def take_over_few_rows() -> None:
+def take_over_int4() -> None:
     """Let torchao's INT4 layers multiply few rows by `int4_product`, where their shape is one for it."""
-    functions = Int4TilePackedTo4dTensor._TORCH_FN_TABLE[Int4TilePackedTo4dTensor]
-    usual = functions[torch.nn.functional.linear]
-
-    @Int4TilePackedTo4dTensor.implements_torch_function(torch.nn.functional.linear)
-    def linear(function: Any, types: Any, args: Any, kwargs: Any) -> torch.Tensor:
-        x, weight, bias = (*args, *kwargs.values(), None)[:3]
-        if not _fits(x, weight):
-            return usual(function, types, args, kwargs)
-        rows, outputs = x.reshape(-1, x.shape[-1]).contiguous(), weight.shape[0]
-        y = int4_product(rows, weight.qdata, weight.scale_and_zero)[:, :outputs].reshape(
-            *x.shape[:-1], outputs
-        )
-        return y if bias is None else y + bias
+    few_rows.take_over(Int4TilePackedTo4dTensor, _product, _fits)
 
 
-def _fits(x: torch.Tensor, weight: Int4TilePackedTo4dTensor) -> bool:
-    plain = weight.block_size[-1] == GROUP and weight.act_pre_scale is None
-    return plain and is_few_rows(x) and x.shape[-1] == weight.shape[1]
+def _product(rows: torch.Tensor, weight: Int4TilePackedTo4dTensor) -> torch.Tensor:
+    return int4_product(rows, weight.qdata, weight.scale_and_zero)[:, : weight.shape[0]]
+
+
+def _fits(rows: torch.Tensor, weight: Int4TilePackedTo4dTensor) -> bool:
+    return weight.block_size[-1] == GROUP and weight.act_pre_scale is None
