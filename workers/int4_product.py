@@ -50,13 +50,14 @@ def plan(rows: int, row_blocks: int, groups: int, gpu: Any) -> Launch:
 
     By the fastest of some 70 launches each of four shapes on an H100, for 1 to 16 rows. A warp has at least
     four groups where there are enough. Where outputs are few, every 8 have a block of threads; else 32, which
-    share their inputs. `gpu` is what torch tells of it.
+    share their inputs, or 40 where all blocks then run at once. `gpu` is what torch tells of it.
     """
     few = row_blocks < 2 * gpu.multi_processor_count
+    at_once = next((each for each in (4, 5) if row_blocks <= each * gpu.multi_processor_count), 4)
     rounds = -(-groups // min(max(groups // 4, WARPS // 2), WARPS))
     warps = -(-groups // rounds)
     launches = [
-        Launch(min(rows, ROWS_OF_A_BLOCK), 1 if few else min(4, row_blocks), warps, stages, blocks)
+        Launch(min(rows, ROWS_OF_A_BLOCK), 1 if few else at_once, warps, stages, blocks)
         for stages in range(1, min(4 if few else 2, rounds) + 1)
         for blocks in range(1, WARPS // warps + 1)
     ]
