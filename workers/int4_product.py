@@ -3,8 +3,8 @@
 `_weight_int4pack_mm` draws under half of what the memory of an H100 can deliver for one row, and at 8 takes
 twice as long. Its time goes into waiting; `workers/int4_product.cu` works as `workers/few_rows.py` tells, on
 weights that a layer has and not on those that pad its width. On an H100 the seven products of a layer of
-Qwen2.5-7B take 58 µs for one row (`results/h100-all-7b`); through torch's it was 88, and four more kernels to
-pad their inputs (`results/h100-best-7b`).
+Qwen2.5-7B take 59 µs for one row (`results/h100-table-7b`); through torch's it was 88, and four more kernels
+to pad their inputs (`results/h100-best-7b`).
 """
 
 from pathlib import Path
