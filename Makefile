@@ -17,6 +17,9 @@ TORCH ?= torch==2.13.0
 HAS_GPU := $(wildcard /dev/nvidiactl /proc/driver/nvidia /usr/lib/wsl/lib/libcuda.so.1)
 TORCH_INDEX := $(if $(HAS_GPU),,--extra-index-url https://download.pytorch.org/whl/cpu --retries 1 --timeout 15)
 
+# Tests run side by side, and torch's threads keep a core busy while they wait for each other.
+ONE_THREAD := OMP_NUM_THREADS=1
+
 .PHONY: bench bench-gpu test test-fast lint bundle clean
 
 bench: $(VENV)/.with-all
@@ -26,10 +29,10 @@ bench-gpu: $(VENV)/.with-all
 	PYTHONPATH=. $(BIN)/python results/bench_gpu.py bench-gpu
 
 test: lint
-	$(BIN)/pytest --numprocesses 2 --dist loadfile
+	$(ONE_THREAD) $(BIN)/pytest --numprocesses 2 --dist loadfile
 
 test-fast: $(VENV)/.with-all,dev
-	$(BIN)/pytest -m "not slow and not gpu" --numprocesses 2
+	$(ONE_THREAD) $(BIN)/pytest -m "not slow and not gpu" --numprocesses 2
 
 lint: $(VENV)/.with-all,dev
 	$(BIN)/ruff check .
