@@ -52,7 +52,7 @@ def aligned(x: torch.Tensor) -> torch.Tensor:
 
 @functools.cache
 def properties(device: int) -> Any:
-    """What torch tells of a GPU, which takes it longer than a product."""
+    """What torch tells of a GPU, asked once."""
     return torch.cuda.get_device_properties(device)
 
 
