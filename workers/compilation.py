@@ -11,9 +11,9 @@ few ways to cut it into blocks. A few rows can be as many reductions in one kern
 for all of them. With more rows the products are cuBLAS's, and what lies between them is too little to tune.
 Decoder layers share their kernels (`workers/repeated_layers.py`).
 
-Measured on one H100 80GB, Qwen2.5-7B: FP16 runs at 196 tok/s (`results/h100-joint-7b`), and at 152 with
-Inductor's own choice and tuning by coordinate descent (one run by hand). Two rows of FP16 run at 343 tok/s as
-sums and at 322 through cuBLAS (by hand).
+Measured on one H100 80GB, Qwen2.5-7B: FP16 runs at 196 tok/s (`results/h100-table-7b`), and at 152 with
+Inductor's own choice and tuning by coordinate descent (one run by hand). Two rows of FP16 run at 342 tok/s as
+sums (`results/h100-table-7b`), and at 322 through cuBLAS (by hand).
 """
 
 import time

@@ -1,21 +1,12 @@
 // y = x W^T * scales for few rows x, with W in INT8 or FP8 (e4m3), row by row, and a scale for each output.
-// The host defines KO = K / 128 groups to read, and FP8 as 0 or 1; for a block of threads, which has 16 outputs, ROWS of x,
-// WARPS among which the groups are shared out, and STAGES groups under way per warp.
-typedef unsigned int u32;
-#define TILES ((ROWS + 7) / 8)  // a tensor core multiplies 8 rows at once
-#define XS (16 * ROWS)          // in 16 bytes: a group of x, and below one of x and of the weights
+// Beside few_rows.cuh's the host defines FP8 as 0 or 1; for a block of threads, which has 16 outputs, STAGES groups under
+// way per warp.
+#define XS (16 * ROWS)  // in 16 bytes: a group of x, and below one of x and of the weights
 #define STAGE (XS + 128)
-// Has a warp an i-th group? It takes the groups warp, warp + WARPS, warp + 2 * WARPS, ...
-#define HAS(i) ((i) < KO / WARPS || ((i) == KO / WARPS && warp < KO % WARPS))
 // Where 16 bytes lie, so that 8 threads read from different banks: of x, and of the weights.
 #define OF_X(row, k) ((row) * 16 + ((k) ^ (row) % 2))
 #define OF_W(row, k) ((row) * 8 + ((k) ^ (row) % 2 * 4))
 
-// Asynchronous: reads under way take no registers, and complete in order.
-__device__ __forceinline__ void copy(uint4 *to, const uint4 *from) {
-    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;"
-        :: "r"((u32)__cvta_generic_to_shared(to)), "l"(from) : "memory");
-}
 // Two of four weights as bf16: the first two or the last.
 __device__ __forceinline__ u32 pair(u32 word, int last) {
 #if FP8
@@ -86,12 +77,8 @@ eight_bit_product(const uint4 *x, const uint4 *w, const float *scales, unsigned 
                 const u32 a[4] = {pair(u, 0), pair(l, 0), pair(u, 1), pair(l, 1)};
 #pragma unroll
                 for (int t = 0; t < TILES; t++) {
-                    float *c = d[t][h];
                     const u32 *v = &b[t][s / 2].x + s % 2 * 2;
-                    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
-                        "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-                        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-                        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(v[0]), "r"(v[1]));
+                    multiply(d[t][h], a, v[0], v[1]);
                 }
             }
         }

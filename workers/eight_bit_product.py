@@ -18,8 +18,8 @@ from workers.few_rows import GROUP, ROWS_OF_A_BLOCK, aligned, kernel
 OUTPUTS = 16
 """Of a block of threads."""
 WARPS, STAGES = 4, 3
-"""Of a block of threads, and groups of inputs that a warp has under way: by the fastest of some 70 launches
-each of four shapes on an H100, for 2 to 16 rows."""
+"""Of a block of threads, and groups of inputs that a warp has under way: by what was fast among 50 to 75
+launches each of four shapes on an H100, for 2 to 16 rows."""
 SOURCE = Path(__file__).with_suffix(".cu")
 
 

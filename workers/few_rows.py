@@ -13,11 +13,12 @@ from typing import Any
 import torch
 
 GROUP = 128
-"""Inputs that a warp reads at once."""
+"""Inputs that a warp reads at once; of INT4 those that share a scale."""
 MOST_ROWS = 64
-"""As far as ours are no slower than torch's kernels."""
+"""More have not been measured."""
 ROWS_OF_A_BLOCK = 16
-"""At most. Blocks of threads that differ in their rows alone find each other's weights in the L2 cache."""
+"""At most. For 32 and 64 rows, blocks of threads with 8 or with 32 were no faster (one H100, by hand)."""
+_SHARED_SOURCE = Path(__file__).with_suffix(".cuh")
 _ALIGNMENT = 16
 """Bytes that are read at once, from where their number divides the address."""
 
@@ -41,12 +42,13 @@ def take_over(kind: Any, product: Callable[..., torch.Tensor], fits: Callable[..
 
 
 def _has_few_rows(x: torch.Tensor) -> bool:
-    one_of_each = x.shape[-2:-1].numel() == 1 and x.shape[:-1].numel() <= MOST_ROWS
-    return one_of_each and x.dtype == torch.bfloat16 and x.shape[-1] % GROUP == 0
+    one_of_each = x.shape[-2:-1].numel() == 1
+    few = x.shape[:-1].numel() <= MOST_ROWS
+    return one_of_each and few and x.dtype == torch.bfloat16 and x.shape[-1] % GROUP == 0
 
 
 def aligned(x: torch.Tensor) -> torch.Tensor:
-    """`x`, at an address that a kernel can read from."""
+    """`x`, or a copy of it at an address that our kernels can read from."""
     return x.clone() if x.data_ptr() % _ALIGNMENT else x
 
 
@@ -58,9 +60,10 @@ def properties(device: int) -> Any:
 
 @functools.cache
 def kernel(source: Path, device: int, shared_bytes: int, **defines: int) -> Any:
-    """The function named like its `source`, compiled by the NVRTC that comes with torch in half a second."""
+    """The function named like its `source`, compiled by torch's NVRTC in a fraction of a second."""
     head = "".join(f"#define {name} {value}\n" for name, value in defines.items())
+    text = head + _SHARED_SOURCE.read_text() + source.read_text()
     with torch.cuda.device(device):
-        compiled = torch.cuda._compile_kernel(head + source.read_text(), source.stem)
+        compiled = torch.cuda._compile_kernel(text, source.stem)
         compiled.set_shared_memory_config(shared_bytes)
     return compiled

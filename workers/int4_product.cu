@@ -1,22 +1,13 @@
 // y = x W^T for few rows x, with W in 4 bits, stored as torch's `_weight_int4pack_mm` wants it, in groups of 128.
-// The host defines KO = K / 128 groups to read, KOP groups as stored; for a block of threads ROWS of x, RB blocks of 8
-// outputs, WARPS among which the groups are shared out, STAGES groups under way per warp; BLOCKS per multiprocessor.
-typedef unsigned int u32;
-#define TILES ((ROWS + 7) / 8)  // a tensor core multiplies 8 rows at once
-#define COLS (ROWS > 1 ? 2 : 1)  // of which a thread gets two, the same where there is but one
+// Beside few_rows.cuh's the host defines KOP groups as stored; for a block of threads RB blocks of 8 outputs and STAGES
+// groups under way per warp; BLOCKS per multiprocessor.
+#define COLS (ROWS > 1 ? 2 : 1)  // rows that a thread gets of 8, the same two where there is but one
 #define XS (16 * ROWS)  // in 16 bytes: a group of x, and below one of x, of the scales and of the weights
 #define STAGE (XS + 2 * RB + 32 * RB)
-// Has a warp an i-th group? It takes the groups warp, warp + WARPS, warp + 2 * WARPS, ...
-#define HAS(i) ((i) < KO / WARPS || ((i) == KO / WARPS && warp < KO % WARPS))
 
 // Where 16 bytes of x lie, so that 8 rows are read from different banks.
 #define SWIZZLED(row, k) ((row) * 16 + ((k) ^ (row) % 8))
 
-// Asynchronous: reads under way take no registers, and complete in order.
-__device__ __forceinline__ void copy(uint4 *to, const uint4 *from) {
-    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;"
-        :: "r"((u32)__cvta_generic_to_shared(to)), "l"(from) : "memory");
-}
 // Two weights as bf16 without a conversion: 0x4300 | q is 128 + q.
 __device__ __forceinline__ u32 pair(u32 word, int shift) {
     u32 r;
@@ -87,13 +78,7 @@ int4_product(const uint4 *x, const uint4 *w, const uint4 *sz, unsigned short *y,
                 for (int p = 0; p < 4; p++)
                     a[p] = r + p % 2 >= RB ? 0x3F803F80 : pair((&q[p % 2].x)[j / 2], j % 2 * 8 + p / 2 * 4);
 #pragma unroll
-                for (int t = 0; t < TILES; t++) {
-                    float *c = d[t][j % 2];
-                    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
-                        "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-                        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-                        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[t][2 * j]), "r"(b[t][2 * j + 1]));
-                }
+                for (int t = 0; t < TILES; t++) multiply(d[t][j % 2], a, b[t][2 * j], b[t][2 * j + 1]);
             }
 #pragma unroll
             for (int tc = 0; tc < TILES * COLS; tc++) {

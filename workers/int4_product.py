@@ -1,10 +1,10 @@
 """Few rows times INT4 weights in the layout of torch's own kernel, but faster: `int4-wo` at small batches.
 
-`_weight_int4pack_mm` draws under half of what the memory of an H100 can deliver for one row, and at 8 takes
-twice as long. Its time goes into waiting; `workers/int4_product.cu` works as `workers/few_rows.py` tells, on
-weights that a layer has and not on those that pad its width. On an H100 the seven products of a layer of
-Qwen2.5-7B take 59 µs for one row (`results/h100-table-7b`); through torch's it was 88, and four more kernels
-to pad their inputs (`results/h100-best-7b`).
+`_weight_int4pack_mm` draws under half of what the memory of an H100 can deliver for one row, and for 8 takes
+twice as long (by hand). Its time goes into waiting; `workers/int4_product.cu` works as `workers/few_rows.py`
+tells, on weights that a layer has and not on those that pad its width. On an H100 the seven products of a
+layer of Qwen2.5-7B take 59 µs for one row (`results/h100-table-7b`); through torch's it was 88, and four more
+kernels to pad their inputs (`results/h100-best-7b`).
 """
 
 from pathlib import Path
@@ -48,9 +48,9 @@ class Launch(NamedTuple):
 def plan(rows: int, row_blocks: int, groups: int, gpu: Any) -> Launch:
     """The launch for `rows` times `row_blocks` blocks of 8 outputs with `groups` groups of inputs each.
 
-    By the fastest of some 70 launches each of four shapes on an H100, for 1 to 16 rows. A warp has at least
-    four groups where there are enough. Where outputs are few, every 8 have a block of threads; else 32, which
-    share their inputs, or 40 where all blocks then run at once. `gpu` is what torch tells of it.
+    By what was fast among 55 to 75 launches each of four shapes on an H100, for 1 to 16 rows. A warp has at
+    least four groups where there are enough. Where outputs are few, every 8 have a block of threads; else 32,
+    which share their inputs, or 40 where all blocks then run at once. `gpu` is what torch tells of it.
     """
     few = row_blocks < 2 * gpu.multi_processor_count
     at_once = next((each for each in (4, 5) if row_blocks <= each * gpu.multi_processor_count), 4)
