@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from small_models import small_model
 from torchao.quantization import (
     Float8Tensor,
     Float8WeightOnlyConfig,
@@ -12,8 +13,9 @@ from torchao.quantization import (
     quantize_,
 )
 
-from workers.eight_bit_product import eight_bit_product, take_over_eight_bits
+from workers.eight_bit_product import eight_bit_product, with_eight_bit_product
 from workers.few_rows import MOST_ROWS
+from workers.protocol import LoadedModel
 
 CONFIGS = [Int8WeightOnlyConfig, Float8WeightOnlyConfig]
 
@@ -50,12 +52,28 @@ def test_few_rows_come_here_and_others_go_to_torchao(
     x = torch.randn(shape, dtype=torch.bfloat16)
     with torch.no_grad():
         expected = layer(x)
-        take_over_eight_bits()
+        with_eight_bit_product(LoadedModel(torch.nn.Module(), None))
         torch.testing.assert_close(layer(x), expected, rtol=0.02, atol=0.02)
         assert seen == ([(math.prod(shape[:-1]), shape[-1])] if comes else [])
         seen.clear()
         torch.compile(layer, backend="aot_eager", dynamic=False)(x)
         assert bool(seen) == (comes and len(x) > 1)
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_queries_keys_and_values_are_one_product(config: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    linear = torch.nn.functional.linear
+    for kind in (Int8Tensor, Float8Tensor):
+        functions = kind._TORCH_FN_TABLE[kind]
+        monkeypatch.setitem(functions, linear, functions[linear])
+    model = small_model("qwen2").bfloat16()
+    quantize_(model.model, config())
+    ids = torch.arange(12).view(3, 4)
+    with torch.no_grad():
+        expected = model(ids).logits
+        loaded = with_eight_bit_product(LoadedModel(model, None))
+        assert torch.equal(model(ids).logits, expected)
+    assert loaded.settings == {"few_rows": "eight_bit_product.cu", "joined": "q_proj+k_proj+v_proj"}
 
 
 @pytest.mark.gpu

@@ -8,10 +8,14 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torchao.quantization import Int4TilePackedTo4dTensor
 
+from workers import few_rows
 from workers.few_rows import GROUP, MOST_ROWS, ROWS_OF_A_BLOCK
-from workers.int4_product import int4_product, plan, take_over_int4
+from workers.int4_product import int4_product, plan, with_int4_product
+from workers.joint_linear import ATTENTION
+from workers.protocol import LoadedModel
 
 SHAPES = [(8, 128), (512, 3584), (3584, 3584), (18944, 3584), (3584, 18944), (4864, 896), (152064, 1024)]
+NO_MODEL = LoadedModel(torch.nn.Module(), None)
 GPUS = [
     SimpleNamespace(multi_processor_count=40, shared_memory_per_multiprocessor=100 << 10),
     SimpleNamespace(multi_processor_count=132, shared_memory_per_multiprocessor=228 << 10),
@@ -67,7 +71,7 @@ def test_few_rows_come_here_and_others_go_to_torchao(
         return torch.ones(len(x), 16)
 
     monkeypatch.setattr("workers.int4_product.int4_product", product)
-    take_over_int4()
+    with_int4_product(NO_MODEL)
     for bias in (None, torch.ones(16)):
         result = linear(torch.randn(shape).bfloat16(), weight(16, 256), bias)
         if comes:
@@ -83,9 +87,40 @@ def test_what_the_kernel_is_not_made_for_stays_with_torchao(
 ) -> None:
     functions = Int4TilePackedTo4dTensor._TORCH_FN_TABLE[Int4TilePackedTo4dTensor]
     monkeypatch.setitem(functions, torch.nn.functional.linear, lambda *_: "torchao's")
-    take_over_int4()
+    with_int4_product(NO_MODEL)
     row = torch.randn(1, inputs, dtype=dtype)
     assert torch.nn.functional.linear(row, weight(16, inputs)) == "torchao's"
+
+
+def attention(*outputs: int) -> torch.nn.Module:
+    """A module with queries, keys and values of so many outputs each."""
+    module = torch.nn.Module()
+    for name, each in zip(ATTENTION, outputs, strict=True):
+        layer = few_rows.linear([torch.nn.Linear(256, each, dtype=torch.bfloat16)], weight(each, 256))
+        module.register_module(name, layer)
+    return module
+
+
+def test_layers_of_one_input_are_stored_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    functions = Int4TilePackedTo4dTensor._TORCH_FN_TABLE[Int4TilePackedTo4dTensor]
+    monkeypatch.setitem(functions, torch.nn.functional.linear, functions[torch.nn.functional.linear])
+    model = attention(32, 16, 8)
+    apart = [getattr(model, name) for name in ATTENTION]
+    loaded = with_int4_product(LoadedModel(model, None, {"group_size": "128"}))
+    assert loaded.settings["joined"] == "q_proj+k_proj+v_proj"
+    joint = model.q_proj.joint.layer
+    assert (joint.in_features, joint.out_features) == (256, 56)
+    assert torch.equal(joint.bias, torch.cat([layer.bias for layer in apart]))
+    x = torch.randn(3, 256).bfloat16()
+    assert torch.equal(exact(x, joint.weight), torch.cat([exact(x, layer.weight) for layer in apart], dim=1))
+
+
+def test_layers_whose_outputs_are_padded_stay_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    functions = Int4TilePackedTo4dTensor._TORCH_FN_TABLE[Int4TilePackedTo4dTensor]
+    monkeypatch.setitem(functions, torch.nn.functional.linear, functions[torch.nn.functional.linear])
+    model = attention(32, 16, 12)
+    assert "joined" not in with_int4_product(LoadedModel(model, None)).settings
+    assert model.q_proj.out_features == 32
 
 
 def test_a_compiler_learns_the_shape() -> None:

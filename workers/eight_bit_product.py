@@ -14,6 +14,8 @@ from torchao.quantization import Float8Tensor, Int8Tensor
 
 from workers import few_rows
 from workers.few_rows import GROUP, ROWS_OF_A_BLOCK, aligned, kernel
+from workers.joint_linear import ATTENTION, join_linears
+from workers.protocol import LoadedModel
 
 OUTPUTS = 16
 """Of a block of threads."""
@@ -56,13 +58,27 @@ def _(x: torch.Tensor, weight: torch.Tensor, scales: torch.Tensor) -> torch.Tens
     return x.new_empty(x.shape[0], weight.shape[0])
 
 
-def take_over_eight_bits() -> None:
-    """Let torchao's INT8 and FP8 layers multiply few rows by `eight_bit_product`, where they can.
+def with_eight_bit_product(loaded: LoadedModel) -> LoadedModel:
+    """`loaded`, its queries, keys and values joined, multiplying few rows by `eight_bit_product`.
 
-    A single row is left to torch.compile where that is at work: it fuses what comes before and after.
+    A single row is left to torch.compile where that is at work: it fuses what comes before and after. Gate
+    and values are wide enough, and for a prompt all that is joined stands in memory in BF16 at once.
     """
-    few_rows.take_over(Int8Tensor, _product, _fits)
-    few_rows.take_over(Float8Tensor, _product, _fits)
+    for kind in (Int8Tensor, Float8Tensor):
+        few_rows.take_over(kind, _product, _fits)
+    join_linears(loaded.model, torch.nn.Linear, _joined, [ATTENTION])
+    return few_rows.told(loaded, SOURCE)
+
+
+def _joined(layers: list[torch.nn.Linear]) -> torch.nn.Linear | None:
+    weights: list[Any] = [layer.weight for layer in layers]
+    if isinstance(weights[0], Float8Tensor):
+        return few_rows.linear(layers, torch.cat(weights))
+    if not isinstance(weights[0], Int8Tensor):
+        return None
+    qdata = torch.cat([weight.qdata for weight in weights])
+    scale = torch.cat([weight.scale for weight in weights])
+    return few_rows.linear(layers, Int8Tensor(qdata, scale, weights[0].block_size, weights[0].dtype))
 
 
 def _product(rows: torch.Tensor, weight: Any) -> torch.Tensor:

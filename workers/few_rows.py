@@ -12,6 +12,9 @@ from typing import Any
 
 import torch
 
+from workers.joint_linear import joined_layers
+from workers.protocol import LoadedModel
+
 GROUP = 128
 """Inputs that a warp reads at once; of INT4 those that share a scale."""
 MOST_ROWS = 64
@@ -39,6 +42,25 @@ def take_over(kind: Any, product: Callable[..., torch.Tensor], fits: Callable[..
             return usual(function, types, args, kwargs)
         y = product(rows.contiguous(), weight).reshape(*x.shape[:-1], weight.shape[0])
         return y if bias is None else y + bias
+
+
+def linear(layers: list[Any], weight: torch.Tensor) -> torch.nn.Linear:
+    """A layer with this `weight`, and the biases of `layers` one after the other, where they have some."""
+    with torch.device("meta"):
+        joint = torch.nn.Linear(weight.shape[1], weight.shape[0], layers[0].bias is not None)
+    joint.weight = torch.nn.Parameter(weight, requires_grad=False)
+    if joint.bias is not None:
+        biases = torch.cat([layer.bias for layer in layers])
+        joint.bias = torch.nn.Parameter(biases, requires_grad=False)
+    return joint.eval()
+
+
+def told(loaded: LoadedModel, source: Path) -> LoadedModel:
+    """`loaded`, whose settings name the kernel of few rows and what it multiplies at once."""
+    settings = {**loaded.settings, "few_rows": source.name}
+    if joined := joined_layers(loaded.model):
+        settings["joined"] = ", ".join(joined)
+    return loaded._replace(settings=settings)
 
 
 def _has_few_rows(x: torch.Tensor) -> bool:

@@ -24,14 +24,11 @@ from workers.protocol import LoadedModel, main
 def load(job: Job) -> LoadedModel:
     from torchao.quantization import Float8WeightOnlyConfig
 
-    from workers.eight_bit_product import take_over_eight_bits
+    from workers.eight_bit_product import with_eight_bit_product
     from workers.torchao_model import load_torchao_model
 
     loaded = load_torchao_model(job, Float8WeightOnlyConfig())
-    if job.device == "cpu":
-        return loaded
-    take_over_eight_bits()
-    return loaded._replace(settings={**loaded.settings, "few_rows": "eight_bit_product.cu"})
+    return loaded if job.device == "cpu" else with_eight_bit_product(loaded)
 
 
 if __name__ == "__main__":

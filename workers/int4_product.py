@@ -15,6 +15,8 @@ from torchao.quantization import Int4TilePackedTo4dTensor
 
 from workers import few_rows
 from workers.few_rows import GROUP, ROWS_OF_A_BLOCK, aligned, kernel, properties
+from workers.joint_linear import join_linears
+from workers.protocol import LoadedModel
 
 OUTPUTS = 8
 """Rows of weights that lie beside each other in this layout."""
@@ -101,9 +103,22 @@ def _(x: torch.Tensor, weight: torch.Tensor, scale_and_zero: torch.Tensor) -> to
     return x.new_empty(x.shape[0], weight.shape[0] * OUTPUTS)
 
 
-def take_over_int4() -> None:
-    """Let torchao's INT4 layers multiply few rows by `int4_product`, where their shape is one for it."""
+def with_int4_product(loaded: LoadedModel) -> LoadedModel:
+    """`loaded`, its INT4 layers of one input joined, multiplying few rows by `int4_product`."""
     few_rows.take_over(Int4TilePackedTo4dTensor, _product, _fits)
+    join_linears(loaded.model, torch.nn.Linear, _joined)
+    return few_rows.told(loaded, SOURCE)
+
+
+def _joined(layers: list[torch.nn.Linear]) -> torch.nn.Linear | None:
+    weights: list[Any] = [layer.weight for layer in layers]
+    if not isinstance(weights[0], Int4TilePackedTo4dTensor) or any(len(each) % OUTPUTS for each in weights):
+        return None
+    qdata = torch.cat([weight.qdata for weight in weights])
+    scale_and_zero = torch.cat([weight.scale_and_zero for weight in weights], dim=1)
+    shape = torch.Size([sum(len(weight) for weight in weights), weights[0].shape[1]])
+    joint = Int4TilePackedTo4dTensor(qdata, scale_and_zero, weights[0].block_size, shape)
+    return few_rows.linear(layers, joint)
 
 
 def _product(rows: torch.Tensor, weight: Int4TilePackedTo4dTensor) -> torch.Tensor:

@@ -26,14 +26,12 @@ def load(job: Job) -> LoadedModel:
     from torchao.quantization import Int4WeightOnlyConfig
 
     from workers.few_rows import GROUP
-    from workers.int4_product import take_over_int4
+    from workers.int4_product import with_int4_product
     from workers.torchao_model import load_torchao_model
 
     # The layout of torch's own kernel; torchao's default one needs a package of kernels.
     config = Int4WeightOnlyConfig(group_size=GROUP, int4_packing_format="tile_packed_to_4d")
-    loaded = load_torchao_model(job, config)
-    take_over_int4()
-    return loaded._replace(settings={**loaded.settings, "few_rows": "int4_product.cu"})
+    return with_int4_product(load_torchao_model(job, config))
 
 
 if __name__ == "__main__":

@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
-TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+ATTENTION = ("q_proj", "k_proj", "v_proj")
 """What transformers calls them."""
+MLP = ("gate_proj", "up_proj")
 
 
 class Joint(torch.nn.Module):
@@ -51,19 +52,25 @@ class Part(torch.nn.Module):
 
 
 def join_linears(
-    model: torch.nn.Module, kind: type, joined: Callable[[list[torch.nn.Module]], torch.nn.Module]
+    model: torch.nn.Module,
+    kind: type,
+    joined: Callable[[list[Any]], torch.nn.Module | None],
+    together: Sequence[tuple[str, ...]] = (ATTENTION, MLP),
 ) -> None:
-    """Let what `joined` makes of them stand for layers of this `kind` that lie `TOGETHER` in a module.
+    """Let what `joined` makes of them stand for layers of this `kind` that lie `together` in a module.
 
-    It gets them with their weights, all with a bias or all without, and they are freed after each call.
+    It gets them with weights of one class, all with a bias or all without, and makes None of those that have
+    to stay apart. The others are freed after each call.
     """
     for parent in [module for module in model.modules() if not isinstance(module, kind)]:
-        for names in TOGETHER:
+        for names in together:
             layers = [getattr(parent, name, None) for name in names]
             if all(isinstance(layer, kind) for layer in layers) and _alike(layers):
-                joint = Joint(joined(layers), [layer.out_features for layer in layers])
-                for index, name in enumerate(names):
-                    setattr(parent, name, Part(joint, index))
+                layer = joined(layers)
+                if layer is not None:
+                    joint = Joint(layer, [each.out_features for each in layers])
+                    for index, name in enumerate(names):
+                        setattr(parent, name, Part(joint, index))
 
 
 def joined_layers(model: torch.nn.Module) -> list[str]:
@@ -71,10 +78,14 @@ def joined_layers(model: torch.nn.Module) -> list[str]:
     parents = list(model.modules())
     return [
         "+".join(names)
-        for names in TOGETHER
+        for names in (ATTENTION, MLP)
         if any(isinstance(getattr(parent, names[0], None), Part) for parent in parents)
     ]
 
 
 def _alike(layers: list[Any]) -> bool:
-    return len({(layer.in_features, layer.bias is None) for layer in layers}) == 1
+    return len({(layer.in_features, layer.bias is None, type(_weight(layer))) for layer in layers}) == 1
+
+
+def _weight(layer: Any) -> Any:
+    return getattr(layer, "weight", None)  # Marlin's layers call it otherwise
