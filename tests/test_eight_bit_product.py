@@ -1,6 +1,7 @@
 """Few rows times weights of 8 bits: how work is shared out, which rows come here, on a GPU the numbers."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,10 +14,11 @@ from torchao.quantization import (
     quantize_,
 )
 
-from workers.eight_bit_product import eight_bit_product, with_eight_bit_product
-from workers.few_rows import MOST_ROWS
+from workers.eight_bit_product import eight_bit_product, plan, with_eight_bit_product
+from workers.few_rows import MOST_ROWS, RESERVED_SHARED_BYTES
 from workers.protocol import LoadedModel
 
+H100 = SimpleNamespace(multi_processor_count=132, shared_memory_per_multiprocessor=228 << 10)
 CONFIGS = [Int8WeightOnlyConfig, Float8WeightOnlyConfig]
 
 
@@ -57,7 +59,7 @@ def test_few_rows_come_here_and_others_go_to_torchao(
         assert seen == ([(math.prod(shape[:-1]), shape[-1])] if comes else [])
         seen.clear()
         torch.compile(layer, backend="aot_eager", dynamic=False)(x)
-        assert bool(seen) == (comes and len(x) > 1)
+        assert bool(seen) == comes
 
 
 @pytest.mark.parametrize("config", CONFIGS)
@@ -74,6 +76,15 @@ def test_queries_keys_and_values_are_one_product(config: type, monkeypatch: pyte
         loaded = with_eight_bit_product(LoadedModel(model, None))
         assert torch.equal(model(ids).logits, expected)
     assert loaded.settings == {"few_rows": "eight_bit_product.cu", "joined": "q_proj+k_proj+v_proj"}
+
+
+@pytest.mark.parametrize(
+    ("rows", "blocks", "warps"), [(1, 864, 4), (1, 1184, 8), (8, 224, 4), (8, 1184, 8), (64, 1184, 4)]
+)
+def test_few_rows_have_more_warps_where_blocks_wait(rows: int, blocks: int, warps: int) -> None:
+    launch = plan(rows, blocks, H100)
+    assert launch.warps == warps
+    assert launch.shared_bytes + RESERVED_SHARED_BYTES <= H100.shared_memory_per_multiprocessor
 
 
 @pytest.mark.gpu

@@ -7,22 +7,47 @@ tells. On an H100 the seven products of a layer of Qwen2.5-7B take 106 µs for 8
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torchao.quantization import Float8Tensor, Int8Tensor
 
 from workers import few_rows
-from workers.few_rows import GROUP, ROWS_OF_A_BLOCK, aligned, kernel
+from workers.few_rows import GROUP, RESERVED_SHARED_BYTES, ROWS_OF_A_BLOCK, aligned, kernel, properties
 from workers.joint_linear import ATTENTION, join_linears
 from workers.protocol import LoadedModel
 
 OUTPUTS = 16
 """Of a block of threads."""
-WARPS, STAGES = 4, 3
-"""Of a block of threads, and groups of inputs that a warp has under way: by what was fast among 50 to 75
-launches each of four shapes on an H100, for 2 to 16 rows."""
 SOURCE = Path(__file__).with_suffix(".cu")
+
+
+class Launch(NamedTuple):
+    """How a product is shared out."""
+
+    rows: int
+    """Of the input, that a block of threads takes."""
+    warps: int
+    """Among which the groups of inputs are shared out."""
+    stages: int
+    """Groups that a warp has under way."""
+
+    @property
+    def shared_bytes(self) -> int:
+        """Of a block of threads: inputs and weights of each group under way, the kernel's STAGE."""
+        return self.warps * self.stages * (16 * self.rows + 8 * OUTPUTS) * 16
+
+
+def plan(rows: int, blocks: int, gpu: Any) -> Launch:
+    """The launch for `rows` times `blocks` of 16 outputs.
+
+    By what was fast on an H100 for products of 0.5B, 7B and 14B shapes: up to 8 rows have twice the warps
+    where not all blocks run at once. `gpu` is what torch says.
+    """
+    usual = Launch(min(rows, ROWS_OF_A_BLOCK), warps=4, stages=3)
+    room = gpu.shared_memory_per_multiprocessor // (usual.shared_bytes + RESERVED_SHARED_BYTES)
+    at_once = blocks <= room * gpu.multi_processor_count
+    return usual if at_once or rows > 8 else usual._replace(warps=8, stages=2)
 
 
 @torch.library.custom_op("qbench::eight_bit_product", mutates_args=())
@@ -31,24 +56,23 @@ def eight_bit_product(x: torch.Tensor, weight: torch.Tensor, scales: torch.Tenso
 
     K is a multiple of 128, N of 16.
     """
-    (rows, width), outputs = x.shape, weight.shape[0]
-    rows_of_a_block, groups = min(rows, ROWS_OF_A_BLOCK), width // GROUP
-    shared_bytes = WARPS * STAGES * (16 * rows_of_a_block + 8 * OUTPUTS) * 16  # the kernel's STAGE
+    (rows, width), outputs, device = x.shape, weight.shape[0], x.device.index
+    launch = plan(rows, outputs // OUTPUTS, properties(device))
     y = x.new_empty(rows, outputs)
     kernel(
         SOURCE,
-        x.device.index,
-        shared_bytes,
-        KO=groups,
-        ROWS=rows_of_a_block,
-        WARPS=WARPS,
-        STAGES=STAGES,
+        device,
+        launch.shared_bytes,
+        KO=width // GROUP,
+        ROWS=launch.rows,
+        WARPS=launch.warps,
+        STAGES=launch.stages,
         FP8=int(weight.dtype != torch.int8),
     )(
-        grid=(-(-rows // rows_of_a_block), outputs // OUTPUTS, 1),
-        block=(WARPS * 32, 1, 1),
+        grid=(-(-rows // launch.rows), outputs // OUTPUTS, 1),
+        block=(launch.warps * 32, 1, 1),
         args=[aligned(x), weight, scales, y, rows, outputs],
-        shared_mem=shared_bytes,
+        shared_mem=launch.shared_bytes,
     )
     return y
 
@@ -61,8 +85,7 @@ def _(x: torch.Tensor, weight: torch.Tensor, scales: torch.Tensor) -> torch.Tens
 def with_eight_bit_product(loaded: LoadedModel) -> LoadedModel:
     """`loaded`, its queries, keys and values joined, multiplying few rows by `eight_bit_product`.
 
-    A single row is left to torch.compile where that is at work: it fuses what comes before and after. Gate
-    and values are wide enough, and for a prompt all that is joined stands in memory in BF16 at once.
+    Gate and values are wide enough apart: for a prompt, all that is joined stands in memory in BF16 at once.
     """
     for kind in (Int8Tensor, Float8Tensor):
         few_rows.take_over(kind, _product, _fits)
@@ -85,8 +108,6 @@ def _product(rows: torch.Tensor, weight: Any) -> torch.Tensor:
     return eight_bit_product(rows, weight.qdata, weight.scale.flatten().float())
 
 
-def _fits(rows: torch.Tensor, weight: Any) -> bool:
+def _fits(weight: Any) -> bool:
     weights_alone = weight.act_quant_kwargs is None and weight.scale.numel() == weight.shape[0]
-    # While torch.compile looks on, tensors are stand-ins. `is_compiling` says so from torch 2.13 on alone.
-    left_to_compiler = len(rows) == 1 and type(rows) is not torch.Tensor
-    return weights_alone and weight.shape[0] % OUTPUTS == 0 and not left_to_compiler
+    return weights_alone and weight.shape[0] % OUTPUTS == 0

@@ -21,26 +21,27 @@ MOST_ROWS = 64
 """More have not been measured."""
 ROWS_OF_A_BLOCK = 16
 """At most. For 32 and 64 rows, blocks of threads with 8 or with 32 were no faster (one H100, by hand)."""
+RESERVED_SHARED_BYTES = 1 << 10
+"""Of a block of threads, for CUDA."""
 _SHARED_SOURCE = Path(__file__).with_suffix(".cuh")
 _ALIGNMENT = 16
 """Bytes that are read at once, from where their number divides the address."""
 
 
-def take_over(kind: Any, product: Callable[..., torch.Tensor], fits: Callable[..., bool]) -> None:
+def take_over(kind: Any, product: Callable[..., torch.Tensor], fits: Callable[[Any], bool]) -> None:
     """Let linear layers with torchao's weights of this `kind` multiply few rows by `product(rows, weight)`.
 
-    Their rows are of shape (rows, K) in BF16, a token of each sequence. Prompts are left to torch, and so is
-    what isn't `fits(rows, weight)`.
+    Their rows are of shape (rows, K) in BF16, a token of each sequence. Prompts are left to torch, and so are
+    weights that don't fit.
     """
     usual = kind._TORCH_FN_TABLE[kind][torch.nn.functional.linear]
 
     @kind.implements_torch_function(torch.nn.functional.linear)
     def linear(function: Any, types: Any, args: Any, kwargs: Any) -> torch.Tensor:
         x, weight, bias = (*args, *kwargs.values(), None)[:3]
-        rows = x.reshape(-1, x.shape[-1]) if _has_few_rows(x) and x.shape[-1] == weight.shape[1] else None
-        if rows is None or not fits(rows, weight):
+        if not (_has_few_rows(x) and x.shape[-1] == weight.shape[1] and fits(weight)):
             return usual(function, types, args, kwargs)
-        y = product(rows.contiguous(), weight).reshape(*x.shape[:-1], weight.shape[0])
+        y = product(x.reshape(-1, x.shape[-1]).contiguous(), weight).reshape(*x.shape[:-1], weight.shape[0])
         return y if bias is None else y + bias
 
 

@@ -14,7 +14,7 @@ import torch
 from torchao.quantization import Int4TilePackedTo4dTensor
 
 from workers import few_rows
-from workers.few_rows import GROUP, ROWS_OF_A_BLOCK, aligned, kernel, properties
+from workers.few_rows import GROUP, RESERVED_SHARED_BYTES, ROWS_OF_A_BLOCK, aligned, kernel, properties
 from workers.joint_linear import join_linears
 from workers.protocol import LoadedModel
 
@@ -23,8 +23,6 @@ OUTPUTS = 8
 SOURCE = Path(__file__).with_suffix(".cu")
 WARPS = 16
 """Of a multiprocessor at most, be they one block of threads or several."""
-RESERVED_SHARED_BYTES = 1 << 10
-"""Of a block of threads, for CUDA."""
 
 
 class Launch(NamedTuple):
@@ -50,22 +48,24 @@ class Launch(NamedTuple):
 def plan(rows: int, row_blocks: int, groups: int, gpu: Any) -> Launch:
     """The launch for `rows` times `row_blocks` blocks of 8 outputs with `groups` groups of inputs each.
 
-    By what was fast among 55 to 75 launches each of four shapes on an H100, for 1 to 16 rows. A warp has at
-    least four groups where there are enough. Where outputs are few, every 8 have a block of threads; else 32,
-    which share their inputs, or 40 where all blocks then run at once. `gpu` is what torch tells of it.
+    By what was fast on an H100 for products of 0.5B, 7B and 14B shapes. A warp has at least four groups where
+    there are enough. Where outputs are few, every 8 have a block of threads; else 32, which share inputs;
+    40 where all blocks then run at once, and where both rows and outputs are many. `gpu` is what torch says.
     """
-    few = row_blocks < 2 * gpu.multi_processor_count
-    at_once = next((each for each in (4, 5) if row_blocks <= each * gpu.multi_processor_count), 4)
+    of_a_multiprocessor = row_blocks / gpu.multi_processor_count
+    few = of_a_multiprocessor < 2
+    most = 5 if 4 < of_a_multiprocessor <= 5 or (rows >= 8 and of_a_multiprocessor > 8) else 4
     rounds = -(-groups // min(max(groups // 4, WARPS // 2), WARPS))
     warps = -(-groups // rounds)
     launches = [
-        Launch(min(rows, ROWS_OF_A_BLOCK), 1 if few else at_once, warps, stages, blocks)
+        Launch(min(rows, ROWS_OF_A_BLOCK), each, warps, stages, blocks)
+        for each in ([1] if few else range(4, most + 1))
         for stages in range(1, min(4 if few else 2, rounds) + 1)
         for blocks in range(1, WARPS // warps + 1)
     ]
     room = gpu.shared_memory_per_multiprocessor
     fitting = [each for each in launches if each.blocks * (each.shared_bytes + RESERVED_SHARED_BYTES) <= room]
-    return max(fitting, key=lambda launch: (launch.blocks, launch.stages))
+    return max(fitting, key=lambda launch: (launch.row_blocks, launch.blocks, launch.stages))
 
 
 @torch.library.custom_op("qbench::int4_product", mutates_args=())
@@ -125,5 +125,5 @@ def _product(rows: torch.Tensor, weight: Int4TilePackedTo4dTensor) -> torch.Tens
     return int4_product(rows, weight.qdata, weight.scale_and_zero)[:, : weight.shape[0]]
 
 
-def _fits(rows: torch.Tensor, weight: Int4TilePackedTo4dTensor) -> bool:
+def _fits(weight: Int4TilePackedTo4dTensor) -> bool:
     return weight.block_size[-1] == GROUP and weight.act_pre_scale is None

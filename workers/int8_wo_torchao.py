@@ -14,8 +14,8 @@
 
 Every linear layer converts its weight to BF16 and multiplies with torch's own `mm`, then by the scales. Left
 to itself that writes the converted weight out each time, and costs more than BF16 does. On a GPU up to 64
-rows go through a kernel of ours, which reads the weight as it is (`workers/eight_bit_product.py`), or where
-there is but one through torch.compile's. So it wins where bytes are time, at small batches.
+rows go through a kernel of ours, which reads the weight as it is (`workers/eight_bit_product.py`). So it wins
+where bytes are time, at small batches.
 """
 
 from schemas.job import Job
