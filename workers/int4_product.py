@@ -3,7 +3,7 @@
 `_weight_int4pack_mm` draws under half of what the memory of an H100 can deliver for one row, and for 8 takes
 twice as long (by hand). Its time goes into waiting; `workers/int4_product.cu` works as `workers/few_rows.py`
 tells, on weights that a layer has and not on those that pad its width. On an H100 the seven products of a
-layer of Qwen2.5-7B take 59 µs for one row (`results/h100-table-7b`); through torch's it was 88, and four more
+layer of Qwen2.5-7B take 52 µs for one row (`results/h100-table-7b`); through torch's it was 88, and four more
 kernels to pad their inputs (`results/h100-best-7b`).
 """
 

@@ -3,7 +3,7 @@
 A decoder is one layer many times over. A step that is traced as a whole has 28 layers to be walked through,
 each of the same code, even where their kernels are made once: for Qwen2.5-7B that took 12 to 28 s
 (`results/h100-best-7b`). Here the step calls its layers through one operator, which the compiler doesn't look
-into, and the first call of a layer compiles the code that all share: 3 to 14 s (`results/h100-table-7b`).
+into, and the first call of a layer compiles the code that all share: 2 to 14 s (`results/h100-table-7b`).
 
 What tells layers apart for torch.compile is their index, by which they find their part of the cache. So each
 has a twin for the compiler, with the same weights, that takes itself for the first and gets a cache of one.
