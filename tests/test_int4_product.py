@@ -96,7 +96,7 @@ def attention(*outputs: int) -> torch.nn.Module:
     """A module with queries, keys and values of so many outputs each."""
     module = torch.nn.Module()
     for name, each in zip(ATTENTION, outputs, strict=True):
-        layer = few_rows.linear([torch.nn.Linear(256, each, dtype=torch.bfloat16)], weight(each, 256))
+        layer = few_rows.joined_linear([torch.nn.Linear(256, each, dtype=torch.bfloat16)], weight(each, 256))
         module.register_module(name, layer)
     return module
 

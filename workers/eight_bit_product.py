@@ -96,12 +96,12 @@ def with_eight_bit_product(loaded: LoadedModel) -> LoadedModel:
 def _joined(layers: list[torch.nn.Linear]) -> torch.nn.Linear | None:
     weights: list[Any] = [layer.weight for layer in layers]
     if isinstance(weights[0], Float8Tensor):
-        return few_rows.linear(layers, torch.cat(weights))
+        return few_rows.joined_linear(layers, torch.cat(weights))
     if not isinstance(weights[0], Int8Tensor):
         return None
     qdata = torch.cat([weight.qdata for weight in weights])
     scale = torch.cat([weight.scale for weight in weights])
-    return few_rows.linear(layers, Int8Tensor(qdata, scale, weights[0].block_size, weights[0].dtype))
+    return few_rows.joined_linear(layers, Int8Tensor(qdata, scale, weights[0].block_size, weights[0].dtype))
 
 
 def _product(rows: torch.Tensor, weight: Any) -> torch.Tensor:

@@ -45,7 +45,7 @@ def take_over(kind: Any, product: Callable[..., torch.Tensor], fits: Callable[[A
         return y if bias is None else y + bias
 
 
-def linear(layers: list[Any], weight: torch.Tensor) -> torch.nn.Linear:
+def joined_linear(layers: list[Any], weight: torch.Tensor) -> torch.nn.Linear:
     """A layer with this `weight`, and the biases of `layers` one after the other, where they have some."""
     with torch.device("meta"):
         joint = torch.nn.Linear(weight.shape[1], weight.shape[0], layers[0].bias is not None)

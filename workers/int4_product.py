@@ -118,7 +118,7 @@ def _joined(layers: list[torch.nn.Linear]) -> torch.nn.Linear | None:
     scale_and_zero = torch.cat([weight.scale_and_zero for weight in weights], dim=1)
     shape = torch.Size([sum(len(weight) for weight in weights), weights[0].shape[1]])
     joint = Int4TilePackedTo4dTensor(qdata, scale_and_zero, weights[0].block_size, shape)
-    return few_rows.linear(layers, joint)
+    return few_rows.joined_linear(layers, joint)
 
 
 def _product(rows: torch.Tensor, weight: Int4TilePackedTo4dTensor) -> torch.Tensor:
