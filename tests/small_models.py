@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from workers.joint_linear import joined_linear
+
 
 def small_model(architecture: str, **config: Any) -> PreTrainedModel:
     """Two layers of four heads, or what `config` says instead, in float32."""
@@ -21,8 +23,4 @@ def small_model(architecture: str, **config: Any) -> PreTrainedModel:
 
 def side_by_side(layers: list[Any]) -> torch.nn.Linear:
     """A linear layer whose outputs are those of these, one after the other."""
-    width, biased = sum(layer.out_features for layer in layers), layers[0].bias is not None
-    joined = torch.nn.Linear(layers[0].in_features, width, bias=biased)
-    for name, parameter in joined.named_parameters():
-        parameter.data = torch.cat([getattr(layer, name) for layer in layers])
-    return joined
+    return joined_linear(layers, torch.cat([layer.weight for layer in layers]))

@@ -8,10 +8,9 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torchao.quantization import Int4TilePackedTo4dTensor
 
-from workers import few_rows
 from workers.few_rows import GROUP, MOST_ROWS, ROWS_OF_A_BLOCK
 from workers.int4_product import int4_product, plan, with_int4_product
-from workers.joint_linear import ATTENTION
+from workers.joint_linear import ATTENTION, MLP, joined_linear
 from workers.protocol import LoadedModel
 
 SHAPES = [(8, 128), (512, 3584), (3584, 3584), (18944, 3584), (3584, 18944), (4864, 896), (152064, 1024)]
@@ -37,6 +36,14 @@ def test_a_launch_fits_a_gpu_and_has_no_idle_warps(
     assert launch.warps * launch.blocks <= 16
     assert 1 <= launch.stages <= rounds
     assert (launch.shared_bytes + 1024) * launch.blocks <= gpu.shared_memory_per_multiprocessor
+
+
+@pytest.mark.parametrize(
+    ("rows", "outputs", "blocks"),
+    [(1, 1152, 1), (1, 3584, 4), (1, 4608, 5), (1, 7168, 4), (1, 37888, 4), (8, 7168, 4), (8, 37888, 5)],
+)
+def test_outputs_share_inputs_where_they_are_many(rows: int, outputs: int, blocks: int) -> None:
+    assert plan(rows, outputs // 8, 28, GPUS[1]).row_blocks == blocks
 
 
 def weight(outputs: int, inputs: int, device: str = "cpu") -> Int4TilePackedTo4dTensor:
@@ -92,24 +99,27 @@ def test_what_the_kernel_is_not_made_for_stays_with_torchao(
     assert torch.nn.functional.linear(row, weight(16, inputs)) == "torchao's"
 
 
-def attention(*outputs: int) -> torch.nn.Module:
-    """A module with queries, keys and values of so many outputs each."""
+def layers_of_one_input(**outputs: int) -> torch.nn.Module:
+    """A module with layers of these names, of so many outputs each."""
     module = torch.nn.Module()
-    for name, each in zip(ATTENTION, outputs, strict=True):
-        layer = few_rows.joined_linear([torch.nn.Linear(256, each, dtype=torch.bfloat16)], weight(each, 256))
-        module.register_module(name, layer)
+    for name, each in outputs.items():
+        layer = torch.nn.Linear(256, each, dtype=torch.bfloat16)
+        module.register_module(name, joined_linear([layer], weight(each, 256)))
     return module
 
 
-def test_layers_of_one_input_are_stored_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("names", "outputs"), [(ATTENTION, (32, 16, 8)), (MLP, (40, 16))])
+def test_layers_of_one_input_are_stored_side_by_side(
+    names: tuple[str, ...], outputs: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     functions = Int4TilePackedTo4dTensor._TORCH_FN_TABLE[Int4TilePackedTo4dTensor]
     monkeypatch.setitem(functions, torch.nn.functional.linear, functions[torch.nn.functional.linear])
-    model = attention(32, 16, 8)
-    apart = [getattr(model, name) for name in ATTENTION]
+    model = layers_of_one_input(**dict(zip(names, outputs, strict=True)))
+    apart = [getattr(model, name) for name in names]
     loaded = with_int4_product(LoadedModel(model, None, {"group_size": "128"}))
-    assert loaded.settings["joined"] == "q_proj+k_proj+v_proj"
-    joint = model.q_proj.joint.layer
-    assert (joint.in_features, joint.out_features) == (256, 56)
+    assert loaded.settings["joined"] == "+".join(names)
+    joint = getattr(model, names[0]).joint.layer
+    assert (joint.in_features, joint.out_features) == (256, sum(outputs))
     assert torch.equal(joint.bias, torch.cat([layer.bias for layer in apart]))
     x = torch.randn(3, 256).bfloat16()
     assert torch.equal(exact(x, joint.weight), torch.cat([exact(x, layer.weight) for layer in apart], dim=1))
@@ -118,7 +128,7 @@ def test_layers_of_one_input_are_stored_side_by_side(monkeypatch: pytest.MonkeyP
 def test_layers_whose_outputs_are_padded_stay_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     functions = Int4TilePackedTo4dTensor._TORCH_FN_TABLE[Int4TilePackedTo4dTensor]
     monkeypatch.setitem(functions, torch.nn.functional.linear, functions[torch.nn.functional.linear])
-    model = attention(32, 16, 12)
+    model = layers_of_one_input(q_proj=32, k_proj=16, v_proj=12)
     assert "joined" not in with_int4_product(LoadedModel(model, None)).settings
     assert model.q_proj.out_features == 32
 

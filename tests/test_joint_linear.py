@@ -5,7 +5,7 @@ import torch
 from small_models import side_by_side, small_model
 from transformers import PreTrainedModel
 
-from workers.joint_linear import Joint, Part, join_linears, joined_layers
+from workers.joint_linear import Joint, Part, join_linears, joined_setting
 
 
 @pytest.fixture
@@ -18,10 +18,10 @@ def test_a_joined_model_says_what_it_said(model: PreTrainedModel) -> None:
     ids = torch.arange(12).view(3, 4)
     with torch.no_grad():
         expected = model(ids).logits
-        assert joined_layers(model) == []
+        assert joined_setting(model) == {}
         join_linears(model, torch.nn.Linear, side_by_side)
         assert torch.allclose(model(ids).logits, expected, atol=1e-5)
-    assert joined_layers(model) == ["q_proj+k_proj+v_proj", "gate_proj+up_proj"]
+    assert joined_setting(model) == {"joined": "q_proj+k_proj+v_proj, gate_proj+up_proj"}
     shapes = [(layer.in_features, layer.out_features) for layer in map(linear, joints(model))]
     assert shapes == [(64, 64 + 32 + 32), (64, 96 + 96)] * 2
     kept = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
@@ -62,12 +62,12 @@ def test_layers_that_differ_stay_apart(model: PreTrainedModel) -> None:
     for layer in model.model.layers:
         layer.self_attn.v_proj.bias = None
     join_linears(model, torch.nn.Linear, side_by_side)
-    assert joined_layers(model) == ["gate_proj+up_proj"]
+    assert joined_setting(model) == {"joined": "gate_proj+up_proj"}
 
 
 def test_layers_of_another_kind_stay_apart(model: PreTrainedModel) -> None:
     for layer in model.model.layers:
         layer.mlp.up_proj = torch.nn.Identity()
     join_linears(model, torch.nn.Linear, side_by_side)
-    assert joined_layers(model) == ["q_proj+k_proj+v_proj"]
+    assert joined_setting(model) == {"joined": "q_proj+k_proj+v_proj"}
     assert len(joints(model)) == 2

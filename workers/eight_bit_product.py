@@ -14,7 +14,7 @@ from torchao.quantization import Float8Tensor, Int8Tensor
 
 from workers import few_rows
 from workers.few_rows import GROUP, RESERVED_SHARED_BYTES, ROWS_OF_A_BLOCK, aligned, kernel, properties
-from workers.joint_linear import ATTENTION, join_linears
+from workers.joint_linear import ATTENTION, join_linears, joined_linear
 from workers.protocol import LoadedModel
 
 OUTPUTS = 16
@@ -96,12 +96,13 @@ def with_eight_bit_product(loaded: LoadedModel) -> LoadedModel:
 def _joined(layers: list[torch.nn.Linear]) -> torch.nn.Linear | None:
     weights: list[Any] = [layer.weight for layer in layers]
     if isinstance(weights[0], Float8Tensor):
-        return few_rows.joined_linear(layers, torch.cat(weights))
+        return joined_linear(layers, torch.cat(weights))
     if not isinstance(weights[0], Int8Tensor):
         return None
+    # torchao has no `cat` of these.
     qdata = torch.cat([weight.qdata for weight in weights])
     scale = torch.cat([weight.scale for weight in weights])
-    return few_rows.joined_linear(layers, Int8Tensor(qdata, scale, weights[0].block_size, weights[0].dtype))
+    return joined_linear(layers, Int8Tensor(qdata, scale, weights[0].block_size, weights[0].dtype))
 
 
 def _product(rows: torch.Tensor, weight: Any) -> torch.Tensor:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from workers.joint_linear import joined_layers
+from workers.joint_linear import joined_setting
 from workers.protocol import LoadedModel
 
 GROUP = 128
@@ -45,23 +45,10 @@ def take_over(kind: Any, product: Callable[..., torch.Tensor], fits: Callable[[A
         return y if bias is None else y + bias
 
 
-def joined_linear(layers: list[Any], weight: torch.Tensor) -> torch.nn.Linear:
-    """A layer with this `weight`, and the biases of `layers` one after the other, where they have some."""
-    with torch.device("meta"):
-        joint = torch.nn.Linear(weight.shape[1], weight.shape[0], layers[0].bias is not None)
-    joint.weight = torch.nn.Parameter(weight, requires_grad=False)
-    if joint.bias is not None:
-        biases = torch.cat([layer.bias for layer in layers])
-        joint.bias = torch.nn.Parameter(biases, requires_grad=False)
-    return joint.eval()
-
-
 def told(loaded: LoadedModel, source: Path) -> LoadedModel:
     """`loaded`, whose settings name the kernel of few rows and what it multiplies at once."""
-    settings = {**loaded.settings, "few_rows": source.name}
-    if joined := joined_layers(loaded.model):
-        settings["joined"] = ", ".join(joined)
-    return loaded._replace(settings=settings)
+    of_few_rows = {"few_rows": source.name} | joined_setting(loaded.model)
+    return loaded._replace(settings={**loaded.settings, **of_few_rows})
 
 
 def _has_few_rows(x: torch.Tensor) -> bool:

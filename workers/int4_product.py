@@ -15,7 +15,7 @@ from torchao.quantization import Int4TilePackedTo4dTensor
 
 from workers import few_rows
 from workers.few_rows import GROUP, RESERVED_SHARED_BYTES, ROWS_OF_A_BLOCK, aligned, kernel, properties
-from workers.joint_linear import join_linears
+from workers.joint_linear import join_linears, joined_linear
 from workers.protocol import LoadedModel
 
 OUTPUTS = 8
@@ -112,13 +112,14 @@ def with_int4_product(loaded: LoadedModel) -> LoadedModel:
 
 def _joined(layers: list[torch.nn.Linear]) -> torch.nn.Linear | None:
     weights: list[Any] = [layer.weight for layer in layers]
+    # What pads the outputs of one layer would lie between them and those of the next.
     if not isinstance(weights[0], Int4TilePackedTo4dTensor) or any(len(each) % OUTPUTS for each in weights):
         return None
     qdata = torch.cat([weight.qdata for weight in weights])
     scale_and_zero = torch.cat([weight.scale_and_zero for weight in weights], dim=1)
     shape = torch.Size([sum(len(weight) for weight in weights), weights[0].shape[1]])
     joint = Int4TilePackedTo4dTensor(qdata, scale_and_zero, weights[0].block_size, shape)
-    return few_rows.joined_linear(layers, joint)
+    return joined_linear(layers, joint)
 
 
 def _product(rows: torch.Tensor, weight: Int4TilePackedTo4dTensor) -> torch.Tensor:

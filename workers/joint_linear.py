@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
+# What transformers calls them.
 ATTENTION = ("q_proj", "k_proj", "v_proj")
-"""What transformers calls them."""
 MLP = ("gate_proj", "up_proj")
 
 
@@ -73,19 +73,29 @@ def join_linears(
                         setattr(parent, name, Part(joint, index))
 
 
-def joined_layers(model: torch.nn.Module) -> list[str]:
-    """Names of the layers that are joined in `model`, like `gate_proj+up_proj`."""
+def joined_linear(layers: list[Any], weight: torch.Tensor) -> torch.nn.Linear:
+    """A layer with this `weight`, and the biases of `layers` one after the other, where they have some."""
+    with torch.device("meta"):
+        joint = torch.nn.Linear(weight.shape[1], weight.shape[0], layers[0].bias is not None)
+    joint.weight = torch.nn.Parameter(weight, requires_grad=False)
+    if joint.bias is not None:
+        biases = torch.cat([layer.bias for layer in layers])
+        joint.bias = torch.nn.Parameter(biases, requires_grad=False)
+    return joint.eval()
+
+
+def joined_setting(model: torch.nn.Module) -> dict[str, str]:
+    """What is joined in `model`, for its settings: `{"joined": "gate_proj+up_proj"}`, and {} of nothing."""
     parents = list(model.modules())
-    return [
+    joined = [
         "+".join(names)
         for names in (ATTENTION, MLP)
         if any(isinstance(getattr(parent, names[0], None), Part) for parent in parents)
     ]
+    return {"joined": ", ".join(joined)} if joined else {}
 
 
 def _alike(layers: list[Any]) -> bool:
-    return len({(layer.in_features, layer.bias is None, type(_weight(layer))) for layer in layers}) == 1
-
-
-def _weight(layer: Any) -> Any:
-    return getattr(layer, "weight", None)  # Marlin's layers call it otherwise
+    # Marlin's layers call their weight otherwise.
+    kinds = {(x.in_features, x.bias is None, type(getattr(x, "weight", None))) for x in layers}
+    return len(kinds) == 1

@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 
 from schemas.job import Job
 from workers.calibration_text import read_note
-from workers.joint_linear import join_linears, joined_layers
+from workers.joint_linear import join_linears, joined_setting
 from workers.protocol import LoadedModel, Unsupported
 from workers.random_model import random_config, random_state_dict
 from workers.random_packed import random_packed
@@ -78,9 +78,8 @@ def adding_atomically(product: Callable[..., torch.Tensor]) -> Callable[..., tor
 def _loaded(model: PreTrainedModel, job: Job, layout: Layout, group_size: int) -> LoadedModel:
     settings = {"quant_method": layout.checkpoint["quant_method"], "group_size": str(group_size)}
     tokenizer = None if job.model.is_random else load_tokenizer(job)
-    if joined := joined_layers(model):
-        settings["joined"] = ", ".join(joined)
-    return LoadedModel(model, tokenizer, settings | {"kernel": "Marlin"}, (layout.layer,))
+    settings |= joined_setting(model) | {"kernel": "Marlin"}
+    return LoadedModel(model, tokenizer, settings, (layout.layer,))
 
 
 def checked_group_size(quantization: dict[str, Any], layout: Layout) -> int:
