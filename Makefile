@@ -41,7 +41,7 @@ lint: $(VENV)/.with-all,dev
 
 bundle: $(VENV)/.with-all
 	rm -rf .bundle
-	$(BIN)/python -m orchestrator.bundle .bundle
+	$(BIN)/python -m orchestrator.precisions.bundle .bundle
 
 clean:
 	rm -rf $(VENV) .bundle dist .mypy_cache .pytest_cache .ruff_cache

@@ -18,7 +18,7 @@ class WorkerExtras(MetadataHookInterface):
     def update(self, metadata: dict[str, Any]) -> None:
         # While the package is built it is not installed: its own parser comes from the source tree.
         sys.path.insert(0, self.root)
-        from orchestrator.precisions import find_precisions
+        from orchestrator.precisions.catalog import find_precisions
 
         precisions = find_precisions(Path(self.root, "workers")).values()
         extras = {precision.name: precision.requirements for precision in precisions}

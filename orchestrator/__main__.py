@@ -1,5 +1,5 @@
 """`python -m orchestrator`: the command qbench-orchestrate, from a checkout that is not installed."""
 
-from orchestrator.cli import main
+from orchestrator.cli.orchestrate import main
 
 main()

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from statistics import median, quantiles
 
-from orchestrator.metrics import CellMetrics, measure_cell
-from orchestrator.store import read_run
+from orchestrator.analysis.metrics import CellMetrics, measure_cell
+from orchestrator.records.store import read_run
 from orchestrator.units import percent, rate, ratio
 from schemas.frames import Done
 from schemas.record import CellRecord

@@ -7,11 +7,11 @@ import time
 
 import torch
 
-from workers.decoding import EagerStepper
-from workers.device import CudaDevice
-from workers.generation import Limits, generate_stepwise
-from workers.prompts import Batch
-from workers.random_model import load_random_model, random_prompt_ids
+from workers.generation.device import CudaDevice
+from workers.generation.modes import EagerStepper
+from workers.generation.prompts import Batch
+from workers.generation.timing import Limits, generate_stepwise
+from workers.models.random_model import load_random_model, random_prompt_ids
 
 NEW_TOKENS = 64
 

@@ -9,13 +9,13 @@ from typing import NamedTuple
 
 from rich.console import Console
 
-from orchestrator.cli import lay_out, open_nvml
-from orchestrator.interpreter import lent_packages
-from orchestrator.machine import describe_machine
-from orchestrator.plan import Cell
-from orchestrator.progress import Watcher
-from orchestrator.run import Worker
-from orchestrator.store import RunFolder
+from orchestrator.cli.orchestrate import lay_out, open_nvml
+from orchestrator.execution.progress import Watcher
+from orchestrator.execution.run import Worker
+from orchestrator.hardware.machine import describe_machine
+from orchestrator.planning.plan import Cell
+from orchestrator.precisions.interpreter import lent_packages
+from orchestrator.records.store import RunFolder
 from schemas.job import DecodeMode
 from schemas.options import Options
 from schemas.record import CellRecord, RunPlan

@@ -23,10 +23,10 @@ from unittest.mock import patch
 from one_worker import one_worker
 from scipy.stats import bootstrap
 
-from orchestrator.models import CONFIGS_FOLDER
-from orchestrator.observation import Observation
-from orchestrator.store import read_run
-from orchestrator.vram import MemorySource
+from orchestrator.execution.observation import Observation
+from orchestrator.hardware.sampler import MemorySource
+from orchestrator.planning.models import CONFIGS_FOLDER
+from orchestrator.records.store import read_run
 from schemas.frames import AnyFrame, Ready
 from schemas.record import CellRecord, MemoryReading
 
@@ -76,7 +76,7 @@ def shallow(path: Path) -> str:
 def measure(path: Path, model: str) -> CellRecord:
     """One cell of FP16 in eager mode, its record kept in `path`."""
     with (
-        patch("orchestrator.run.Observation", OnAndOffObservation),
+        patch("orchestrator.execution.run.Observation", OnAndOffObservation),
         one_worker(path, model, PROMPTS, ["eager"], NEW_TOKENS) as one,
     ):
         return one.measure(one.cells[0])

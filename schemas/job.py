@@ -5,7 +5,7 @@ from typing import Literal
 import msgspec
 
 DecodeMode = Literal["eager", "graph", "compile", "generate"]
-"""How decode steps are issued; `workers/decoding.py` says what each measures."""
+"""How decode steps are issued; `workers/generation/modes.py` says what each measures."""
 
 ModelKind = Literal["hub", "folder", "gguf", "random"]
 
@@ -26,7 +26,7 @@ class ModelSource(msgspec.Struct, frozen=True, kw_only=True):
     notice: str | None = None
     """One line that every output of the run repeats, e.g. that a fallback model was taken."""
     outliers: int = 0
-    """Outlier features planted in the activations of random weights; see `workers/planted_outliers.py`."""
+    """Outlier features planted in random weights; see `workers/models/planted_outliers.py`."""
 
     @property
     def is_random(self) -> bool:

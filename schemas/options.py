@@ -19,7 +19,8 @@ def option(
 ) -> Meta:
     """Describe one field: its help text, its one-letter form, and how several values stand in one text.
 
-    `names` are parted by commas; a `range` is what `orchestrator.ranges` reads; a `share` may be in percent.
+    `names` are parted by commas; a `range` is what `orchestrator.cli.ranges` reads; a `share` may be in
+    percent.
     """
     return Meta(description=help, extra={"short": short, "form": form})
 

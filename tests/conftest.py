@@ -27,7 +27,7 @@ def build_tiny_model(
     from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
     torch.manual_seed(0)
-    text = (ROOT / "workers/texts/calibration.txt").read_text()
+    text = (ROOT / "workers/quantization/texts/calibration.txt").read_text()
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -5,14 +5,18 @@ sees the GPUs that `FakeNvml.write()` described last; the C file lists what can 
 that imports `fake_nvml_fixture` has the fixture `fake_nvml`.
 """
 
+import json
 import os
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+ROOT = Path(__file__).parents[1]
 GPU_UUID = "GPU-11111111-2222-3333-4444-555555555555"
 
 ONE_GPU = f"""\
@@ -29,6 +33,32 @@ clock_reasons 0
 violation_power_ns 2500000000
 violation_thermal_ns 0
 """
+
+
+PRELUDE = f"""\
+import os, subprocess, sys, time
+from pathlib import Path
+import msgspec
+from orchestrator.hardware.nvml import Nvml, NvmlUnavailable
+from orchestrator.hardware.sampler import MemorySampler, NvmlSource, ResidentSetSource
+
+UUID = {GPU_UUID!r}
+
+def write_state(text):
+    state = Path(os.environ["FAKE_NVML_STATE"])
+    draft = state.with_suffix(".draft")
+    draft.write_text(text)
+    draft.replace(state)  # whole, as in FakeNvml.write: the sampler is reading it
+
+def wait_until(holds, seconds=5.0):
+    deadline = time.monotonic() + seconds
+    while not holds() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert holds()
+
+"""
+
+SHOW = "\nprint(msgspec.json.encode(answer).decode())\n"
 
 
 @dataclass(frozen=True)
@@ -73,3 +103,15 @@ def fake_nvml_fixture(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) 
     fake = FakeNvml(folder, tmp_path / "nvml-state.txt")
     fake.write(ONE_GPU)
     return fake
+
+
+def answer_of(fake: FakeNvml, script: str) -> Any:
+    """Run `script` in a fresh process that sees the fake GPU."""
+    command = [sys.executable, "-c", PRELUDE + script + SHOW]
+    done = subprocess.run(command, cwd=ROOT, env=fake.env(), capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def nvml_answer(fake: FakeNvml, expression: str) -> Any:
+    return answer_of(fake, f"with Nvml.open() as nvml:\n    answer = {expression}")

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from workers.joint_linear import joined_linear
+from workers.kernels.joint_linear import joined_linear
 
 
 def small_model(architecture: str, **config: Any) -> PreTrainedModel:

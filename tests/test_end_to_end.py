@@ -7,10 +7,10 @@ from typing import NamedTuple
 import pytest
 from commands import command, environment, run
 
-from orchestrator.embedded import fetch_embedded_model
+from orchestrator.analysis.metrics import CellMetrics, summarize
 from orchestrator.errors import BadInput
-from orchestrator.metrics import CellMetrics, summarize
-from orchestrator.store import read_run
+from orchestrator.planning.embedded import fetch_embedded_model
+from orchestrator.records.store import read_run
 from schemas.frames import Done
 from schemas.record import Run
 

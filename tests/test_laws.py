@@ -16,7 +16,7 @@ import pytest
 from worker_runs import ROOT, copy_packages, environment
 
 import orchestrator
-from orchestrator.precisions import find_precisions
+from orchestrator.precisions.catalog import find_precisions
 from schemas.frames import Done
 from schemas.record import CellRecord
 
@@ -49,7 +49,9 @@ def mines(tmp_path: Path) -> Path:
 
 def test_no_module_of_the_parent_imports_anything_heavy() -> None:
     names = modules_of(ROOT / "orchestrator", "orchestrator")
-    assert {"orchestrator.run", "orchestrator.report.summary", "orchestrator.worker_cli"} <= set(names)
+    assert {"orchestrator.execution.run", "orchestrator.report.summary", "orchestrator.cli.worker"} <= set(
+        names
+    )
     code = f"import sys, importlib\nfor name in {names}: importlib.import_module(name)\n"
     done = python("-c", code + f"print([name for name in {HEAVY} if name in sys.modules])")
     assert done.stdout == "[]\n", done.stderr
@@ -223,13 +225,13 @@ def everywhere() -> dict[str, Path]:
 
 def test_only_the_command_line_exits() -> None:
     # bundle is a program of its own, for `make bundle`; a worker is one by its protocol.
-    may = {"orchestrator/command_line.py", "orchestrator/bundle.py", "workers/protocol.py"}
+    may = {"orchestrator/cli/options.py", "orchestrator/precisions/bundle.py", "workers/harness/main.py"}
     assert {name for name, path in everywhere().items() if exits(path)} == may
 
 
 def test_only_one_module_speaks_to_nvml() -> None:
     assert {name for name, path in everywhere().items() if imports(path, "pynvml")} == {
-        "orchestrator/nvml.py"
+        "orchestrator/hardware/nvml.py"
     }
 
 

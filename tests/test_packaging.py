@@ -12,7 +12,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from orchestrator import __version__
-from orchestrator.precisions import find_precisions
+from orchestrator.precisions.catalog import find_precisions
 
 ROOT = Path(__file__).parent.parent
 

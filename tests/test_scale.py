@@ -13,17 +13,17 @@ from typing import Any, TypeVar
 import msgspec
 import pytest
 from msgspec.structs import replace
-from records import H100, make_cell, make_run, make_trial, sample
-from test_plan import plan_of
+from plans import plan_of
+from sample_records import H100, make_cell, make_run, make_trial, sample
 
-from orchestrator.compare import compare_runs
-from orchestrator.estimate import estimate
-from orchestrator.names import file_stem
-from orchestrator.plan import Plan
+from orchestrator.analysis.comparison.compare import compare_runs
+from orchestrator.analysis.rounds import comparisons, summarize_rounds
+from orchestrator.execution.resume import check_plan, is_complete, left_of
+from orchestrator.planning.estimate import estimate
+from orchestrator.planning.plan import Plan
+from orchestrator.records.names import file_stem
+from orchestrator.records.store import RunFolder, read_run
 from orchestrator.report.summary import notes
-from orchestrator.resume import check_plan, is_complete, left_of
-from orchestrator.rounds import comparisons, summarize_rounds
-from orchestrator.store import RunFolder, read_run
 from schemas.job import Job
 from schemas.record import CellRecord, Run
 

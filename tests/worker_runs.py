@@ -13,8 +13,13 @@ from typing import NamedTuple, TypeVar
 import msgspec
 from packaging.requirements import Requirement
 
-from orchestrator.interpreter import lent_packages, own_interpreter, worker_command, worker_environment
-from orchestrator.precisions import find_precisions
+from orchestrator.precisions.catalog import find_precisions
+from orchestrator.precisions.interpreter import (
+    lent_packages,
+    own_interpreter,
+    worker_command,
+    worker_environment,
+)
 from schemas.frames import AnyFrame, Failed, Phase, Waiting
 from schemas.job import Job, ModelSource, Workload
 

@@ -20,18 +20,18 @@ most memory; whether it is faster than FP16 depends on the kernel, not on the fo
 """
 
 from schemas.job import Job
-from workers.awq_cache import is_prepared, packed_folder
-from workers.protocol import LoadedModel, Report, main
+from workers.harness.main import LoadedModel, Report, main
+from workers.quantization.awq_cache import is_prepared, packed_folder
 
 
 def load(job: Job) -> LoadedModel:
-    from workers.awq_model import load_awq_model
+    from workers.quantization.awq_model import load_awq_model
 
     return load_awq_model(job)
 
 
 def prepare(job: Job, report: Report) -> None:
-    from workers.awq_model import prepare_checkpoint
+    from workers.quantization.awq_model import prepare_checkpoint
 
     prepare_checkpoint(job, report)
 

@@ -20,14 +20,14 @@ bytes are time, and keeps its lead at batches where other four-bit kernels lose 
 """
 
 from schemas.job import Job
-from workers import awq_cache, marlin_build
-from workers.protocol import LoadedModel, main
+from workers.harness.main import LoadedModel, main
+from workers.quantization import awq_cache, marlin_build
 
 
 def load(job: Job) -> LoadedModel:
     from gptqmodel.nn_modules.qlinear.marlin_awq import AwqMarlinLinear
 
-    from workers.marlin_model import Layout, load_marlin_model
+    from workers.quantization.marlin_model import Layout, load_marlin_model
 
     stored = {"quant_method": "awq", "bits": 4, "zero_point": True, "version": "gemm"}
     layout = Layout(AwqMarlinLinear, {"desc_act": False, "sym": False}, stored)

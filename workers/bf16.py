@@ -15,13 +15,13 @@ trained in, and the one that doesn't overflow where FP16 does. GPUs before Amper
 """
 
 from schemas.job import Job
-from workers.protocol import LoadedModel, main
+from workers.harness.main import LoadedModel, main
 
 
 def load(job: Job) -> LoadedModel:
     import torch
 
-    from workers.transformers_model import load_transformers_model
+    from workers.models.transformers_model import load_transformers_model
 
     return load_transformers_model(job, torch.bfloat16)._replace(summed_rows=2)
 

@@ -15,13 +15,13 @@ decode step at batch 1 must read every weight once, so its floor is weight bytes
 """
 
 from schemas.job import Job
-from workers.protocol import LoadedModel, main
+from workers.harness.main import LoadedModel, main
 
 
 def load(job: Job) -> LoadedModel:
     import torch
 
-    from workers.transformers_model import load_transformers_model
+    from workers.models.transformers_model import load_transformers_model
 
     return load_transformers_model(job, torch.float16)._replace(summed_rows=2)
 

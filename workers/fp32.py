@@ -14,13 +14,13 @@ which torch leaves off. Worth its price only as a yardstick, or on CPUs without 
 """
 
 from schemas.job import Job
-from workers.protocol import LoadedModel, main
+from workers.harness.main import LoadedModel, main
 
 
 def load(job: Job) -> LoadedModel:
     import torch
 
-    from workers.transformers_model import load_transformers_model
+    from workers.models.transformers_model import load_transformers_model
 
     return load_transformers_model(job, torch.float32)
 

@@ -18,14 +18,14 @@ multiply.
 """
 
 from schemas.job import Job
-from workers.protocol import LoadedModel, main
+from workers.harness.main import LoadedModel, main
 
 
 def load(job: Job) -> LoadedModel:
     import torch
     from transformers import BitsAndBytesConfig
 
-    from workers.transformers_model import load_transformers_model
+    from workers.models.transformers_model import load_transformers_model
 
     quantization = BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="fp4", bnb_4bit_compute_dtype=torch.float16

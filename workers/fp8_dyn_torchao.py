@@ -18,13 +18,13 @@ batches and long prompts, and reads half of FP16's bytes everywhere.
 """
 
 from schemas.job import Job
-from workers.protocol import LoadedModel, main
+from workers.harness.main import LoadedModel, main
 
 
 def load(job: Job) -> LoadedModel:
     from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, PerRow
 
-    from workers.torchao_model import load_torchao_model
+    from workers.quantization.torchao_model import load_torchao_model
 
     return load_torchao_model(job, Float8DynamicActivationFloat8WeightConfig(granularity=PerRow()))
 

@@ -18,14 +18,14 @@ multiplied as those of `int8-wo` are.
 """
 
 from schemas.job import Job
-from workers.protocol import LoadedModel, main
+from workers.harness.main import LoadedModel, main
 
 
 def load(job: Job) -> LoadedModel:
     from torchao.quantization import Float8WeightOnlyConfig
 
-    from workers.eight_bit_product import with_eight_bit_product
-    from workers.torchao_model import load_torchao_model
+    from workers.kernels.eight_bit_product import with_eight_bit_product
+    from workers.quantization.torchao_model import load_torchao_model
 
     loaded = load_torchao_model(job, Float8WeightOnlyConfig())
     return loaded if job.device == "cpu" else with_eight_bit_product(loaded)

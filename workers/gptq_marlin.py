@@ -20,14 +20,14 @@ keeps its lead at batches of up to some 32 rows. nvcc compiles the kernel once.
 """
 
 from schemas.job import Job
-from workers import gptq_checkpoint, marlin_build
-from workers.protocol import LoadedModel, main
+from workers.harness.main import LoadedModel, main
+from workers.quantization import gptq_checkpoint, marlin_build
 
 
 def load(job: Job) -> LoadedModel:
     from gptqmodel.nn_modules.qlinear import marlin
 
-    from workers.marlin_model import Layout, adding_atomically, load_marlin_model
+    from workers.quantization.marlin_model import Layout, adding_atomically, load_marlin_model
 
     marlin.apply_gptq_marlin_linear = adding_atomically(marlin.apply_gptq_marlin_linear)
     stored = {"quant_method": "gptq", "bits": 4, "sym": True, "desc_act": False}

@@ -22,14 +22,14 @@ comes with what was found on some GPUs, the H100 among them. It can't be importe
 """
 
 from schemas.job import Job
-from workers.protocol import LoadedModel, main
+from workers.harness.main import LoadedModel, main
 
 
 def load(job: Job) -> LoadedModel:
     from gemlite.core import GemLiteLinearTriton
     from gemlite.helper import A16W4_HQQ_INT
 
-    from workers.hqq_model import load_hqq_model
+    from workers.quantization.hqq_model import load_hqq_model
 
     loaded = load_hqq_model(job, A16W4_HQQ_INT(job.device).from_weights)
     return loaded._replace(opaque=(GemLiteLinearTriton,))

@@ -14,20 +14,20 @@
 
 Stores packed INT4 in tiles, with a BF16 scale and zero point per group; input widths are padded to multiples
 of 1024. torch's own `_weight_int4pack_mm` dequantizes in registers while it multiplies, whatever the decode
-mode. Up to 64 rows go through a kernel of ours that reads them faster (`workers/int4_product.py`). It wins
-where bytes are time, at small batches, at some loss of quality: nothing is calibrated.
+mode. Up to 64 rows go through a kernel of ours that reads them faster (`workers/kernels/int4_product.py`). It
+wins where bytes are time, at small batches, at some loss of quality: nothing is calibrated.
 """
 
 from schemas.job import Job
-from workers.protocol import LoadedModel, main
+from workers.harness.main import LoadedModel, main
 
 
 def load(job: Job) -> LoadedModel:
     from torchao.quantization import Int4WeightOnlyConfig
 
-    from workers.few_rows import GROUP
-    from workers.int4_product import with_int4_product
-    from workers.torchao_model import load_torchao_model
+    from workers.kernels.few_rows import GROUP
+    from workers.kernels.int4_product import with_int4_product
+    from workers.quantization.torchao_model import load_torchao_model
 
     # The layout of torch's own kernel; torchao's default one needs a package of kernels.
     config = Int4WeightOnlyConfig(group_size=GROUP, int4_packing_format="tile_packed_to_4d")

@@ -18,14 +18,14 @@ every linear layer. It halves memory at almost no loss of quality; it seldom win
 """
 
 from schemas.job import Job
-from workers.protocol import LoadedModel, main
+from workers.harness.main import LoadedModel, main
 
 
 def load(job: Job) -> LoadedModel:
     import torch
     from transformers import BitsAndBytesConfig
 
-    from workers.transformers_model import load_transformers_model
+    from workers.models.transformers_model import load_transformers_model
 
     quantization = BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=6.0)
     # FP16 activations: bitsandbytes casts any other type at every linear layer, inside the timed loop.

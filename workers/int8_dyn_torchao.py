@@ -17,15 +17,15 @@ Fewer than 17 rows are padded to that many. Made for compute-bound work: large b
 """
 
 from schemas.job import Job
-from workers.protocol import LoadedModel, main
+from workers.harness.main import LoadedModel, main
 
 
 def load(job: Job) -> LoadedModel:
     from torchao.kernel import intmm
     from torchao.quantization import Int8DynamicActivationInt8WeightConfig
 
-    from workers.int_mm import FEWEST_ROWS, int_mm, scaled_int_mm
-    from workers.torchao_model import load_torchao_model
+    from workers.kernels.int_mm import FEWEST_ROWS, int_mm, scaled_int_mm
+    from workers.quantization.torchao_model import load_torchao_model
 
     loaded = load_torchao_model(job, Int8DynamicActivationInt8WeightConfig())
     intmm.safe_int_mm = int_mm

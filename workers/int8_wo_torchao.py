@@ -14,19 +14,19 @@
 
 Every linear layer converts its weight to BF16 and multiplies with torch's own `mm`, then by the scales. Left
 to itself that writes the converted weight out each time, and costs more than BF16 does. On a GPU up to 64
-rows go through a kernel of ours, which reads the weight as it is (`workers/eight_bit_product.py`). So it wins
-where bytes are time, at small batches.
+rows go through a kernel of ours, which reads the weight as it is (`workers/kernels/eight_bit_product.py`). So
+it wins where bytes are time, at small batches.
 """
 
 from schemas.job import Job
-from workers.protocol import LoadedModel, main
+from workers.harness.main import LoadedModel, main
 
 
 def load(job: Job) -> LoadedModel:
     from torchao.quantization import Int8WeightOnlyConfig
 
-    from workers.eight_bit_product import with_eight_bit_product
-    from workers.torchao_model import load_torchao_model
+    from workers.kernels.eight_bit_product import with_eight_bit_product
+    from workers.quantization.torchao_model import load_torchao_model
 
     loaded = load_torchao_model(job, Int8WeightOnlyConfig())
     return loaded if job.device == "cpu" else with_eight_bit_product(loaded)

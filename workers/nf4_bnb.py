@@ -19,14 +19,14 @@ calibration: it wins where memory is short, and at batch 1, where bytes are time
 """
 
 from schemas.job import Job
-from workers.protocol import LoadedModel, main
+from workers.harness.main import LoadedModel, main
 
 
 def load(job: Job) -> LoadedModel:
     import torch
     from transformers import BitsAndBytesConfig
 
-    from workers.transformers_model import load_transformers_model
+    from workers.models.transformers_model import load_transformers_model
 
     quantization = BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float16

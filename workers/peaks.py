@@ -10,7 +10,7 @@ not what this one does under its power limit, in this host, with this torch.
 """
 
 from schemas.job import Job, decode_job
-from workers.protocol import Channel, describe_failure
+from workers.harness.main import Channel, describe_failure
 
 
 def main() -> None:
@@ -26,9 +26,9 @@ def main() -> None:
 def measure(job: Job, channel: Channel) -> None:
     """From the imports to Peaks."""
     channel.enter("start")
-    from workers.device import open_device
-    from workers.peak_rates import measure_peaks
-    from workers.ready import import_packages, ready_frame
+    from workers.generation.device import open_device
+    from workers.harness.peak_rates import measure_peaks
+    from workers.harness.ready import import_packages, ready_frame
 
     versions = import_packages(job.packages)
     channel.enter("context")

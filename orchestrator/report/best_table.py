@@ -1,8 +1,8 @@
 """The best decode mode of each precision against that of FP16: a row per precision, a column per workload."""
 
-from orchestrator.best_mode import Best
+from orchestrator.analysis.best_mode import Best
+from orchestrator.records.workloads import BASELINE, WorkloadKey, workload_labels
 from orchestrator.units import ABSENT, rate, ratio
-from orchestrator.workloads import BASELINE, WorkloadKey, workload_labels
 
 HEADING = "best mode of each"
 

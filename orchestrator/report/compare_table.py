@@ -6,12 +6,12 @@ import click
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from orchestrator.compare import EXACT, MEMORY, QUALITY, TOKENS, Pair, RunComparison
-from orchestrator.gpu_speedups import GpuSpeedups
-from orchestrator.intervals import Comparison, Verdict
+from orchestrator.analysis.comparison.compare import EXACT, MEMORY, QUALITY, TOKENS, Pair, RunComparison
+from orchestrator.analysis.comparison.gpu_speedups import GpuSpeedups
+from orchestrator.analysis.intervals import Comparison, Verdict
+from orchestrator.records.workloads import BASELINE
 from orchestrator.report.console import open_console
 from orchestrator.units import ABSENT, mib, milliseconds, percent, rate, ratio
-from orchestrator.workloads import BASELINE
 
 SHOW = {
     "decode": (rate, "tok/s"),

@@ -5,9 +5,9 @@ from rich.bar import Bar
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from orchestrator.compare import QUALITY
-from orchestrator.history import History, Series
-from orchestrator.intervals import Comparison
+from orchestrator.analysis.comparison.compare import QUALITY
+from orchestrator.analysis.comparison.history import History, Series
+from orchestrator.analysis.intervals import Comparison
 from orchestrator.report.compare_table import SHOW, interval, verdict_words
 from orchestrator.report.console import open_console
 from orchestrator.units import ABSENT

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import click
 
-from orchestrator.ledger import Ledger
+from orchestrator.analysis.memory.ledger import Ledger
 from orchestrator.report.side_by_side import Line, print_side_by_side
 from orchestrator.units import tenths_mib
 

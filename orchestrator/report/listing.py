@@ -8,13 +8,13 @@ import msgspec
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from orchestrator.environments import outdated_line
-from orchestrator.estimate import Estimate
-from orchestrator.interpreter import Interpreter
-from orchestrator.intervals import FEWEST_ROUNDS
-from orchestrator.names import file_stem, job_name
-from orchestrator.plan import Cell, Plan, check, choose_device, choose_interpreters
-from orchestrator.precisions import Precision
+from orchestrator.analysis.intervals import FEWEST_ROUNDS
+from orchestrator.planning.estimate import Estimate
+from orchestrator.planning.plan import Cell, Plan, check, choose_device, choose_interpreters
+from orchestrator.precisions.catalog import Precision
+from orchestrator.precisions.environments import outdated_line
+from orchestrator.precisions.interpreter import Interpreter
+from orchestrator.records.names import file_stem, job_name
 from orchestrator.report.console import open_console
 from orchestrator.units import duration
 from schemas.environment import Gpu

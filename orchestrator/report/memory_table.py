@@ -4,12 +4,12 @@ import click
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from orchestrator.memory import on_gpu, phase_memory
-from orchestrator.peak_gap import gap_sentence, peak_gap
+from orchestrator.analysis.memory.peak_gap import gap_sentence, peak_gap
+from orchestrator.analysis.memory.phases import on_gpu, phase_memory
+from orchestrator.records.workloads import full_name
 from orchestrator.report.console import open_console
+from orchestrator.report.warnings import run_warnings
 from orchestrator.units import ABSENT, mib
-from orchestrator.warnings import run_warnings
-from orchestrator.workloads import full_name
 from schemas.record import CellRecord, Run
 
 GPU_HEADINGS = (

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import click
 
-from orchestrator.needs import Needs
+from orchestrator.analysis.memory.by_purpose import Needs
 from orchestrator.report.side_by_side import Line, print_side_by_side
 
 LINES = {

@@ -16,8 +16,8 @@ from html import escape
 from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
 
+from orchestrator.analysis.memory.timeline import PhaseSpan, Point, Timeline
 from orchestrator.report.placing import Name, Stretch, placed, spread
-from orchestrator.timeline import PhaseSpan, Point, Timeline
 from schemas.record import Run
 
 if TYPE_CHECKING:

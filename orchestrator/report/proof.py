@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 
-from orchestrator.kernel_names import short_kernel_name
-from orchestrator.metrics import CellMetrics, measure_cell
-from orchestrator.names import cell_name
+from orchestrator.analysis.metrics import CellMetrics, measure_cell
+from orchestrator.records.names import cell_name
+from orchestrator.report.kernel_names import short_kernel_name
 from orchestrator.units import ABSENT, duration, mib, milliseconds, percent, rate
 from schemas.frames import KernelTimes, Loaded, Peaks
 from schemas.record import CellRecord, Datasheet, PeaksRecord, Run

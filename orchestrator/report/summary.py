@@ -11,17 +11,17 @@ import msgspec
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from orchestrator.best_mode import Best, best_modes, leads
-from orchestrator.divergence import Divergence, divergences
-from orchestrator.explain import explanations
-from orchestrator.metrics import CellMetrics, reason
+from orchestrator.analysis.best_mode import Best, best_modes, leads
+from orchestrator.analysis.divergence import Divergence, divergences
+from orchestrator.analysis.metrics import CellMetrics, reason
+from orchestrator.analysis.rounds import round_notes, summarize_rounds, typical_run
+from orchestrator.records.workloads import full_names
 from orchestrator.report.best_table import best_table
 from orchestrator.report.console import open_console
+from orchestrator.report.explain import explanations
 from orchestrator.report.proof import proof
-from orchestrator.rounds import round_notes, summarize_rounds, typical_run
+from orchestrator.report.warnings import run_warnings
 from orchestrator.units import ABSENT, mib, milliseconds, percent, rate, ratio
-from orchestrator.warnings import run_warnings
-from orchestrator.workloads import full_names
 from schemas.frames import Failed
 from schemas.record import PeaksRecord, Run
 

@@ -1,0 +1,1 @@
+"""Every figure, as pure functions over records."""

@@ -1,0 +1,44 @@
+"""How far greedy tokens agree: what raw tokens tell of quality.
+
+A precision that changes logits a little repeats FP16's text until two tokens lie close, and from there on
+writes another one. How far it comes is its First Divergent Token (Deiseroth et al. 2024, Divergent Token
+Metrics, arXiv:2311.01544), here as a share of the tokens made. A share of 1 proves that nothing was lost on
+these prompts; a text that parts early need not be a worse one.
+"""
+
+from collections.abc import Iterable
+from statistics import fmean
+
+from orchestrator.analysis.divergence import first_other
+from schemas.frames import Done
+from schemas.record import CellRecord
+
+
+def agreements(cells: Iterable[CellRecord], references: Iterable[CellRecord]) -> dict[int, float]:
+    """Index of a trial → share of its tokens before the first other than the reference's.
+
+    `cells` are one cell in several rounds, and so are `references`, of the same prompts. A batch is judged by
+    its first sequence, whose tokens alone are kept. There are none of random weights, which choose at random.
+    """
+    ours, theirs = _answers(cells), _answers(references)
+    return {at: _agreement(ours[at], theirs[at]) for at in sorted(ours.keys() & theirs.keys())}
+
+
+def mean_agreement(found: dict[int, float]) -> float | None:
+    return fmean(found.values()) if found else None
+
+
+def _answers(cells: Iterable[CellRecord]) -> dict[int, list[int]]:
+    """Whole answers by trial, the same in every round; how much of one cut short would agree nobody knows."""
+    return {
+        trial.index: trial.token_ids
+        for cell in cells
+        if isinstance(cell.outcome, Done) and cell.job is not None and not cell.job.model.is_random
+        for trial in cell.trials
+        if trial.token_ids and not trial.cut_short
+    }
+
+
+def _agreement(tokens: list[int], reference: list[int]) -> float:
+    at = first_other(tokens, reference)
+    return 1.0 if at is None else at / len(tokens)

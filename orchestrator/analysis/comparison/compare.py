@@ -1,0 +1,265 @@
+"""Two runs held against each other: what both measured, by how much it differs, and what can't be compared.
+
+Cells are matched by what was measured: precision, decode mode, model, prompts and workload. Where one has no
+counterpart it is said which of these differ. Torch, GPU and commit may differ, since that is often the
+question; they are told.
+"""
+
+import hashlib
+from collections.abc import Callable, Collection, Iterable, Iterator
+from functools import partial
+from itertools import combinations
+from operator import attrgetter
+from statistics import fmean, median_low
+from typing import NamedTuple
+
+import msgspec
+
+from orchestrator.analysis.agreement import agreements
+from orchestrator.analysis.intervals import Comparison, Sample, compare_all, of_shares, of_two
+from orchestrator.analysis.metrics import CellMetrics, measure_cell, reason
+from orchestrator.records.workloads import BASELINE, is_twin
+from schemas.frames import Done
+from schemas.job import DecodeMode
+from schemas.record import CellRecord, Run
+
+FIGURES = {
+    "decode": "decode_tok_s",
+    "ttft": "ttft_s",
+    "prefill": "prefill_tok_s",
+    "loaded": "footprint_bytes",
+    "peak": "peak_bytes",
+}
+"""What is compared process by process → its field in `CellMetrics`."""
+QUALITY = "quality"
+"""Agreement with FP16's tokens of the same run, compared prompt by prompt."""
+TOKENS = "tokens"
+"""Agreement of the second run's tokens with the first's."""
+MEMORY = {"loaded", "peak"}
+EXACT = {*MEMORY, TOKENS}
+"""Figures that don't vary from one process to the next: one round tells all of them."""
+
+
+class Measured(NamedTuple):
+    """What was measured: cells are compared where all of it is the same. Field names are words for people."""
+
+    precision: str
+    decode_mode: DecodeMode
+    model: str
+    outliers: int
+    prompts: str
+    prompt_tokens: int | None
+    depth: int
+    batch_size: int
+    new_tokens: int
+
+
+FREE = Measured._fields[2:]
+"""What may differ between cells of one name."""
+
+
+class Pair(msgspec.Struct, frozen=True, kw_only=True):
+    """One figure of a cell that both runs have: the second run's over the first's."""
+
+    precision: str
+    decode: DecodeMode
+    workload: str
+    """What tells it from others of the same precision and mode; empty where nothing does."""
+    figure: str
+    reference: float
+    value: float
+    comparison: Comparison
+
+
+class RunComparison(msgspec.Struct, frozen=True, kw_only=True):
+    """All that there is to say of two runs."""
+
+    pairs: list[Pair]
+    unmatched: list[str]
+    """Why a cell has no counterpart, a line each."""
+    differences: list[str]
+    """What differs between the machines and the programs, a line each."""
+
+
+def compare_runs(reference: Run, run: Run) -> RunComparison:
+    """`run` over `reference`."""
+    ours, theirs = groups_of(run), groups_of(reference)
+    shared = [key for key in theirs if key in ours]
+    names = what_tells(shared)
+    drafts = [draft for key in shared for draft in _drafts(key, names[key], theirs, ours)]
+    return RunComparison(
+        pairs=_drawn(drafts),
+        unmatched=list(
+            dict.fromkeys(
+                [
+                    *_unmatched(theirs, ours, "the second"),
+                    *_unmatched(ours, theirs, "the first"),
+                    *_without_ratio(shared, theirs, ours),
+                ]
+            )
+        ),
+        differences=list(_differences(reference, run)),
+    )
+
+
+Groups = dict[Measured, list[CellRecord]]
+
+
+def groups_of(run: Run) -> Groups:
+    """The cells of all rounds by what was measured."""
+    found: Groups = {}
+    for cell in run.cells:
+        if cell.job is not None and not is_twin(cell):
+            found.setdefault(_measured(cell), []).append(cell)
+    return found
+
+
+def _measured(cell: CellRecord) -> Measured:
+    assert cell.job
+    load, model = cell.job.workload, cell.job.model
+    digest = hashlib.sha256("\n".join(load.prompts).encode()).hexdigest()[:8]
+    # A random model has no texts: its prompts are drawn, and only their number counts.
+    prompts = f"{len(load.prompts)} {'drawn' if model.is_random else f'({digest})'}"
+    return Measured(
+        precision=cell.precision,
+        decode_mode=load.decode,
+        model=model.name,
+        outliers=model.outliers,
+        prompts=prompts,
+        prompt_tokens=load.prompt_tokens,
+        depth=load.depth,
+        batch_size=load.batch_size,
+        new_tokens=load.new_tokens,
+    )
+
+
+class _Draft(NamedTuple):
+    """A pair without its comparison, which is drawn with those of all others, or known beforehand."""
+
+    pair: Callable[..., Pair]
+    rests_on: Sample | Comparison
+
+
+def _drawn(drafts: list[_Draft]) -> list[Pair]:
+    samples = [each.rests_on for each in drafts if isinstance(each.rests_on, Sample)]
+    drawn = iter(compare_all(samples))
+    return [
+        each.pair(comparison=next(drawn) if isinstance(each.rests_on, Sample) else each.rests_on)
+        for each in drafts
+    ]
+
+
+def _drafts(key: Measured, workload: str, theirs: Groups, ours: Groups) -> Iterator[_Draft]:
+    pair = partial(Pair, precision=key.precision, decode=key.decode_mode, workload=workload)
+    rows, reference_rows = (list(_rows(groups[key])) for groups in (ours, theirs))
+    for figure, field in FIGURES.items():
+        values, references = (
+            [value for row in each if (value := getattr(row, field))] for each in (rows, reference_rows)
+        )
+        if values and references:
+            middles = {"reference": median_low(references), "value": median_low(values)}
+            yield _Draft(partial(pair, figure=figure, **middles), of_two(values, references))
+    yield from _token_drafts(key, pair, theirs, ours)
+
+
+def _token_drafts(key: Measured, pair: Callable[..., Pair], theirs: Groups, ours: Groups) -> Iterator[_Draft]:
+    """How far tokens agree with FP16's in either run, and with each other over both."""
+    before, now = qualities(key, theirs), qualities(key, ours)
+    if prompts := [at for at in now if at in before]:
+        shares, references = ([each[at] for at in prompts] for each in (now, before))
+        if sample := of_shares(shares, references):
+            means = {"reference": fmean(references), "value": fmean(shares)}
+            yield _Draft(partial(pair, figure=QUALITY, **means), sample)
+    if same := list(agreements(ours[key], theirs[key]).values()):
+        parted = sum(share < 1 for share in same)
+        why = f"other tokens in {parted} of {len(same)} prompts" if parted else "the same"
+        found = Comparison(ratio=fmean(same), rounds=len(same), why=why)
+        yield _Draft(partial(pair, figure=TOKENS, reference=1.0, value=found.ratio), found)
+
+
+def qualities(key: Measured, groups: Groups) -> dict[int, float]:
+    """Index of a prompt → agreement with FP16 of the same run, decode mode and workload; none of FP16."""
+    if key.precision == BASELINE:
+        return {}
+    return agreements(groups[key], groups.get(key._replace(precision=BASELINE), []))
+
+
+def _rows(cells: list[CellRecord]) -> Iterator[CellMetrics]:
+    return (measure_cell(cell) for cell in cells if isinstance(cell.outcome, Done))
+
+
+def what_tells(keys: Collection[Measured]) -> dict[Measured, str]:
+    """The words in which the workload of each differs from those of others; none where nothing does."""
+    telling = [name for name in FREE if len({getattr(key, name) for key in keys}) > 1]
+    return {key: ", ".join(_words(key, telling)) for key in keys}
+
+
+def _words(key: Measured, names: Iterable[str]) -> Iterator[str]:
+    for name in names:
+        if (value := getattr(key, name)) is not None:
+            yield f"{name.replace('_', ' ')} {value}"
+
+
+def _unmatched(ours: Groups, theirs: Groups, other: str) -> Iterator[str]:
+    """A line for each of `ours` that the `other` run lacks, or in which one of the two failed."""
+    nearest = _nearest([key for key in ours if key not in theirs], list(theirs))
+    for key, cells in ours.items():
+        name = f"{key.precision} {key.decode_mode}"
+        if key not in theirs:
+            yield f"{name}: {_why_lacking(key, nearest.get(key), other)}"
+        elif not _has_figures(theirs[key]) and _has_figures(cells):
+            outcome = theirs[key][0].outcome
+            why = "" if isinstance(outcome, Done) else reason(outcome)
+            yield f"{name}: has no figures in {other} run: {why}"
+
+
+def _has_figures(cells: list[CellRecord]) -> bool:
+    return any(isinstance(cell.outcome, Done) for cell in cells)
+
+
+def _nearest(lacking: list[Measured], theirs: list[Measured]) -> dict[Measured, Measured]:
+    """For each key that they lack, that of theirs of the same name which differs in the fewest fields.
+
+    It is looked up without one field after the other, then without two: to hold each against each takes
+    minutes where there are thousands.
+    """
+    found: dict[Measured, Measured] = {}
+    named = {key[:2] for key in theirs}
+    left = [key for key in lacking if key[:2] in named]
+    for differing in (names for count in range(len(FREE)) for names in combinations(FREE, count + 1)):
+        rest = attrgetter("precision", "decode_mode", *(name for name in FREE if name not in differing))
+        known = {rest(key): key for key in reversed(theirs)} if left else {}
+        found |= {key: known[rest(key)] for key in left if rest(key) in known}
+        left = [key for key in left if key not in found]
+    return found
+
+
+def _without_ratio(shared: list[Measured], theirs: Groups, ours: Groups) -> Iterator[str]:
+    for key in shared:
+        before = qualities(key, theirs)
+        if before and not any(before.values()) and qualities(key, ours):
+            yield f"{key.precision} {key.decode_mode}: quality has no ratio, since it is 0% in the first run"
+
+
+def _why_lacking(key: Measured, nearest: Measured | None, other: str) -> str:
+    if nearest is None:
+        return f"is not in {other} run"
+    differing = [name for name in Measured._fields if getattr(nearest, name) != getattr(key, name)]
+    told = (f"{name.replace('_', ' ')} {getattr(nearest, name)}" for name in differing)
+    wanted = (str(getattr(key, name)) for name in differing)
+    return f"{other} run has it with {', '.join(told)}, not {', '.join(wanted)}"
+
+
+def _differences(reference: Run, run: Run) -> Iterator[str]:
+    facts = [_facts(each) for each in (reference, run)]
+    for name, theirs in facts[0].items():
+        if facts[1][name] != theirs:
+            yield f"{name}: {theirs or 'unknown'} against {facts[1][name] or 'unknown'}"
+
+
+def _facts(run: Run) -> dict[str, str]:
+    readies = [cell.ready for cell in run.cells if cell.ready]
+    facts = {"device": ", ".join(sorted({ready.device_name for ready in readies}))}
+    for package in ("torch", "transformers"):
+        facts[package] = ", ".join(sorted({ready.versions.get(package, "") for ready in readies} - {""}))
+    return facts | {"driver": run.environment.driver or "", "commit": run.environment.commit or ""}

@@ -1,0 +1,76 @@
+"""What each precision wins on each GPU, from runs of several: best decode mode over FP16's best.
+
+Beside it stands which formats a GPU's tensor cores multiply, by its compute capability: where they can't, a
+kernel must convert, and a format can only save bytes.
+"""
+
+import msgspec
+
+from orchestrator.analysis.best_mode import Best, best_modes
+from orchestrator.analysis.comparison.compare import Measured, groups_of, what_tells
+from orchestrator.analysis.memory.phases import on_gpu
+from orchestrator.analysis.rounds import summarize_rounds
+from orchestrator.records.workloads import WorkloadKey
+from schemas.frames import Done
+from schemas.record import CellRecord, Run
+
+TENSOR_CORES: dict[str, tuple[tuple[int, int], tuple[int, int] | None]] = {
+    "INT8": ((7, 2), None),
+    "INT4": ((7, 5), (8, 9)),
+    "FP8": ((8, 9), None),
+}
+"""Format → first compute capability whose tensor cores take it, and the last, where it was dropped (NVIDIA,
+CUDA C++ Programming Guide, table of data types per compute capability)."""
+
+
+class GpuSpeedups(msgspec.Struct, frozen=True, kw_only=True):
+    """A GPU's row."""
+
+    run: str
+    gpu: str
+    measured: str
+    """What was measured on it and not on the others, e.g. `model qwen2.5-7b`; empty where it was the same."""
+    compute_capability: tuple[int, int] | None
+    tensor_cores: list[str]
+    """Formats that they multiply, of INT8, INT4 and FP8."""
+    best: dict[str, Best]
+    """Precision → its best mode on the first workload of its run."""
+
+
+def gpu_speedups(runs: dict[str, Run]) -> list[GpuSpeedups]:
+    """A row for each run, by its name, that has figures of a GPU."""
+    measured = {name: key for name, run in runs.items() if (key := _first_measured(run))}
+    return [_row(name, runs[name], key, list(measured.values())) for name, key in measured.items()]
+
+
+def _first_measured(run: Run) -> Measured | None:
+    """The first cell on a GPU that has figures: all of its workload stand in the row."""
+    groups = groups_of(run).items()
+    return next((key for key, cells in groups if any(map(_has_figures, cells))), None)
+
+
+def _has_figures(cell: CellRecord) -> bool:
+    return isinstance(cell.outcome, Done) and on_gpu(cell)
+
+
+def _row(name: str, run: Run, measured: Measured, all_measured: list[Measured]) -> GpuSpeedups:
+    ready = next(cell.ready for cell in run.cells if cell.ready and cell.ready.device_uuid)
+    gpu = next((each for each in run.environment.gpus if each.uuid == ready.device_uuid), None)
+    capability = gpu.compute_capability if gpu else None
+    return GpuSpeedups(
+        run=name,
+        gpu=ready.device_name,
+        measured=what_tells(all_measured)[measured],
+        compute_capability=capability,
+        tensor_cores=[name for name in TENSOR_CORES if capability and _has(capability, name)],
+        best={
+            best.precision: best
+            for best in best_modes(summarize_rounds(run))
+            if all(getattr(best, name) == getattr(measured, name) for name in WorkloadKey._fields)
+        },
+    )
+
+
+def _has(capability: tuple[int, int], name: str) -> bool:
+    first, last = TENSOR_CORES[name]
+    return first <= capability and (last is None or capability <= last)

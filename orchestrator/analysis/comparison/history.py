@@ -1,0 +1,219 @@
+"""A figure over time: what was measured alike in many runs, in the order in which they were made.
+
+Runs are found by their records, in all folders below the one that is named. Each is held against the run
+before it; where both have rounds, a change has an interval and, beyond the noise, a verdict.
+"""
+
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from statistics import fmean, median_low
+from typing import NamedTuple
+
+import msgspec
+
+from orchestrator.analysis.comparison.compare import (
+    FIGURES,
+    QUALITY,
+    Groups,
+    Measured,
+    groups_of,
+    qualities,
+    what_tells,
+)
+from orchestrator.analysis.intervals import Comparison, Sample, compare, of_shares, of_two
+from orchestrator.analysis.metrics import measure_cell
+from orchestrator.errors import BadInput
+from orchestrator.records.store import RECORDS, read_records
+from orchestrator.records.workloads import round_of
+from schemas.job import DecodeMode, ModelSource
+from schemas.record import CellRecord, Run
+
+HISTORY_FIGURES = (*FIGURES, QUALITY)
+
+
+class Wanted(NamedTuple):
+    """Which figure, and of what; model and GPU by a part of their names, in any case."""
+
+    figure: str = "decode"
+    model: str = ""
+    precisions: tuple[str, ...] = ()
+    gpu: str = ""
+
+
+class Point(msgspec.Struct, frozen=True, kw_only=True):
+    """What one run measured: a row."""
+
+    run: str
+    """Its folder, relative to the one that was searched."""
+    started_at: str | None
+    """UTC, ISO 8601."""
+    commit: str | None
+    torch: str | None
+    value: float
+    """Of several rounds the median one's; of quality the mean over prompts."""
+    change: Comparison | None
+    """Over the run before; None of the first, and where there is no ratio."""
+
+
+class Series(msgspec.Struct, frozen=True, kw_only=True):
+    """What was measured alike, in order of time: a table."""
+
+    gpu: str
+    """The CPU where there was none."""
+    model: str
+    precision: str
+    decode: DecodeMode
+    workload: str
+    """What tells it from others of this GPU and model; empty where nothing does."""
+    points: list[Point]
+
+
+class History(msgspec.Struct, frozen=True, kw_only=True):
+    """What `--history` prints as JSON."""
+
+    figure: str
+    series: list[Series]
+    passed_over: list[str]
+    """Why a run could not be read, a line each."""
+
+
+class _Alike(NamedTuple):
+    """What stands in one table."""
+
+    gpu: str
+    measured: Measured
+
+
+class _Reading(NamedTuple):
+    """What one run says in one table."""
+
+    run: str
+    started_at: str | None
+    commit: str | None
+    torch: str | None
+    values: dict[int, float]
+    """By round, or of quality by prompt."""
+
+
+def history(folder: Path, wanted: Wanted) -> History:
+    """What all runs below `folder` say of a figure. Raises `BadInput` where none says anything."""
+    tables: dict[_Alike, list[_Reading]] = {}
+    seen: set[_Alike] = set()
+    passed_over: list[str] = []
+    for name, run in _readable_runs(folder, wanted.figure, passed_over):
+        groups = groups_of(run)
+        for measured, cells in groups.items():
+            alike = _Alike(_gpu(run, cells), measured)
+            seen.add(alike)
+            if _is_wanted(alike, cells, wanted) and (values := _values(measured, groups, wanted.figure)):
+                tables.setdefault(alike, []).append(_reading(name, run, cells, values))
+    if not tables:
+        raise BadInput(
+            "--history", str(folder), f"has no such {wanted.figure} figure", _has(seen, passed_over)
+        )
+    order = sorted(tables, key=lambda alike: (alike.gpu, alike.measured.model))
+    series = [_series(alike, tables, wanted.figure) for alike in order]
+    return History(figure=wanted.figure, series=series, passed_over=passed_over)
+
+
+def _readable_runs(folder: Path, figure: str, passed_over: list[str]) -> Iterator[tuple[str, Run]]:
+    """Each run with its name; of one that can't be read, why not goes to `passed_over`."""
+    for file in sorted(folder.rglob(RECORDS)):
+        try:
+            # Only the peak of a resident set needs the samples.
+            yield str(file.parent.relative_to(folder)), read_records(file, samples=figure == "peak")
+        except BadInput as error:
+            passed_over.append(str(error))
+
+
+def _gpu(run: Run, cells: list[CellRecord]) -> str:
+    names = {cell.ready.device_name for cell in cells if cell.ready}
+    return run.environment.cpu if names == {"CPU"} else ", ".join(sorted(names))
+
+
+def _is_wanted(alike: _Alike, cells: list[CellRecord], wanted: Wanted) -> bool:
+    model = cells[0].job.model if cells[0].job else None
+    return (
+        model is not None
+        and _names(wanted.model, model)
+        and wanted.gpu.casefold() in alike.gpu.casefold()
+        and (not wanted.precisions or alike.measured.precision in wanted.precisions)
+    )
+
+
+def _names(part: str, model: ModelSource) -> bool:
+    """Whether this is how a user may have named the model."""
+    names = (model.name, model.location, f"{model.kind}:{model.location}")
+    return any(part.casefold() in name.casefold() for name in names)
+
+
+def _has(seen: set[_Alike], passed_over: list[str]) -> str:
+    if not seen:
+        other = "Name a folder above those that qbench-orchestrate wrote"
+        return next(iter(passed_over), other).removesuffix(".")
+    has = (
+        {alike.measured.model for alike in seen},
+        {alike.measured.precision for alike in seen},
+        {alike.gpu for alike in seen} - {""},
+    )
+    models, precisions, gpus = (", ".join(sorted(names)) for names in has)
+    return f"Its runs are of {models}, with {precisions}, on {gpus}; random weights have no quality"
+
+
+def _values(measured: Measured, groups: Groups, figure: str) -> dict[int, float]:
+    if figure == QUALITY:
+        return qualities(measured, groups)
+    found = {round_of(cell): getattr(measure_cell(cell), FIGURES[figure]) for cell in groups[measured]}
+    return {at: value for at, value in found.items() if value}
+
+
+def _reading(name: str, run: Run, cells: list[CellRecord], values: dict[int, float]) -> _Reading:
+    torch = {cell.ready.versions["torch"] for cell in cells if cell.ready and "torch" in cell.ready.versions}
+    return _Reading(
+        run=name,
+        started_at=min((cell.started_at for cell in cells if cell.started_at), default=None),
+        commit=run.environment.commit,
+        torch=", ".join(sorted(torch)) or None,
+        values=values,
+    )
+
+
+def _series(alike: _Alike, tables: dict[_Alike, list[_Reading]], figure: str) -> Series:
+    gpu, measured = alike
+    beside = [each.measured for each in tables if (each.gpu, each.measured.model) == (gpu, measured.model)]
+    readings = sorted(tables[alike], key=lambda reading: (reading.started_at or "", reading.run))
+    return Series(
+        gpu=gpu,
+        model=measured.model,
+        precision=measured.precision,
+        decode=measured.decode_mode,
+        workload=what_tells(beside)[measured],
+        points=list(_points(readings, figure)),
+    )
+
+
+def _points(readings: list[_Reading], figure: str) -> Iterator[Point]:
+    for before, now in pairwise([None, *readings]):
+        assert now
+        values = list(now.values.values())
+        yield Point(
+            run=now.run,
+            started_at=now.started_at,
+            commit=now.commit,
+            torch=now.torch,
+            value=fmean(values) if figure == QUALITY else median_low(values),
+            change=_change(now.values, before.values, figure) if before else None,
+        )
+
+
+def _change(values: dict[int, float], before: dict[int, float], figure: str) -> Comparison | None:
+    sample = _sample(values, before, figure)
+    return sample and compare(sample)
+
+
+def _sample(values: dict[int, float], before: dict[int, float], figure: str) -> Sample | None:
+    if figure != QUALITY:
+        return of_two(list(values.values()), list(before.values()))
+    both = [prompt for prompt in values if prompt in before]
+    return of_shares([values[at] for at in both], [before[at] for at in both]) if both else None

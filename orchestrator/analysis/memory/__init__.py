@@ -1,0 +1,1 @@
+"""What NVML and torch say of a worker's memory, term by term."""

@@ -1,0 +1,157 @@
+"""Several rounds of a run made into one table: a row each, ratios with intervals, and verdicts.
+
+A row shows one of the rounds as it was, the one in which decode ran at the median speed; a mean of rounds
+would be a cell that nobody measured. Its ratio to FP16 is of all rounds.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import msgspec
+
+from orchestrator.analysis.intervals import Comparison, compare_all, of_ratios
+from orchestrator.analysis.metrics import CellMetrics, decode_tok_s, summarize
+from orchestrator.records.workloads import (
+    BASELINE,
+    WorkloadKey,
+    baseline_of,
+    decode_mode,
+    find_baselines,
+    full_names,
+    is_twin,
+    round_of,
+    workload_key,
+)
+from orchestrator.units import ratio
+from schemas.frames import Done
+from schemas.job import DecodeMode
+from schemas.record import CellRecord, Run
+
+
+class RowKey(NamedTuple):
+    """What stands in one row, whichever round it is of."""
+
+    precision: str
+    decode: DecodeMode
+    workload: WorkloadKey
+
+
+def row_key(cell: CellRecord) -> RowKey:
+    return RowKey(cell.precision, decode_mode(cell), workload_key(cell))
+
+
+def rounds_of(run: Run) -> int:
+    """How many rounds have been begun."""
+    return 1 + max(map(round_of, run.cells), default=0)
+
+
+def typical_run(run: Run) -> Run:
+    """The run with one cell for each row, that of the median decode speed, in the order of the first round.
+
+    A cell that failed stands for its row only where it failed in every round.
+    """
+    return msgspec.structs.replace(run, cells=[_typical(cells) for cells in _cells_of_rows(run).values()])
+
+
+def _cells_of_rows(run: Run) -> dict[RowKey, list[CellRecord]]:
+    """The cells of all rounds by row, twins apart, in the order of the table."""
+    rows: dict[RowKey, list[CellRecord]] = {}
+    for cell in run.cells:
+        if not is_twin(cell):
+            rows.setdefault(row_key(cell), []).append(cell)
+    if rounds_of(run) > 1:  # whose order was shuffled
+        rows = dict(sorted(rows.items(), key=lambda row: _rank(row[1][0], run)))
+    return rows
+
+
+def summarize_rounds(run: Run) -> list[CellMetrics]:
+    """A row for each cell of the typical run, its ratio to FP16 that of all rounds."""
+    cells = typical_run(run).cells
+    rows = summarize(cells, run.peaks)
+    if rounds_of(run) == 1:
+        return rows
+    found = comparisons(run)
+    return [
+        _with_comparison(row, found[key]) if (key := row_key(cell)) in found else row
+        for cell, row in zip(cells, rows, strict=True)
+    ]
+
+
+def _with_comparison(row: CellMetrics, found: Comparison) -> CellMetrics:
+    return msgspec.structs.replace(
+        row,
+        rounds=found.rounds,
+        decode_versus_baseline=found.ratio,
+        decode_versus_low=found.low,
+        decode_versus_high=found.high,
+        verdict=found.verdict,
+    )
+
+
+def comparisons(run: Run) -> dict[RowKey, Comparison]:
+    """Row → its decode speed over FP16's in the same mode, taken round by round; FP16 itself apart."""
+    floor = noise_floor(run)
+    ratios = _ratios(run, [cell for cell in run.cells if cell.precision != BASELINE])
+    found = compare_all([of_ratios(each, floor) for each in ratios.values()])
+    return dict(zip(ratios, found, strict=True))
+
+
+def noise_floor(run: Run) -> float:
+    """By how much FP16 differed from itself at most, over all workloads and modes; 0 without `--aa`."""
+    found = _ratios(run, [cell for cell in run.cells if is_twin(cell)]).values()
+    return max((abs(of_ratios(each).ratio - 1) for each in found), default=0.0)
+
+
+def round_notes(run: Run) -> Iterator[str]:
+    """What is to be said of rounds: how many, the noise floor, verdicts, and rounds that failed."""
+    rounds, found = rounds_of(run), comparisons(run)
+    if rounds == 1:
+        if found:
+            yield "one round: the ratios have no interval (--rounds 7 gives them one)"
+        return
+    if any(map(is_twin, run.cells)):
+        yield f"FP16 differed from itself by {noise_floor(run):.1%}: no verdict is given below that"
+    rows, name = _cells_of_rows(run), full_names(run.cells)
+    for key, each in found.items():
+        yield f"{name(rows[key][0])}: {each.verdict or 'one round'}, {each.why or ratio(each.ratio)}"
+    for cells in rows.values():
+        measured = sum(isinstance(cell.outcome, Done) for cell in cells)
+        if 0 < measured < len(cells):
+            yield f"{name(cells[0])}: measured in {measured} of {len(cells)} rounds"
+
+
+def is_precise(run: Run, half_width: float) -> bool:
+    """Whether every ratio's interval is at most so wide on either side."""
+    widths = [each.half_width for each in comparisons(run).values()]
+    return bool(widths) and all(width is not None and width <= half_width for width in widths)
+
+
+def _rank(cell: CellRecord, run: Run) -> tuple[float, str]:
+    """As the precisions were named, else from many bits to few."""
+    named = run.plan.options.precision
+    return (named.index(cell.precision) if cell.precision in named else -cell.bits_per_weight), cell.precision
+
+
+def _typical(cells: list[CellRecord]) -> CellRecord:
+    measured = [cell for cell in cells if isinstance(cell.outcome, Done)]
+    if not measured:
+        return cells[0]
+    by_speed = sorted(measured, key=lambda cell: decode_tok_s(cell) or 0.0)
+    return by_speed[(len(by_speed) - 1) // 2]
+
+
+def _ratios(run: Run, cells: list[CellRecord]) -> dict[RowKey, list[float]]:
+    """Row → decode speed over FP16's of the same round, for each round that has both."""
+    rounds: dict[int, list[CellRecord]] = {}
+    for cell in run.cells:
+        rounds.setdefault(round_of(cell), []).append(cell)
+    baselines = {round_: find_baselines(alike) for round_, alike in rounds.items()}
+    found: dict[RowKey, list[float]] = {}
+    for cell in cells:
+        baseline = baseline_of(cell, baselines[round_of(cell)])
+        if baseline is None or baseline is cell:
+            continue
+        speed, reference = decode_tok_s(cell), decode_tok_s(baseline)
+        if speed and reference:
+            found.setdefault(row_key(cell), []).append(speed / reference)
+    return found

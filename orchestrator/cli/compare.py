@@ -1,0 +1,135 @@
+"""`qbench-compare A B`: whether a second run differs from a first, beyond the noise; a gate for CI.
+
+`--history DIR` shows a figure over all runs of a folder instead.
+"""
+
+from pathlib import Path
+
+import click
+import msgspec
+
+from orchestrator.analysis.comparison.compare import QUALITY, Pair, RunComparison, compare_runs
+from orchestrator.analysis.comparison.gpu_speedups import GpuSpeedups, gpu_speedups
+from orchestrator.analysis.comparison.history import HISTORY_FIGURES, Wanted, history
+from orchestrator.analysis.comparison.limits import Limit, parse_limit
+from orchestrator.cli.options import run_command
+from orchestrator.errors import BadInput
+from orchestrator.records.store import RECORDS, read_records
+from orchestrator.report.compare_table import interval, print_comparison, print_gpus
+from orchestrator.report.history_table import print_history
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    run_command(compare)
+
+
+class Comparisons(msgspec.Struct, frozen=True, kw_only=True):
+    """What `--json` prints: each later run over the first, and what each GPU wins."""
+
+    runs: dict[str, RunComparison]
+    gpus: list[GpuSpeedups]
+
+
+@click.command("qbench-compare")
+@click.argument("runs", nargs=-1, type=click.Path(path_type=Path), metavar="A B…")
+@click.option(
+    "--fail-if", "limits", multiple=True, metavar="LIMIT",
+    help="Exit 1 where this holds beyond the noise: 'decode<0.95', 'loaded>1.01', 'tokens<1'; repeatable.",
+)  # fmt: skip
+@click.option(
+    "--history", "folder", type=click.Path(path_type=Path), metavar="DIR",
+    help="Instead of A B…: a figure over time, of all runs below this folder.",
+)  # fmt: skip
+@click.option("--figure", type=click.Choice(HISTORY_FIGURES), help="History of this; decode unless named.")
+@click.option("--model", "-m", metavar="NAME", help="History of models whose name holds this.")
+@click.option(
+    "--precision", "-p", multiple=True, metavar="NAME", help="History of this precision only; repeatable."
+)
+@click.option("--gpu", metavar="NAME", help="History of GPUs whose name holds this.")
+@click.option("--json", "json_", is_flag=True, help="Print JSON instead of tables.")
+def compare(
+    runs: tuple[Path, ...],
+    limits: tuple[str, ...],
+    folder: Path | None,
+    figure: str | None,
+    model: str | None,
+    precision: tuple[str, ...],
+    gpu: str | None,
+    json_: bool,
+) -> int:
+    """Hold B… against A: what was measured in both, ratios, and whether they differ.
+
+    Each is a run folder, or a file of records from another machine. With runs of several GPUs, also what each
+    precision wins on each. Exits 1 where a limit is broken.
+    """
+    if folder is not None:
+        if runs or limits:
+            raise BadInput("--history", str(folder), "takes no runs and no limit", "Compare two runs by A B")
+        wanted = Wanted(figure or "decode", model or "", precision, gpu or "")
+        _show_history(folder, wanted, json_)
+        return 0
+    chosen = {"--figure": figure, "--model": model, "--precision": ", ".join(precision), "--gpu": gpu}
+    for option, value in chosen.items():
+        if value:
+            raise BadInput(option, value, "chooses from a history", "Add --history DIR")
+    if not runs:
+        raise BadInput("A B…", "", "is missing", "Name run folders, or take --history DIR")
+    return _compare(runs, [parse_limit(text) for text in limits], json_)
+
+
+def _show_history(folder: Path, wanted: Wanted, json_: bool) -> None:
+    found = history(folder, wanted)
+    if json_:
+        _print_json(found)
+        return
+    print_history(found)
+    for line in found.passed_over:
+        click.echo(f"passed over: {line}", err=True)
+
+
+def _compare(paths: tuple[Path, ...], limits: list[Limit], json_: bool) -> int:
+    runs = {name: read_records(path) for name, path in zip(_names(paths), paths, strict=True)}
+    first, *others = _names(paths)
+    found = {other: compare_runs(runs[first], runs[other]) for other in others}
+    gpus = gpu_speedups(runs)
+    if json_:
+        _print_json(Comparisons(runs=found, gpus=gpus))
+    else:
+        for other, each in found.items():
+            print_comparison(each, (first, other))
+        if gpus and (not found or len({row.gpu for row in gpus}) > 1):
+            print_gpus(gpus)
+    return max((_check(each, limits) for each in found.values()), default=0)
+
+
+def _print_json(told: msgspec.Struct) -> None:
+    click.echo(msgspec.json.format(msgspec.json.encode(told)).decode())
+
+
+def _names(paths: tuple[Path, ...]) -> list[str]:
+    """What stands above the columns: a run's folder, also where its records were named, or else its path."""
+    whole = [path.resolve() for path in paths]
+    names = [each.parent.name if each.name == RECORDS else each.name for each in whole]
+    return names if len(set(names)) == len(set(whole)) else list(map(str, paths))
+
+
+def _check(found: RunComparison, limits: list[Limit]) -> int:
+    """1 where a limit is broken; what is broken, and what too few rounds can't tell, goes to stderr."""
+    status = 0
+    for limit in limits:
+        for pair in found.pairs:
+            name = f"{pair.precision} {pair.decode}: {pair.figure} {interval(pair.comparison)}"
+            if limit.is_broken(pair):
+                click.echo(f"{name} breaks {limit.text}", err=True)
+                status = 1
+            elif limit.is_open(pair):
+                click.echo(f"{name} may break {limit.text}: {_too_few(pair)}", err=True)
+    return status
+
+
+def _too_few(pair: Pair) -> str:
+    few = pair.comparison.rounds
+    if pair.figure == QUALITY:
+        return f"{'one prompt' if few == 1 else f'{few} prompts'} can't tell"
+    return f"{'one round' if few == 1 else f'{few} rounds'} can't tell (--rounds 7)"

@@ -1,0 +1,120 @@
+"""`qbench-memory RUN`: NVML's figure for each worker taken apart to the last byte, and phase by phase."""
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import get_args
+
+import click
+import msgspec
+
+from orchestrator.analysis.memory.by_purpose import Needs, needs
+from orchestrator.analysis.memory.ledger import Ledger, ledgers
+from orchestrator.analysis.memory.phases import PhaseMemory, phase_memory
+from orchestrator.analysis.memory.timeline import timelines
+from orchestrator.analysis.rounds import typical_run
+from orchestrator.cli.options import run_command
+from orchestrator.cli.orchestrate import open_nvml
+from orchestrator.errors import BadInput
+from orchestrator.hardware.live import watch
+from orchestrator.records.store import read_run
+from orchestrator.records.workloads import full_name
+from orchestrator.report.ledger_table import print_ledgers
+from orchestrator.report.live_lines import print_live
+from orchestrator.report.memory_table import print_memory
+from orchestrator.report.needs_table import print_needs
+from orchestrator.report.plot import REQUIREMENT, forms, title
+from orchestrator.report.warnings import run_warnings
+from schemas.frames import PhaseName
+from schemas.record import CellRecord, Run
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    run_command(show_memory)
+
+
+class MemoryLedger(msgspec.Struct, frozen=True, kw_only=True):
+    """What `--json` prints, all in bytes: a cell's name → its phases in order, and its ledger at each."""
+
+    phases: dict[str, list[PhaseMemory]]
+    ledgers: dict[str, dict[PhaseName, Ledger]]
+    needs: dict[str, Needs]
+    notes: list[str]
+
+
+@click.command("qbench-memory")
+@click.argument("run", type=click.Path(path_type=Path), required=False)
+@click.option("--precision", "-p", multiple=True, help="Show this precision only; repeatable.")
+@click.option(
+    "--phase", type=click.Choice(get_args(PhaseName)), default="decode", show_default=True,
+    help="At the end of which phase to draw up the ledger.",
+)  # fmt: skip
+@click.option("--json", "json_", is_flag=True, help="Print bytes as JSON, of all phases.")
+@click.option(
+    "--plot", type=click.Path(path_type=Path), metavar="FILE.html|png",
+    help="Draw memory over time, of all phases, into this file too.",
+)  # fmt: skip
+@click.option(
+    "--live", metavar="PID|COMMAND",
+    help="Instead of RUN: watch a program that isn't ours, one that runs or one to start.",
+)  # fmt: skip
+def show_memory(
+    run: Path | None,
+    precision: tuple[str, ...],
+    phase: PhaseName,
+    json_: bool,
+    plot: Path | None,
+    live: str | None,
+) -> int:
+    """Take NVML's figure for each worker of the run folder RUN apart, and follow both views over phases."""
+    if live is not None:
+        with ExitStack() as stack:
+            print_live(watch(live, open_nvml(stack)[0]), json_)
+        return 0
+    if run is None:
+        raise BadInput("RUN", "", "is missing", "Name a run folder, or take --live")
+    measured = typical_run(read_run(run))
+    cells = [cell for cell in measured.cells if cell.edges and (not precision or cell.precision in precision)]
+    unknown = set(precision) - {cell.precision for cell in cells}
+    if unknown or not cells:
+        has = ", ".join(dict.fromkeys(cell.precision for cell in measured.cells if cell.edges)) or "none"
+        raise BadInput(
+            "--precision", ", ".join(sorted(unknown)), "has no memory figures in this run", f"It has {has}"
+        )
+    if plot:
+        draw(plot, measured, cells, run.resolve().name)
+        click.echo(f"drawn: {plot}", err=True)
+    named = {full_name(cell, measured.cells): cell for cell in cells}
+    books = {name: ledgers(cell) for name, cell in named.items()}
+    purposes = {name: need for name, cell in named.items() if (need := needs(cell))}
+    if json_:
+        phases = {name: phase_memory(cell) for name, cell in named.items()}
+        told = MemoryLedger(phases=phases, ledgers=books, needs=purposes, notes=run_warnings(measured))
+        click.echo(msgspec.json.format(msgspec.json.encode(told)).decode())
+        return 0
+    at_phase = {name: book[phase] for name, book in books.items() if phase in book}
+    if at_phase:
+        print_ledgers(at_phase, phase)
+        click.echo()
+        print_needs({name: purposes[name] for name in at_phase if name in purposes})
+    print_memory(measured, cells)
+    return 0
+
+
+def draw(file: Path, run: Run, cells: list[CellRecord], name: str) -> None:
+    """Draw these cells of the run of this name. Raises `BadInput` where there can be no such file."""
+    form = forms().get(file.suffix.lower())
+    if form is None:
+        endings = " or ".join(forms())
+        raise BadInput("--plot", str(file), "has an ending that says no form", f"End it in {endings}")
+    try:
+        file.write_bytes(form(timelines(run, cells), title(run, name)))
+    except ModuleNotFoundError as error:
+        raise BadInput(
+            "--plot", str(file), f"needs {error.name}, which is not installed",
+            f"Run: pip install '{REQUIREMENT}'",
+        ) from None  # fmt: skip
+    except OSError as error:
+        raise BadInput(
+            "--plot", str(file), f"can't be written: {error.strerror}", "Name another file"
+        ) from None  # fmt: skip

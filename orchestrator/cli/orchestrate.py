@@ -1,0 +1,192 @@
+"""`qbench-orchestrate`: measure precisions of one model, each in a fresh process, and print the table."""
+
+import os
+import shlex
+import signal
+import sys
+from contextlib import ExitStack, chdir
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from orchestrator.cache import cache_folder
+from orchestrator.cli.options import INTERRUPTED, read_options, run_command, takes_options, typed_options
+from orchestrator.cli.plan_file import with_plan_file
+from orchestrator.errors import BadInput
+from orchestrator.execution.progress import watcher
+from orchestrator.execution.resume import check_machine, check_plan, is_complete, left_of, take_up
+from orchestrator.execution.run import run_plan
+from orchestrator.hardware.machine import describe_machine
+from orchestrator.hardware.nvml import Nvml, NvmlUnavailable
+from orchestrator.planning.estimate import estimate
+from orchestrator.planning.models import resolve_model
+from orchestrator.planning.plan import Plan, make_plan
+from orchestrator.precisions.catalog import find_all_precisions
+from orchestrator.precisions.environments import outdated_line
+from orchestrator.records.store import RUNS_FOLDER, RunFolder, read_run, read_runs
+from orchestrator.report.listing import print_plan, print_precisions
+from orchestrator.report.summary import as_json, print_summary
+from schemas.frames import Failed
+from schemas.job import ModelSource
+from schemas.options import Options
+from schemas.record import Run, RunPlan
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a kill ends workers as Ctrl-C does
+    run_command(orchestrate)
+
+
+@click.command("qbench-orchestrate")
+@takes_options()
+@click.option("--json", "json_", is_flag=True, help="Print the summary as JSON instead of a table.")
+@click.option("--verbose", "-v", is_flag=True, help="Print what really ran: modules, settings, kernels.")
+@click.option("--list", "list_", is_flag=True, help="List the precisions, and whether each can run here.")
+@click.option("--dry-run", is_flag=True, help="Print what would be measured, and about how long, and stop.")
+@click.option(
+    "--plan", "plan_file", metavar="FILE",
+    help="TOML file of options, each a key without its dashes. Options that are typed as well win over it.",
+)  # fmt: skip
+@click.option(
+    "--resume", metavar="RUN", type=click.Path(path_type=Path),
+    help="Go on with the interrupted run in this folder, with its options; finished rows stay.",
+)  # fmt: skip
+@click.version_option(package_name="qbench")
+def orchestrate(
+    json_: bool,
+    verbose: bool,
+    list_: bool,
+    dry_run: bool,
+    plan_file: str | None,
+    resume: Path | None,
+    **given: Any,
+) -> int:
+    """Measure what each precision of a model costs and buys, each in a fresh process.
+
+    Prints a table of speed (prefill and decode apart) and memory (torch and NVML), and keeps the raw
+    facts in a run folder. Exits 0, or 1 where a precision failed.
+    """
+    if resume is not None and plan_file is not None:
+        raise BadInput("--plan", plan_file, "is not for --resume", "Leave it out: the run keeps its options")
+    if resume is not None:
+        return go_on(resume, read_options(given), json_, verbose, dry_run)
+    with ExitStack() as stack:
+        options = stack.enter_context(with_plan_file(plan_file, read_options(given)))
+        nvml, gpu_reason = open_nvml(stack)
+        if list_:
+            list_precisions(options, nvml)
+            return 0
+        plan = lay_out(options, nvml)
+        if dry_run:
+            print_plan(plan, estimate(plan, describe_machine(nvml, gpu_reason), read_runs(RUNS_FOLDER)))
+            return 0
+        folder = start_run(options, plan, nvml, gpu_reason)
+        ended = measure(plan, plan, folder, nvml, options)
+    return conclude(folder.path, json_, verbose, ended)
+
+
+def go_on(path: Path, given: Options, json_: bool, verbose: bool, dry_run: bool) -> int:
+    """Measure what is left of a run, in the folder from which it was begun. Raises `BadInput`."""
+    begun = read_run(path, samples=False)
+    options = take_up(begun.plan.options, given, typed_options())
+    if is_complete(begun):
+        click.echo(f"{path} is complete: nothing is left to measure", err=True)
+        return conclude(path, json_, verbose)
+    with ExitStack() as stack:
+        nvml, gpu_reason = open_nvml(stack)
+        folder = RunFolder(path.absolute())
+        check_machine(folder.path, begun, describe_machine(nvml, gpu_reason))
+        stack.enter_context(chdir(begun.plan.cwd or "."))
+        plan = lay_out(options, nvml)
+        check_plan(folder.path, begun, plan)
+        left = left_of(plan, begun.cells)
+        if dry_run:
+            print_plan(left, estimate(left, describe_machine(nvml, gpu_reason), read_runs(RUNS_FOLDER)))
+            return 0
+        ended = measure(plan, left, folder, nvml, options)
+    return conclude(path, json_, verbose, ended)
+
+
+def open_nvml(stack: ExitStack) -> tuple[Nvml | None, str | None]:
+    """NVML for as long as `stack` is open, or why there is none."""
+    try:
+        return stack.enter_context(Nvml.open()), None
+    except NvmlUnavailable as error:
+        return None, str(error)
+
+
+def list_precisions(options: Options, nvml: Nvml | None) -> None:
+    """Print what there is to measure, and what would run here."""
+    precisions = find_all_precisions(options.workers)
+    print_precisions(precisions, options, nvml.gpus() if nvml else [], cache_folder())
+
+
+def lay_out(options: Options, nvml: Nvml | None) -> Plan:
+    """The plan of these options on this machine; environments that it passes over are told of."""
+
+    def find_model() -> ModelSource:
+        say = partial(click.echo, err=True)
+        return resolve_model(options.model, cache_folder(), say, options.outliers)
+
+    precisions = find_all_precisions(options.workers)
+    plan = make_plan(options, precisions, find_model, nvml.gpus() if nvml else [], cache_folder())
+    for name in dict.fromkeys(cell.precision.name for cell in plan.cells if cell.interpreter.own):
+        if line := outdated_line(precisions[name], cache_folder()):
+            click.echo(line, err=True)
+    return plan
+
+
+def start_run(options: Options, plan: Plan, nvml: Nvml | None, gpu_reason: str | None) -> RunFolder:
+    """Make the run folder, with the plan and the machine in it."""
+    now = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    path = Path(options.out or RUNS_FOLDER / f"{now}-{plan.cells[0].job.model.name}")
+    record = RunPlan(
+        command=["qbench-orchestrate", *sys.argv[1:]],
+        options=options,
+        jobs=[cell.job for cell in plan.runnable],
+        skipped=plan.left_out,
+        cwd=os.getcwd(),
+    )
+    return RunFolder.create(path, record, describe_machine(nvml, gpu_reason))
+
+
+def measure(plan: Plan, left: Plan, folder: RunFolder, nvml: Nvml | None, options: Options) -> bool:
+    """Run what is `left` of a plan; False where that was interrupted."""
+    messages = Console(stderr=True, highlight=False, markup=False)
+    for name, why in left.left_out.items():
+        messages.print(f"left out {name}: {why}", soft_wrap=True)
+    jobs = [cell.job for cell in plan.runnable]
+    watching = watcher(messages, jobs, begun=len(jobs) - len(left.runnable))
+    try:
+        with folder.reserved():
+            run_plan(plan, folder, watching, nvml, options.timeout, explicit=not options.all)
+    except KeyboardInterrupt:
+        return False
+    return True
+
+
+def conclude(path: Path, json_: bool, verbose: bool, ended: bool = True) -> int:
+    """Print the summary of a run, and return the exit status."""
+    run = read_run(path)
+    click.echo(as_json(run)) if json_ else print_summary(run, path, verbose)
+    if not ended:
+        click.echo(f"interrupted; to go on: qbench-orchestrate --resume {shlex.quote(str(path))}", err=True)
+        return INTERRUPTED
+    return exit_status(run)
+
+
+def exit_status(run: Run) -> int:
+    """1 where something that was asked for failed; not every precision can do every default decode mode."""
+    options = run.plan.options
+    default_modes = options.decode is None and all(sweep.decode is None for sweep in options.workloads)
+    for cell in run.cells:
+        if isinstance(cell.outcome, Failed):
+            of_mode = cell.job is not None and cell.job.workload.decode != "eager"
+            if not (default_modes and of_mode and cell.outcome.kind == "unsupported"):
+                return 1
+    return 0

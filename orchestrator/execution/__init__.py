@@ -1,0 +1,1 @@
+"""A run as it happens: processes started, watched, recorded."""

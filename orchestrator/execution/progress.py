@@ -1,0 +1,136 @@
+"""What one sees while a run goes on: a live line on a terminal, plain lines elsewhere. All on stderr."""
+
+import time
+from collections.abc import Callable, Collection
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from orchestrator.analysis.metrics import end_to_end_tok_s, measure_cell
+from orchestrator.records.names import job_name
+from orchestrator.records.workloads import job_names
+from orchestrator.units import duration, mib, rate
+from schemas.frames import AnyFrame, Done, Phase, Progress, Trial
+from schemas.job import Job
+from schemas.record import CellRecord, MemoryReading
+
+ERRANDS = {
+    "prepare": "preparing weights, once for this model",
+    "build": "building kernels, once for this machine",
+}
+
+
+class Watcher:
+    """Follows a run and tells of it in plain lines: one when a cell begins, one when it ends."""
+
+    def __init__(
+        self, console: Console, cells: int, begun: int = 0, name: Callable[[Job], str] = job_name
+    ) -> None:
+        self.console = console
+        self.cells = cells
+        self.begun = begun
+        self.name = name
+        self.finished_s: list[float] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        pass
+
+    def begin(self, job: Job) -> None:
+        self.job = job
+        self.begun += 1
+        self.began_s = time.monotonic()
+        self.trials: list[Trial] = []
+        self.phase = "start"
+        self.say(f"{self._position()} {self.name(job)}: started")
+
+    def see(self, frame: AnyFrame | None, reading: MemoryReading | None) -> None:
+        """Take note of a frame, or of the time passing, and of the newest memory sample."""
+        if isinstance(frame, Phase):
+            self.phase = frame.name
+            if frame.name in ERRANDS:
+                self.say(f"{self._position()} {self.name(self.job)}: {ERRANDS[frame.name]}")
+        elif isinstance(frame, Progress) and frame.total:
+            self.phase = f"{frame.message} {frame.done}/{frame.total}"
+        elif isinstance(frame, Trial):
+            self.trials.append(frame)
+
+    def end(self, record: CellRecord) -> None:
+        took_s = time.monotonic() - self.began_s
+        self.finished_s.append(took_s)
+        row = measure_cell(record)
+        if isinstance(record.outcome, Done):
+            told = f"decode {rate(row.decode_tok_s)} tok/s, {row.trials} trials"
+        else:
+            told = f"failed, {row.reason}"
+        self.say(f"{self._position()} {self.name(self.job)}: {told}, {duration(took_s)}")
+
+    def say(self, line: str) -> None:
+        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def _position(self) -> str:
+        return f"[{self.begun}/{self.cells}]"
+
+
+class LiveWatcher(Watcher):
+    """On a terminal, a line that is redrawn: precision, phase, tok/s so far, memory now, time left."""
+
+    def __enter__(self) -> Self:
+        self.live = Live(Text(""), console=self.console, refresh_per_second=8, transient=True)
+        self.live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.live.stop()
+
+    def see(self, frame: AnyFrame | None, reading: MemoryReading | None) -> None:
+        super().see(frame, reading)
+        parts = [f"{self._position()} {self.name(self.job)}", self.phase]
+        if self.trials:
+            parts.append(f"{rate(end_to_end_tok_s(self.trials))} tok/s")
+            parts.append(f"trial {len(self.trials)}/{self._trials_planned()}")
+        if reading is not None:
+            name, value = ("RSS", reading.process_bytes)
+            if reading.device_bytes is not None:
+                name, value = ("VRAM", reading.device_bytes)
+            parts.append(f"{name} {mib(value)} MiB")
+        left_s = self._time_left_s()
+        if left_s is not None:
+            parts.append(f"~{duration(left_s)} left")
+        else:
+            parts.append(f"{duration(time.monotonic() - self.began_s)} so far")
+        self.live.update(Text(" · ".join(parts), no_wrap=True, overflow="ellipsis"))
+
+    def _trials_planned(self) -> int:
+        workload = self.job.workload
+        return -(-len(workload.prompts) // workload.batch_size)
+
+    def _time_left_s(self) -> float | None:
+        """Of this cell by its trials so far, of the others by the cells so far."""
+        elapsed_s = time.monotonic() - self.began_s
+        cell_s = None
+        if self.job.budget_s is not None:
+            cell_s = max(self.job.budget_s, elapsed_s)
+        if self.trials:
+            trial_s = sum(trial.prefill_s + trial.decode_s for trial in self.trials) / len(self.trials)
+            estimate_s = elapsed_s + trial_s * (self._trials_planned() - len(self.trials))
+            cell_s = estimate_s if cell_s is None else min(cell_s, estimate_s)
+        if cell_s is None:
+            return None
+        typical_s = max([cell_s, *self.finished_s])
+        return cell_s - elapsed_s + (self.cells - self.begun) * typical_s
+
+
+def watcher(console: Console, jobs: Collection[Job], begun: int) -> Watcher:
+    """The watcher that fits where the messages go, for a run of these jobs."""
+    kind = LiveWatcher if console.is_terminal else Watcher
+    return kind(console, len(jobs), begun, job_names(jobs))

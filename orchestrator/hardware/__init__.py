@@ -1,0 +1,1 @@
+"""What the machine says: GPUs, memory in use, data sheets."""

@@ -1,0 +1,170 @@
+"""A program that isn't ours, watched: what NVML counts for its processes, and what torch holds in them.
+
+A Python program started here carries a thread of ours that reports torch's allocator (`workers/live`);
+nothing in its code changes. One that runs already, or ignores PYTHONPATH, is seen from outside alone.
+Processes that the program starts belong to it. NVML is asked for processes twice a second, since listing
+them takes a lock in the driver.
+"""
+
+import os
+import selectors
+import shlex
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import msgspec
+import psutil
+
+from orchestrator.errors import BadInput
+from orchestrator.hardware.nvml import Nvml, NvmlUnavailable
+
+HOOK_FOLDER = Path(__file__).resolve().parents[2] / "workers" / "live"
+PERIOD_S = 0.5
+
+
+class TorchLine(msgspec.Struct, frozen=True, kw_only=True):
+    """What the thread in the program writes; bytes over all its GPUs."""
+
+    pid: int
+    at_ns: int
+    allocated_bytes: int
+    reserved_bytes: int
+
+
+class LiveReading(msgspec.Struct, frozen=True, kw_only=True):
+    """One look at all processes of a program together, in bytes; None for what no one told."""
+
+    at_ns: int
+    process_bytes: int | None = None
+    """NVML's, over all GPUs."""
+    reason: str | None = None
+    """Why NVML's is None."""
+    allocated_bytes: int | None = None
+    reserved_bytes: int | None = None
+
+    @property
+    def outside_torch_bytes(self) -> int | None:
+        """None too where torch was heard before memory was given back: it holds no more than NVML saw."""
+        if self.process_bytes is None or self.reserved_bytes is None:
+            return None
+        outside_bytes = self.process_bytes - self.reserved_bytes
+        return outside_bytes if outside_bytes >= 0 else None
+
+
+def watch(target: str, nvml: Nvml | None) -> Iterator[LiveReading]:
+    """Read twice a second until the program ends; `target` is a pid or a command line.
+
+    Raises `BadInput` where there is no such process or program. A command is ended with the iteration.
+    """
+    if target.isdecimal():
+        yield from _follow(_find(int(target)), nvml, None)
+        return
+    with _started(target) as (process, pipe):
+        yield from _follow(process, nvml, pipe)
+
+
+def _find(pid: int) -> psutil.Process:
+    try:
+        return psutil.Process(pid)
+    except psutil.NoSuchProcess:
+        raise BadInput("--live", str(pid), "there is no such process", "Name a pid, or a command") from None
+
+
+@contextmanager
+def _started(command: str) -> Iterator[tuple[psutil.Process, int]]:
+    """The program, and the descriptor on which torch's lines come."""
+    with tempfile.TemporaryDirectory(prefix="qbench-") as folder:
+        path = os.path.join(folder, "torch")
+        os.mkfifo(path)
+        # Open for reading and writing: neither the program nor we wait for the other to open it.
+        pipe = os.open(path, os.O_RDWR | os.O_NONBLOCK)
+        paths = [str(HOOK_FOLDER), os.environ.get("PYTHONPATH", "")]
+        environment = os.environ | {
+            "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+            "QBENCH_LIVE_PIPE": path,
+        }
+        try:
+            child = subprocess.Popen(shlex.split(command), env=environment)
+        except OSError as error:
+            raise BadInput("--live", command, f"can't be run: {error.strerror}", "Name a command") from None
+        try:
+            yield psutil.Process(child.pid), pipe
+        finally:
+            child.terminate()
+            child.wait()
+            os.close(pipe)
+
+
+def _follow(process: psutil.Process, nvml: Nvml | None, pipe: int | None) -> Iterator[LiveReading]:
+    lines = _TorchLines(pipe)
+    while _runs(process):
+        lines.read(PERIOD_S)
+        with suppress(psutil.NoSuchProcess):
+            pids = {process.pid, *(child.pid for child in process.children(recursive=True))}
+            process_bytes, reason = _process_bytes(nvml, pids)
+            yield LiveReading(
+                at_ns=time.monotonic_ns(),
+                process_bytes=process_bytes,
+                reason=reason,
+                allocated_bytes=lines.total("allocated_bytes", pids),
+                reserved_bytes=lines.total("reserved_bytes", pids),
+            )
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _process_bytes(nvml: Nvml | None, pids: set[int]) -> tuple[int | None, str | None]:
+    """What NVML counts for these processes on all GPUs, or why it is not known."""
+    if nvml is None:
+        return None, "no NVIDIA GPU answers here"
+    try:
+        listed = [entry for gpu in nvml.gpus() for entry in nvml.processes(gpu.uuid)]
+    except NvmlUnavailable as error:
+        return None, str(error)
+    own = [used for pid, used in listed if pid in pids]
+    known = [used for used in own if used is not None]
+    if not own:
+        return None, "NVML lists none of its processes: it has no CUDA context yet, or a container hides pids"
+    if len(known) < len(own):
+        return None, "the driver does not tell how much memory a single process uses"
+    return sum(known), None
+
+
+class _TorchLines:
+    """The newest line of each process."""
+
+    def __init__(self, pipe: int | None) -> None:
+        self.pipe = pipe
+        self.newest: dict[int, TorchLine] = {}
+        self._read = b""
+
+    def read(self, seconds: float) -> None:
+        """Take in what comes for so long."""
+        end_s = time.monotonic() + seconds
+        with selectors.DefaultSelector() as selector:
+            if self.pipe is not None:
+                selector.register(self.pipe, selectors.EVENT_READ)
+            while (left_s := end_s - time.monotonic()) > 0:
+                if self.pipe is None:
+                    time.sleep(left_s)
+                elif selector.select(left_s):
+                    self._take(os.read(self.pipe, 65_536))
+
+    def total(self, field: str, pids: set[int]) -> int | None:
+        values = [getattr(line, field) for pid, line in self.newest.items() if pid in pids]
+        return sum(values) if values else None
+
+    def _take(self, chunk: bytes) -> None:
+        *lines, self._read = (self._read + chunk).split(b"\n")
+        for line in lines:
+            told = msgspec.json.decode(line, type=TorchLine)
+            self.newest[told.pid] = told

@@ -1,0 +1,1 @@
+"""Which precisions there are, and under which interpreter each runs."""

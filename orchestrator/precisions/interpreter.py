@@ -1,0 +1,181 @@
+"""Under which Python a worker runs, and what that Python is lent of ours.
+
+A precision may need an environment of its own (other versions of torch or transformers), so a worker's
+interpreter can be any Python, and that Python need not know qbench. It is lent two packages, `workers`
+and `schemas`, through a folder of two links on PYTHONPATH. Putting the folder that *holds* them there
+would, where qbench is installed, lend the parent's whole site-packages and mix two environments. A third
+link lends the folder of a user's own workers, as a package beside ours.
+"""
+
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+import msgspec
+from packaging.utils import canonicalize_name
+
+from orchestrator.errors import BadInput
+from orchestrator.precisions.catalog import Precision
+
+OLDEST_PYTHON = (3, 11)
+"""The first with `-P`, which keeps the user's working directory off `sys.path`."""
+
+ANSWER_TIMEOUT_S = 30
+
+_OUR_ROOT = Path(__file__).resolve().parents[2]
+_LENT = ("workers", "schemas")
+
+# Each of these would tie another interpreter to the parent's environment.
+_OF_THE_PARENT = {"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__"}
+
+_QUESTION = """\
+import json, platform
+from importlib.metadata import distributions
+found = [(each.metadata["Name"], each.version) for each in distributions()]
+print(json.dumps({"python": platform.python_version(), "distributions": found}))
+"""
+
+
+class _Answer(msgspec.Struct, frozen=True):
+    python: str
+    distributions: list[tuple[str | None, str | None]]
+
+
+@dataclass(frozen=True)
+class Interpreter:
+    """A Python that workers can run under."""
+
+    path: str
+    own: bool
+    """It is the parent's."""
+    made: bool = False
+    """It is of an environment that `--make-env` made for one precision."""
+
+    def python_version(self) -> str:
+        """Its version, e.g. `3.12.3`."""
+        return platform.python_version() if self.own else _ask(self.path).python
+
+    def installed(self) -> dict[str, str]:
+        """Canonical distribution name → version, of all that a worker could import."""
+        if self.own:
+            return _by_name((each.metadata["Name"], each.version) for each in metadata.distributions())
+        return _by_name(_ask(self.path).distributions)
+
+    def pip_command(self) -> str:
+        """What to type to install into this interpreter, e.g. `.venv/bin/python -m pip`."""
+        return shlex.join([self.path, "-m", "pip"])
+
+
+def ask_anew() -> None:
+    """Forget what other interpreters said, since something was installed or removed."""
+    _ask.cache_clear()
+
+
+def own_interpreter() -> Interpreter:
+    """The Python that runs the parent."""
+    return Interpreter(sys.executable, own=True)
+
+
+def find_interpreter(value: str) -> Interpreter:
+    """Find the Python that `--python` names: a path, or a command on PATH.
+
+    Raises `BadInput` where there is none, where it is no Python, or where it is older than 3.11.
+    """
+    command = shutil.which(os.path.expanduser(value))
+    if command is None:
+        raise BadInput("--python", value, "is no program that can be run", _fix_for(value))
+    path = os.path.abspath(command)  # links stay as they are: a venv's Python is one
+    if path == sys.executable:
+        return own_interpreter()
+    _ask(path)
+    return Interpreter(path, own=False)
+
+
+@contextmanager
+def lent_packages(precisions: Iterable[Precision] = ()) -> Iterator[Path]:
+    """A folder for as long as workers run: it holds `workers`, `schemas`, and whatever package else one of
+    `precisions` lies in."""
+    lent = {precision.package: precision.path.parent for precision in precisions}
+    lent |= {package: _OUR_ROOT / package for package in _LENT}
+    with tempfile.TemporaryDirectory(prefix="qbench-") as folder:
+        for package, place in lent.items():
+            Path(folder, package).symlink_to(place, target_is_directory=True)
+        yield Path(folder)
+
+
+def worker_command(interpreter: Interpreter, module: str) -> list[str]:
+    """The argv that starts a worker; `-P` so that a `workers/` of the user's can't shadow ours."""
+    return [interpreter.path, "-P", "-m", module]
+
+
+def worker_environment(interpreter: Interpreter, lent: Path) -> dict[str, str]:
+    """The environment variables a worker starts with; `lent` is the folder of `lent_packages`."""
+    environment = dict(os.environ) if interpreter.own else untied_environment()
+    # An empty entry would mean the working directory, and a relative one depend on it.
+    inherited = [
+        os.path.abspath(path) for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path
+    ]
+    environment["PYTHONPATH"] = os.pathsep.join([str(lent), *inherited])
+    environment["TOKENIZERS_PARALLELISM"] = "false"  # tokenizers would warn of the fork, and start threads
+    # Containers often set this and lack bytecode. Then every worker would compile all that torch and
+    # transformers import, which takes 12 s instead of 5 (two CPU cores).
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    return environment
+
+
+def untied_environment() -> dict[str, str]:
+    """The environment variables for what shall know nothing of the parent's Python."""
+    return {name: value for name, value in os.environ.items() if name not in _OF_THE_PARENT}
+
+
+@cache
+def _ask(path: str) -> _Answer:
+    """Start another interpreter once, as a worker's would be, and decode what it says of itself."""
+    # A variable instead of -P, which a Python that is too old would refuse before it gives its version.
+    environment = untied_environment() | {"PYTHONSAFEPATH": "1"}
+    try:
+        done = subprocess.run(
+            [path, "-c", _QUESTION],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=ANSWER_TIMEOUT_S,
+        )
+        # Only the last line: a sitecustomize may print before ours.
+        answer = msgspec.json.decode(done.stdout.strip().rpartition(b"\n")[2], type=_Answer)
+    except subprocess.TimeoutExpired:
+        raise _refused(path, f"did not answer within {ANSWER_TIMEOUT_S} s") from None
+    except (OSError, msgspec.MsgspecError):
+        raise _refused(path, "is not a Python that works") from None
+    if tuple(map(int, answer.python.split(".")[:2])) < OLDEST_PYTHON:
+        raise _refused(path, f"is Python {answer.python}, and workers need 3.11")
+    return answer
+
+
+def _refused(path: str, problem: str) -> BadInput:
+    return BadInput("--python", path, problem, "Name the python of an environment with Python 3.11 or newer")
+
+
+def _fix_for(value: str) -> str:
+    inside = Path(value).expanduser() / "bin" / "python"
+    if inside.exists():
+        return f"Name the Python in that folder: {inside}"
+    return "Name the path of a Python, e.g. an environment's bin/python"
+
+
+def _by_name(distributions: Iterable[tuple[str | None, str | None]]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name, version in distributions:
+        if name and version:  # a half-removed package has neither
+            found.setdefault(canonicalize_name(name), version)  # the first on sys.path is the one imported
+    return found

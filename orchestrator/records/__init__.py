@@ -1,0 +1,1 @@
+"""A run on disk, and what a cell of it is called."""

@@ -1,0 +1,655 @@
+"""The commands, run as a user runs them: what they print where, how they end, and what they leave behind."""
+
+import csv
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, NamedTuple
+
+import msgspec
+import psutil
+import pytest
+from commands import COLOUR, command, environment, run, run_on_terminal
+from conftest import Qbench
+
+import orchestrator
+from orchestrator.analysis.metrics import summarize
+from orchestrator.precisions.catalog import find_precisions
+from orchestrator.records.names import cell_name
+from orchestrator.records.store import read_run
+from schemas.frames import AnyFrame, Done, Failed, Loaded, Phase, Ready, Trial
+from schemas.job import RANDOM_WEIGHTS_WARNING
+from schemas.record import Run, Skipped
+
+ANY_ESCAPE = "\x1b"
+SCRIPTS = ("orchestrate", "worker", "memory", "report")
+
+
+# What needs no model
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help(qbench: Qbench, script: str) -> None:
+    done = qbench(script, "--help")
+    assert done.returncode == 0
+    assert done.stdout.startswith(f"Usage: qbench-{script} ")
+    assert done.stderr == ""
+
+
+def test_help_tells_defaults(qbench: Qbench) -> None:
+    text = " ".join(qbench("orchestrate", "--help").stdout.split())
+    assert (
+        "--new-tokens RANGE Tokens to generate per prompt; several, or 16-256*2, each a row. [default: 128]"
+        in text
+    )
+    assert "-p, --precision NAME" in text
+
+
+def test_version(qbench: Qbench) -> None:
+    assert orchestrator.__version__ in qbench("orchestrate", "--version").stdout
+
+
+@pytest.mark.parametrize("script", ["orchestrate", "worker"])
+def test_list(qbench: Qbench, script: str, tmp_path: Path) -> None:
+    done = qbench(script, "--list")
+    assert done.returncode == 0
+    first_words = [line.split()[0] for line in done.stdout.splitlines() if line.strip()]
+    listed = [word for word in first_words if word in find_precisions()]
+    assert listed == list(find_precisions())
+    assert ANY_ESCAPE not in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_dry_run_lays_out_the_plan_and_leaves_nothing(qbench: Qbench, tmp_path: Path) -> None:
+    options = ["--model", "random:qwen2.5-0.5b", "--new-tokens", "7", "--batch-size", "2", "--device", "cpu"]
+    done = qbench("orchestrate", "-p", "int8", "-p", "fp16", *options, "--dry-run")
+    assert done.returncode == 0
+    notice, int8, fp16, cells, budget, time_ = done.stdout.splitlines()
+    assert notice == RANDOM_WEIGHTS_WARNING
+    assert int8.startswith("int8: random-qwen2.5-0.5b on cpu, 20 prompts × 7 new tokens, batch 2, under ")
+    assert fp16.startswith("fp16: ")
+    assert cells == "2 cells"
+    assert budget == "budget: 3 min 30 s"
+    assert time_ == "time: at most about 3 min 30 s, by the budget; no earlier figures of int8, fp16 here"
+    assert list(tmp_path.iterdir()) == []
+
+
+# What can't be meant: one line, which names the option, the value and a fix
+
+P = ("-p", "fp16")
+RANDOM = (*P, "--model", "random:qwen2.5-0.5b")
+
+BAD = {
+    "unknown precision": (["-p", "fp17"], "--precision fp17", "Did you mean fp16?"),
+    "nothing to measure": (["--model", "random:qwen2.5-0.5b"], "--precision", "Take --all, or -p"),
+    "no tokens": ([*P, "--new-tokens", "0"], "--new-tokens 0", ">= 1"),
+    "tokens in words": ([*P, "--new-tokens", "abc"], "--new-tokens abc", "Write a number"),
+    "too many tokens": ([*P, "--new-tokens", "999999"], "--new-tokens 999999", "<= 131072"),
+    "negative batch": ([*P, "--batch-size", "-1"], "--batch-size -1", "Write a number"),
+    "no batch": ([*P, "--batch-size", "4,0"], "--batch-size 4,0", ">= 1"),
+    "mode": ([*P, "--decode", "eager", "--decode", "fast"], "--decode eager,fast", "take some of eager, "),
+    "no share": ([*P, "--precise", "much"], "--precise much", "Write 1% or 0.01"),
+    "too precise": ([*P, "--precise", "0%"], "--precise 0%", "> 0"),
+    "no rounds": ([*P, "--rounds", "0"], "--rounds 0", ">= 1"),
+    "negative warm-up": ([*P, "--warmup", "-1"], "--warmup -1", ">= 0"),
+    "no budget": ([*P, "--budget", "0"], "--budget 0", "> 0"),
+    "budget of no number": ([*P, "--budget", "nan"], "--budget nan", "> 0"),
+    "no time": ([*P, "--timeout", "-5"], "--timeout -5", "> 0"),
+    "no GPU": ([*RANDOM, "--device", "cuda"], "--device cuda", "Take cpu or auto"),
+    "no device": ([*RANDOM, "--device", "toaster"], "--device toaster", "Take cpu, cuda, cuda:N or auto"),
+    "no model": ([*P, "--model", "nonexistent"], "--model nonexistent", "Try "),
+    "empty folder": ([*P, "--model", "empty"], "--model empty", "Pass a Hub id"),
+    "broken GGUF": ([*P, "--model", "broken.gguf"], "--model broken.gguf", "Fetch the file again"),
+    "random model": ([*P, "--model", "random:nope"], "--model random:nope", "Try random:"),
+    "no prompts": ([*RANDOM, "--prompts", "absent.txt"], "--prompts absent.txt", "one prompt a line"),
+    "empty prompts": ([*RANDOM, "--prompts", "empty.txt"], "--prompts empty.txt", "one prompt a line"),
+    "checkpoint alone": ([*RANDOM, "--checkpoint", "awq"], "--checkpoint awq", "Write --checkpoint awq="),
+    "checkpoint for none": ([*RANDOM, "--checkpoint", "awk=x"], "--checkpoint awk", "Did you mean awq?"),
+    "python alone": ([*RANDOM, "--python", "awq="], "--python awq=", "Write --python awq="),
+    "python for none": ([*RANDOM, "--python", f"awk={sys.executable}"], "--python awk", "Did you mean awq?"),
+    "python that is none": ([*RANDOM, "--python", "awq=./not-python"], "not-python", "Name the python"),
+    "python absent": ([*RANDOM, "--python", "awq=./absent"], "--python ./absent", "Name the path of"),
+    "taken folder": ([*RANDOM, "--out", "taken"], "--out taken", "Name a new folder"),
+    "folder in a file": ([*RANDOM, "--out", "empty.txt/run"], "--out empty.txt/run", "Name another folder"),
+    "unknown option": ([*P, "--new-token", "3"], "--new-token", "--new-tokens"),
+    "stray word": ([*P, "fp32"], "fp32", "unexpected extra argument"),
+}  # fmt: skip
+
+
+@pytest.fixture
+def folder_of_traps(tmp_path: Path) -> Path:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "plan.json").write_text("{}")
+    (tmp_path / "empty.txt").write_text("\n")
+    (tmp_path / "broken.gguf").write_bytes(b"PK")
+    (tmp_path / "not-python").write_text("#!/bin/sh\necho hello\n")
+    (tmp_path / "not-python").chmod(0o755)
+    return tmp_path
+
+
+def assert_bad_input(done: subprocess.CompletedProcess[str], named: str, fix: str) -> None:
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert named in line
+    assert fix in line
+
+
+@pytest.mark.parametrize(("arguments", "named", "fix"), BAD.values(), ids=BAD)
+def test_bad_input(qbench: Qbench, folder_of_traps: Path, arguments: list[str], named: str, fix: str) -> None:
+    before = sorted(folder_of_traps.rglob("*"))
+    assert_bad_input(qbench("orchestrate", *arguments, env={"HF_HUB_OFFLINE": "1"}), named, fix)
+    assert sorted(folder_of_traps.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "named", "fix"),
+    [
+        ("worker", [], "PRECISION", "Name one of: fp32"),
+        ("worker", ["fp17"], "fp17", "Did you mean fp16?"),
+        ("worker", ["fp16,fp32"], "--precision fp16,fp32", "There are fp32, "),
+        ("worker", ["fp16", "--new-tokens", "0"], "--new-tokens 0", ">= 1"),
+        ("memory", [], "RUN", "is missing"),
+        ("memory", ["absent"], "RUN absent", "Name a folder that qbench-orchestrate wrote"),
+        ("report", ["empty.txt"], "RUN empty.txt", "Name a folder"),
+        ("report", ["taken"], "RUN taken", "Read it with the version that wrote it"),
+        ("report", ["taken", "--format", "xml"], "xml", "md"),
+    ],
+)
+def test_bad_input_to_the_other_commands(
+    qbench: Qbench, folder_of_traps: Path, script: str, arguments: list[str], named: str, fix: str
+) -> None:
+    assert_bad_input(qbench(script, *arguments), named, fix)
+
+
+# One run, shared
+
+
+class Measured(NamedTuple):
+    done: subprocess.CompletedProcess[str]
+    folder: Path
+    run: Run
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the runs of this module are made; holds two prompts, one a line."""
+    folder = tmp_path_factory.mktemp("cli")
+    (folder / "prompts.txt").write_text("What is a hash table?\nName a river.\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model_options(place: Path, tiny_llama: Path) -> list[str]:
+    return ["--model", str(tiny_llama), "--prompts", str(place / "prompts.txt"), "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def measured(place: Path, model_options: list[str], cache: Path) -> Measured:
+    argv = command("orchestrate", "-p", "fp16", "-p", "fp32", "--new-tokens", "4", "--out", "run")
+    done = run([*argv, *model_options], place, environment(cache))
+    assert done.returncode == 0, done.stderr
+    return Measured(done, place / "run", read_run(place / "run"))
+
+
+@pytest.mark.slow
+def test_the_table_goes_to_stdout(measured: Measured) -> None:
+    lines = measured.done.stdout.splitlines()
+    assert lines[0].startswith("tiny-llama on ")
+    assert "2 prompts × 4 new tokens, batch 1, greedy" in measured.done.stdout
+    rows = {line.split()[0]: line.split() for line in lines if line.strip()}
+    assert rows["fp16"][3] == "1.00×"
+    assert rows["fp32"][-1] == "-100%"
+    assert "no NVIDIA GPU was used" in measured.done.stdout
+    assert max(map(len, lines[:6])) <= 120
+    for name in ("records.jsonl", "samples", "logs"):
+        (path,) = re.findall(rf"run/{name}$", measured.done.stdout, re.MULTILINE)
+        assert (measured.folder.parent / path).exists()
+
+
+@pytest.mark.slow
+def test_progress_goes_to_stderr_in_plain_lines(measured: Measured) -> None:
+    lines = measured.done.stderr.splitlines()
+    assert lines.pop(0) == "measuring the device's peaks"
+    assert [line.split(":")[0] for line in lines] == ["[1/2] fp16"] * 2 + ["[2/2] fp32"] * 2
+    assert lines[0].endswith("started")
+    assert re.fullmatch(r"\[1/2\] fp16: decode [\d.,]+ tok/s, 2 trials, \d+ s", lines[1])
+    assert ANY_ESCAPE not in measured.done.stdout + measured.done.stderr
+
+
+@pytest.mark.slow
+def test_the_run_folder_holds_the_raw_facts(measured: Measured, model_options: list[str]) -> None:
+    plan, environment_ = measured.run.plan, measured.run.environment
+    assert plan.command[0] == "qbench-orchestrate"
+    assert plan.command[-len(model_options) :] == model_options
+    assert plan.options.new_tokens == [4]
+    assert [job.precision for job in plan.jobs] == ["fp16", "fp32"]
+    assert environment_.qbench == orchestrator.__version__
+    assert environment_.cpu_count == os.cpu_count()
+    assert environment_.gpus == []
+    assert environment_.gpu_reason
+    kinds = {path.relative_to(measured.folder).as_posix() for path in measured.folder.rglob("*.*")}
+    assert kinds == {
+        "plan.json",
+        "environment.json",
+        "records.jsonl",
+        "peaks.json",
+        "samples/fp16-eager-n4.jsonl",
+        "samples/fp32-eager-n4.jsonl",
+        "logs/peaks.log",
+        "logs/fp16.log",
+        "logs/fp32.log",
+    }
+
+
+@pytest.mark.slow
+def test_each_cell_tells_how_its_figures_came_about(measured: Measured) -> None:
+    for cell, dtype in zip(measured.run.cells, ("float16", "float32"), strict=True):
+        assert cell.outcome == Done(
+            at_ns=cell.outcome.at_ns if isinstance(cell.outcome, Done) else 0,
+            trials_planned=2,
+            trials_measured=2,
+            sample_text=cell.outcome.sample_text if isinstance(cell.outcome, Done) else None,
+        )
+        names = [edge.phase.name for edge in cell.edges]
+        assert names == [
+            "start", "context", "load", "setup", "warmup", "prefill", "decode", "prefill", "decode",
+            "profile", "end",
+        ]  # fmt: skip
+        times = [edge.phase.at_ns for edge in cell.edges]
+        assert times == sorted(times)
+        assert [trial.new_tokens for trial in cell.trials] == [4, 4]
+        assert cell.trials[0].prompt_tokens > cell.trials[1].prompt_tokens > 0
+        assert cell.loaded is not None
+        assert set(cell.loaded.weight_bytes) >= {dtype}
+        assert cell.ready is not None
+        assert {"torch", "transformers"} <= set(cell.ready.versions)
+        assert cell.ready.device_uuid is None
+        readings = [edge.reading for edge in cell.edges]
+        assert all(reading and reading.process_bytes and reading.reason for reading in readings)
+        assert cell.samples
+        assert cell.sampler is not None
+        assert cell.sampler.source == "resident-set"
+        assert cell.log
+        assert (measured.folder / cell.log).exists()
+
+
+@pytest.mark.slow
+def test_every_worker_is_a_process_of_its_own(measured: Measured) -> None:
+    pids = {cell.ready.pid for cell in measured.run.cells if cell.ready}
+    assert len(pids) == 2
+    assert os.getpid() not in pids
+
+
+@pytest.mark.slow
+def test_a_run_is_not_written_over(qbench: Qbench, measured: Measured) -> None:
+    before = (measured.folder / "records.jsonl").read_bytes()
+    done = qbench("orchestrate", *RANDOM, "--out", measured.folder)
+    assert_bad_input(done, f"--out {measured.folder}", "Name a new folder")
+    assert (measured.folder / "records.jsonl").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_the_report_says_in_four_forms_what_the_records_say(qbench: Qbench, measured: Measured) -> None:
+    rows = {row.precision: row for row in summarize(measured.run.cells)}
+    forms = {
+        form: qbench("report", measured.folder, "--format", form).stdout
+        for form in ("table", "md", "csv", "json")
+    }
+    summary = json.loads(forms["json"])
+    assert {row["precision"]: row["decode_tok_s"] for row in summary["rows"]} == {
+        name: row.decode_tok_s for name, row in rows.items()
+    }
+    in_csv = csv.DictReader(forms["csv"].splitlines())
+    assert {row["precision"]: float(row["decode_tok_s"]) for row in in_csv} == {
+        name: row.decode_tok_s for name, row in rows.items()
+    }
+    assert summary["qbench"] == orchestrator.__version__
+    for name in rows:
+        (in_md,) = [line for line in forms["md"].splitlines() if line.startswith(f"| {name} ")]
+        (in_table,) = [line for line in forms["table"].splitlines() if line.split()[:1] == [name]]
+        assert [cell.strip() for cell in in_md.strip("|").split("|")] == in_table.split()
+        assert in_table in measured.done.stdout  # what the run itself printed
+
+
+@pytest.mark.slow
+def test_memory_by_phase(qbench: Qbench, measured: Measured) -> None:
+    table = qbench("memory", measured.folder)
+    assert table.returncode == 0
+    assert table.stdout.count("MiB at the end of each phase") == 2
+    shown = qbench("memory", measured.folder, "--json", "-p", "fp32")
+    ledger = json.loads(shown.stdout)
+    (phases,) = ledger["phases"].values()
+    assert any("no NVIDIA GPU was used" in note for note in ledger["notes"])
+    assert [phase["phase"] for phase in phases] == [
+        "start", "context", "load", "setup", "warmup", "prefill", "decode", "profile",
+    ]  # fmt: skip
+    for phase in phases:
+        assert phase["sampled_peak_bytes"] >= phase["process_bytes"] > 0
+        assert phase["allocated_bytes"] is None  # torch keeps no ledger on a CPU
+    loaded = phases[2]["process_bytes"]
+    assert loaded == summarize(measured.run.cells)[1].loaded_bytes
+
+
+@pytest.mark.slow
+def test_memory_of_a_precision_that_was_not_measured(qbench: Qbench, measured: Measured) -> None:
+    done = qbench("memory", measured.folder, "--precision", "nope")
+    assert_bad_input(done, "--precision nope", "It has fp16, fp32")
+
+
+@pytest.mark.slow
+def test_a_reader_that_leaves_early_is_no_error(measured: Measured, cache: Path, place: Path) -> None:
+    writer = subprocess.Popen(
+        command("memory", measured.folder, "--json"),
+        cwd=place,
+        env=environment(cache),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert writer.stdout is not None
+    writer.stdout.close()
+    _, error = writer.communicate(timeout=30)
+    assert b"Traceback" not in error
+
+
+# Failures are rows
+
+
+@pytest.fixture(scope="module")
+def half_failed(place: Path, model_options: list[str], cache: Path, tiny_llama: Path) -> Measured:
+    """One cell whose checkpoint is cut off in the middle, and one that is well; a batch of both prompts."""
+    corrupt = place / "corrupt"
+    shutil.copytree(tiny_llama, corrupt)
+    weights = corrupt / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+    argv = command("orchestrate", "-p", "fp32", "-p", "fp16", "--checkpoint", f"fp32={corrupt}", "--json")
+    options = ["--new-tokens", "3", "--batch-size", "2", "--prompt-tokens", "12", "--out", "half"]
+    done = run([*argv, *options, *model_options], place, environment(cache))
+    return Measured(done, place / "half", read_run(place / "half"))
+
+
+@pytest.mark.slow
+def test_a_failed_cell_is_a_row_and_the_other_goes_on(half_failed: Measured) -> None:
+    assert half_failed.done.returncode == 1
+    fp32, fp16 = half_failed.run.cells
+    assert isinstance(fp32.outcome, Failed)
+    assert fp32.outcome.traceback
+    assert isinstance(fp16.outcome, Done)
+    assert [(trial.batch_size, trial.prompt_tokens) for trial in fp16.trials] == [(2, 12)]
+    assert "Traceback" not in half_failed.done.stderr
+    assert "Traceback" in (half_failed.folder / "logs" / "fp32.log").read_text()
+
+
+@pytest.mark.slow
+def test_json_is_all_that_stdout_holds(half_failed: Measured) -> None:
+    summary = json.loads(half_failed.done.stdout)
+    fp32, fp16 = summary["rows"]
+    assert fp32["decode_tok_s"] is None
+    assert fp32["reason"]
+    assert fp16["decode_tok_s"] > 0
+    assert fp16["reason"] is None
+    assert any(note.startswith("fp32: ") for note in summary["notes"])
+
+
+@pytest.mark.slow
+def test_the_table_tells_why_a_row_is_empty(qbench: Qbench, half_failed: Measured) -> None:
+    shown = qbench("report", half_failed.folder).stdout
+    outcome = half_failed.run.cells[0].outcome
+    assert isinstance(outcome, Failed)
+    assert f"• fp32: {outcome.kind}: {outcome.message}" in shown
+    (row,) = [line for line in shown.splitlines() if line.split()[:1] == ["fp32"]]
+    assert set(row.split()[1:]) == {"–"}
+
+
+@pytest.mark.slow
+def test_modes_are_rows_and_verbose_tells_what_ran(qbench: Qbench, lively: Path, tmp_path: Path) -> None:
+    options = ["-p", "fp16", "-p", "int8", "-m", str(lively), "--new-tokens", "6", "--depth", "0,8"]
+    done = qbench("orchestrate", *options, "--decode", "generate,eager,graph", "--verbose", "--out", "run")
+    assert done.returncode == 1  # a graph was asked for, and there is no GPU
+    table, notes = done.stdout.split("•", 1)
+    table, best = table.split("best mode of each", 1)
+    assert "tok/s, e" in best or "tok/s, g" in best
+    rows = [line.split() for line in table.splitlines() if line.split()[:1] in (["fp16"], ["int8"])]
+    shown = {(row[1], row[2]) for row in rows}
+    assert shown == {(mode, depth) for mode in ("generate", "eager", "graph") for depth in ("0", "8")}
+    assert "fp16 graph (depth 8): unsupported: CUDA graphs need an NVIDIA GPU" in notes
+    assert "generate() takes no context apart from its prompt" in notes
+    assert "left unquantized: 1 lm_head" in notes
+    assert "llm_int8_threshold 6.0" in notes
+    assert "GB/s" in notes
+    again = qbench("report", "run", "--verbose")
+    assert again.stdout == done.stdout
+    cells = {
+        (cell.precision, cell_name(cell), cell.job.workload.depth): cell
+        for cell in read_run(tmp_path / "run").cells
+        if cell.job
+    }
+    assert len(cells) == 12
+    eager = cells["fp16", "fp16", 0]
+    assert eager.warmed_up
+    assert eager.loaded
+    assert eager.loaded.costs
+    assert eager.loaded.costs.linear_parameters == 294_912
+
+
+@pytest.mark.slow
+def test_a_worker_past_its_time_is_a_row(qbench: Qbench, model_options: list[str], tmp_path: Path) -> None:
+    done = qbench("orchestrate", *P, *model_options, "--timeout", "1", "--out", "run")
+    assert done.returncode == 1
+    assert "fp16: timeout: no result within 1 s (raise --timeout" in done.stdout
+    (cell,) = read_run(tmp_path / "run").cells
+    assert isinstance(cell.outcome, Failed)
+    assert cell.edges  # what it said before
+
+
+@pytest.mark.slow
+def test_a_budget_cuts_and_the_notes_say_so(qbench: Qbench, model_options: list[str], tmp_path: Path) -> None:
+    """The imports alone take more than the budget: the first cell still gets a figure, the second none."""
+    options = ["--budget", "1", "--new-tokens", "64", "--out", "run"]
+    done = qbench("orchestrate", *P, "-p", "fp32", *model_options, *options)
+    assert done.returncode == 0
+    assert re.search(r"• fp16: 1 of 2 trials, 9 of 64 tokens fitted into its \d s of the budget", done.stdout)
+    assert "• fp32: left out, the budget of 1 s is spent" in done.stdout
+    fp16, fp32 = read_run(tmp_path / "run").cells
+    assert fp16.trials[0].cut_short
+    assert fp32.outcome == Skipped(reason="the budget of 1 s is spent")
+
+
+# Signals
+
+
+def descendants(process: "subprocess.Popen[str]") -> list[psutil.Process]:
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def wait_until_ended(processes: list[psutil.Process], seconds: float) -> list[psutil.Process]:
+    """Those still alive after that time; a zombie is dead, and its new parent will wait for it."""
+
+    def alive() -> list[psutil.Process]:
+        return [each for each in processes if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]
+
+    deadline_s = time.monotonic() + seconds
+    while time.monotonic() < deadline_s:
+        try:
+            if not alive():
+                return []
+        except psutil.NoSuchProcess:
+            continue
+        time.sleep(0.05)
+    return alive()
+
+
+def read_until(stream: IO[str], wanted: str) -> None:
+    for line in stream:
+        if wanted in line:
+            return
+    pytest.fail(f"{wanted!r} never came")
+
+
+@contextmanager
+def running(
+    arguments: list[str], cwd: Path, cache: Path
+) -> Iterator[tuple["subprocess.Popen[str]", list[psutil.Process]]]:
+    """A run of three precisions as soon as its second worker is up; and that worker's processes."""
+    names = ["-p", "fp16", "-p", "fp32", "-p", "bf16"]
+    process = subprocess.Popen(
+        command("orchestrate", *names, "--new-tokens", "16", "--out", "run", *arguments),
+        cwd=cwd,
+        env=environment(cache, TMPDIR=str(cwd)),  # a killed parent leaves its links behind
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # A shell may have handed down that Ctrl-C is to be ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert process.stderr is not None
+    workers: list[psutil.Process] = []
+    try:
+        read_until(process.stderr, "[2/3] fp32: started")
+        while not workers:
+            workers = descendants(process)
+        yield process, workers
+    finally:
+        for each in [*workers, process]:
+            if each.is_running() if isinstance(each, psutil.Process) else each.poll() is None:
+                each.kill()
+        process.communicate()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_ends_the_workers_and_keeps_what_was_measured(
+    number: signal.Signals, model_options: list[str], tmp_path: Path, cache: Path
+) -> None:
+    with running(model_options, tmp_path, cache) as (process, workers):
+        time.sleep(1)  # it is importing torch, as it is most of the time
+        process.send_signal(number)
+        stdout, stderr = process.communicate(timeout=10)
+        assert wait_until_ended(workers, 1) == []
+    assert process.returncode == 130
+    assert stderr.splitlines()[-1] == "interrupted; to go on: qbench-orchestrate --resume run"
+    assert "Traceback" not in stderr
+    (cell,) = read_run(tmp_path / "run").cells
+    assert cell.precision == "fp16"
+    assert isinstance(cell.outcome, Done)
+    rows = [line.split()[0] for line in stdout.splitlines() if line.strip()]
+    assert "fp16" in rows
+    assert "fp32" not in rows
+
+
+@pytest.mark.slow
+def test_a_killed_parent_leaves_no_worker_and_a_run_that_can_be_read(
+    model_options: list[str], tmp_path: Path, cache: Path, qbench: Qbench
+) -> None:
+    with running(model_options, tmp_path, cache) as (process, workers):
+        time.sleep(1)
+        process.kill()
+        process.wait()
+        assert wait_until_ended(workers, 5) == []
+    done = qbench("report", "run", "--format", "json")
+    assert [row["precision"] for row in json.loads(done.stdout)["rows"]] == ["fp16"]
+
+
+# On a terminal
+
+
+@pytest.mark.slow
+def test_on_a_terminal_there_is_a_live_line_and_with_no_color_no_colour(
+    model_options: list[str], tmp_path: Path, cache: Path
+) -> None:
+    argv = command("orchestrate", *P, "--new-tokens", "2", "--out", "run", *model_options)
+    env = environment(cache, NO_COLOR="1", TERM="xterm-256color", COLUMNS="120")
+    status, shown = run_on_terminal(argv, tmp_path, env)
+    assert status == 0
+    assert re.search(r"\[1/1\] fp16 · \w+", shown)
+    assert "RSS " in shown
+    assert "1.00×" in shown
+    assert ANY_ESCAPE in shown  # the live line is redrawn
+    assert not re.search(COLOUR, shown)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("times_as_slow", [1, 137])
+def test_a_report_fits_a_narrow_terminal(
+    times_as_slow: int, measured: Measured, cache: Path, place: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(measured.folder, tmp_path / "run")
+    records = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
+    for trial in (trial for record in records if record["precision"] == "fp16" for trial in record["trials"]):
+        trial["decode_s"] *= times_as_slow
+        trial["token_s"] = [token_s * times_as_slow for token_s in trial["token_s"]]
+    (folder / "records.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    env = environment(cache, TERM="dumb", COLUMNS="80")
+    status, shown = run_on_terminal(command("report", folder), place, env)
+    assert status == 0
+    title, *table = shown.replace("\r\n", "\n").split("•")[0].splitlines()
+    assert title.startswith("tiny-llama on")
+    assert max(map(len, table)) <= 80
+    assert "…" not in shown
+    (row,) = [line for line in table if line.split()[:1] == ["fp16"]]
+    assert len(row.split()) == 10  # no column left out, and no figure broken in two
+
+
+@pytest.mark.slow
+def test_a_report_on_a_terminal(measured: Measured, cache: Path, place: Path) -> None:
+    for more in ({}, {"NO_COLOR": "1"}, {"TERM": "dumb"}):
+        env = environment(cache, **({"TERM": "xterm-256color", "COLUMNS": "120"} | more))
+        status, shown = run_on_terminal(command("report", measured.folder), place, env)
+        assert status == 0
+        assert "fp32" in shown
+        if "NO_COLOR" in more:
+            assert not re.search(COLOUR, shown)
+        if more.get("TERM") == "dumb":
+            assert ANY_ESCAPE not in shown
+
+
+# One worker by hand
+
+
+@pytest.mark.slow
+def test_a_worker_into_a_pipe_speaks_frames(qbench: Qbench, model_options: list[str], tmp_path: Path) -> None:
+    done = qbench("worker", "fp32", "--new-tokens", "3", "--warmup", "0", *model_options)
+    assert done.returncode == 0
+    decoder = msgspec.json.Decoder(AnyFrame)
+    frames: list[AnyFrame] = [decoder.decode(line) for line in done.stdout.splitlines()]
+    spoken = [frame for frame in frames if isinstance(frame, Phase | Ready | Loaded | Trial | Done)]
+    assert [type(frame).__name__ for frame in spoken] == [
+        "Phase", "Phase", "Ready", "Phase", "Loaded", "Phase", "Phase",
+        *["Phase", "Phase", "Trial"] * 2, "Phase", "Phase", "Done",
+    ]  # fmt: skip
+    assert "Loading weights" in done.stderr  # its log is the terminal's
+    assert {path.name for path in tmp_path.iterdir()} == set()
+
+
+@pytest.mark.slow
+def test_a_worker_on_a_terminal_is_readable(model_options: list[str], tmp_path: Path, cache: Path) -> None:
+    argv = command("worker", "fp32", "--new-tokens", "3", "--warmup", "0", *model_options)
+    status, shown = run_on_terminal(argv, tmp_path, environment(cache, TERM="xterm"))
+    assert status == 0
+    lines = shown.replace("\r\n", "\n").splitlines()
+    begin = [line.split()[0] for line in lines if re.match(r"(→|ready|loaded|trial|done)\s", line)]
+    assert begin == ["→", "→", "ready", "→", "loaded", "→", "→", *["→", "→", "trial"] * 2, "→", "→", "done"]
+    assert re.search(r"→ load +resident set [\d,]+ MiB", shown)
+    assert '{"frame"' not in shown
+
+
+@pytest.mark.slow
+def test_a_worker_that_fails_ends_with_1(
+    qbench: Qbench, model_options: list[str], half_failed: Measured
+) -> None:
+    corrupt = half_failed.folder.parent / "corrupt"
+    done = qbench("worker", "fp32", *model_options, "--checkpoint", f"fp32={corrupt}")
+    assert done.returncode == 1
+    last = msgspec.json.decode(done.stdout.splitlines()[-1], type=AnyFrame)
+    assert isinstance(last, Failed)

@@ -1,0 +1,73 @@
+"""A budget is shared out fairly: never more than there is, and what one cell leaves, the next ones get."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.structs import replace
+from sample_records import edge, make_cell, make_ready
+
+from orchestrator.execution.budget import Budget, measuring_s
+from schemas.record import CellRecord
+
+
+def test_without_a_budget_time_is_no_object() -> None:
+    budget = Budget(None, 2)
+    assert budget.next_share_s() is None
+    budget.spend(1e9)
+    assert budget.next_share_s() is None
+
+
+def test_shares_are_equal_when_each_takes_its_own() -> None:
+    budget = Budget(90, 3)
+    for _ in range(3):
+        share_s = budget.next_share_s()
+        assert share_s == pytest.approx(30)
+        budget.spend(share_s)
+
+
+def test_what_is_left_over_goes_to_the_rest() -> None:
+    budget = Budget(90, 3)
+    assert budget.next_share_s() == 30
+    budget.spend(10)
+    assert budget.next_share_s() == 40
+    budget.spend(5)
+    assert budget.next_share_s() == 75
+
+
+def test_who_overspends_takes_it_from_the_rest() -> None:
+    budget = Budget(90, 3)
+    budget.next_share_s()
+    budget.spend(80)
+    assert budget.next_share_s() == 5
+    budget.spend(20)
+    share_s = budget.next_share_s()
+    assert share_s is not None
+    assert share_s < 0  # which leaves that cell out
+
+
+@given(st.floats(1, 1e5), st.lists(st.floats(0, 1), min_size=1, max_size=8))
+def test_who_keeps_to_its_share_never_exceeds_the_whole(total_s: float, used: list[float]) -> None:
+    budget, spent_s = Budget(total_s, len(used)), 0.0
+    for part in used:
+        share_s = budget.next_share_s()
+        assert share_s is not None
+        assert share_s >= total_s / len(used) * (1 - 1e-9)
+        budget.spend(share_s * part)
+        spent_s += share_s * part
+    assert spent_s <= total_s * (1 + 1e-9)
+
+
+def cell_of(*names: str, wall_s: float | None = 100.0, ready_at_s: int | None = 50) -> CellRecord:
+    edges = [edge(name, at_ns * 10**10) for at_ns, name in enumerate(names)]
+    ready = None if ready_at_s is None else replace(make_ready(), at_ns=ready_at_s * 10**9)
+    return make_cell(edges=edges, wall_s=wall_s, ready=ready)
+
+
+def test_preparation_is_not_charged() -> None:
+    assert measuring_s(cell_of("start", "prepare", "context")) == pytest.approx(100 - (50 - 10))
+
+
+def test_without_preparation_the_wall_is_charged() -> None:
+    assert measuring_s(cell_of("start", "context")) == 100
+    assert measuring_s(cell_of("start", "prepare", ready_at_s=None)) == 100
+    assert measuring_s(cell_of(wall_s=None, ready_at_s=None)) == 0

@@ -1,0 +1,468 @@
+"""Runs that were cut off and taken up again: what was finished stays, what is left is measured, once.
+
+Real processes and real signals. The workers are of our own, in a folder of `--workers`: they play their cells
+without torch, so that only the device's peaks take time.
+"""
+
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from io import StringIO
+from pathlib import Path
+
+import msgspec
+import pytest
+from commands import command, environment, run
+from msgspec.structs import replace
+from rich.console import Console
+from sample_records import H100_PEAKS, make_cell, make_job, make_run
+
+from orchestrator.errors import BadInput
+from orchestrator.execution.progress import Watcher
+from orchestrator.execution.resume import check_machine, left_of
+from orchestrator.execution.run import run_plan
+from orchestrator.planning.plan import Cell, Plan
+from orchestrator.precisions.catalog import Precision
+from orchestrator.precisions.interpreter import Interpreter
+from orchestrator.records.names import file_stem
+from orchestrator.records.store import RunFolder, read_run
+from schemas.environment import Environment
+from schemas.frames import AnyFrame, Done
+from schemas.job import Workload
+from schemas.options import Options
+from schemas.record import MemoryReading, Run, RunPlan, Skipped
+
+# A worker that does its cells in no time, but for the one that PLAY_HOLD names: in that it stands still.
+PLAY = '''\
+# /// script
+# requires-python = ">=3.11"
+# dependencies = []
+# [tool.qbench]
+# precision = "NAME"
+# label = "NAME"
+# bits_per_weight = 16
+# devices = ["cpu"]
+# ///
+"""Plays a worker."""
+
+import json, os, sys, time
+
+os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # without its parent it has nobody to complain to
+
+def say(frame, **fields):
+    print(json.dumps({"frame": frame, **fields}), flush=True)
+
+def enter(name):
+    say("phase", name=name, at_ns=time.monotonic_ns())
+    if not sys.stdin.readline():
+        sys.exit()
+
+line = sys.stdin.readline()
+enter("start")
+say("ready", pid=os.getpid(), at_ns=time.monotonic_ns(), python="PYTHON", versions={"msgspec": "MSGSPEC"},
+    device="cpu", device_name="CPU")
+while line.strip():
+    job = json.loads(line)
+    enter("setup")
+    if os.environ.get("PLAY_HOLD") == f"{job['precision']} {job['workload']['depth']}":
+        sys.exit(sys.stdin.read())
+    time.sleep(float(os.environ.get("PLAY_S", "0")))
+    steps = int(os.environ.get("PLAY_STEPS", "2"))
+    say("trial", index=0, batch_size=1, prompt_tokens=8, new_tokens=3, prefill_s=0.1, decode_s=0.2,
+        token_s=[0.1] * steps, enqueue_s=0.1, token_ids=[1, 2, 3])
+    say("done", at_ns=time.monotonic_ns(), trials_planned=1, trials_measured=1, sample_text=None)
+    say("waiting")
+    line = sys.stdin.readline()
+'''
+NAMES = ("play-a", "play-b")
+DEPTHS = (0, 8)
+CELLS = [f"{name} {depth}" for name in NAMES for depth in DEPTHS]
+
+
+def write_workers(folder: Path) -> Path:
+    """Two precisions, in the folder that is returned."""
+    (folder / "mine").mkdir(parents=True)
+    for name in NAMES:
+        text = PLAY.replace("NAME", name).replace("MSGSPEC", msgspec.__version__)
+        text = text.replace("PYTHON", ".".join(map(str, sys.version_info[:3])))
+        (folder / "mine" / f"{name.replace('-', '_')}.py").write_text(text)
+    return folder
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """Where a run is made: two workers and a file of prompts."""
+    (write_workers(tmp_path) / "prompts.txt").write_text("one\n")
+    return tmp_path
+
+
+def argv(*more: str | Path) -> list[str]:
+    named = [text for name in NAMES for text in ("-p", name)]
+    options = ["--workers", "mine", "--prompts", "prompts.txt", "-m", "random:qwen2.5-0.5b"]
+    options += ["--depth", "0,8", "--device", "cpu", "--out", "run"]
+    return command("orchestrate", *named, *options, *more)
+
+
+@contextmanager
+def started(
+    cwd: Path, cache: Path, until: str, arguments: list[str] | None = None, **variables: str
+) -> Iterator["subprocess.Popen[str]"]:
+    """A run that has just printed a line with `until` in it; killed at the end if it still goes on."""
+    process = subprocess.Popen(
+        arguments or argv(),
+        cwd=cwd,
+        env=environment(cache, TMPDIR=str(cwd), **variables),  # a killed parent leaves its links behind
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell may have handed down that Ctrl-C is to be ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert process.stderr is not None
+    try:
+        assert any(until in line for line in process.stderr), f"{until!r} never came"
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def position(cell: str) -> str:
+    """How lines about a cell begin."""
+    precision, depth = cell.split()
+    return f"[{CELLS.index(cell) + 1}/4] {precision} (depth {depth})"
+
+
+def kill_in(cell: str, place: Path, cache: Path) -> Path:
+    """The folder of a run that was killed while it measured this cell."""
+    with started(place, cache, f"{position(cell)}: started", PLAY_HOLD=cell) as process:
+        process.kill()
+    return place / "run"
+
+
+def resume(place: Path, cache: Path, *more: str | Path) -> subprocess.CompletedProcess[str]:
+    return run(command("orchestrate", "--resume", "run", *more), place, environment(cache))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def measured_in(folder: Path) -> list[str]:
+    """The cells of a run in the order of its records, all with figures."""
+    cells = read_run(folder).cells
+    assert all(isinstance(cell.outcome, Done) for cell in cells)
+    return [f"{cell.precision} {cell.job.workload.depth}" for cell in cells if cell.job]
+
+
+# Killed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cell", CELLS)
+def test_killed_at_every_cell_boundary(cell: str, place: Path, cache: Path) -> None:
+    folder, finished = kill_in(cell, place, cache), CELLS.index(cell)
+    before = contents(folder)
+    assert len(before.get("records.jsonl", b"").splitlines()) == finished
+    done = resume(place, cache)
+    assert done.returncode == 0, done.stderr
+    assert measured_in(folder) == CELLS
+    after = contents(folder)
+    assert after.pop("records.jsonl").startswith(before.pop("records.jsonl", b""))
+    for name, content in before.items():  # logs of workers that were killed are kept too
+        assert after[name] == content, name
+    lines = [line.split(":")[0] for line in done.stderr.splitlines()]
+    assert lines == [position(cell) for cell in CELLS[finished:] for _ in "<>"]
+    assert done.stdout.count("play-a") >= 2
+
+
+@pytest.mark.slow
+def test_killed_while_the_peaks_are_measured(place: Path, cache: Path) -> None:
+    with started(place, cache, "measuring the device's peaks") as process:
+        process.kill()
+    (place / "run" / "peaks.json.draft").write_text('{"outcome"')  # where it was cut off while it wrote them
+    assert set(contents(place / "run")) >= {"plan.json", "environment.json"}
+    done = resume(place, cache)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith("measuring the device's peaks\n")
+    assert read_run(place / "run").peaks
+    assert not list((place / "run").rglob("*.draft"))
+    assert measured_in(place / "run") == CELLS
+
+
+@pytest.mark.slow
+def test_killed_in_the_middle_of_a_write(place: Path, cache: Path) -> None:
+    """The kernel kills who writes beyond a limit, here in the middle of the second record."""
+    (place / "deadly").mkdir()
+    (place / "deadly/sitecustomize.py").write_text(
+        "import signal\nsignal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # which Python ignores by itself\n"
+    )
+    path = os.pathsep.join([str(place / "deadly"), os.environ.get("PYTHONPATH", "")])
+    limited = ["prlimit", "--core=0", "--fsize=300000", *argv()]
+    done = run(limited, place, environment(cache, PYTHONPATH=path, PLAY_STEPS="50000", TMPDIR=str(place)))
+    assert done.returncode == -signal.SIGXFSZ, done.stderr
+    torn = (place / "run/records.jsonl").read_bytes()
+    assert len(torn) == 300_000
+    assert torn.count(b"\n") == 1
+    assert measured_in(place / "run") == CELLS[:1]
+    done = resume(place, cache)
+    assert done.returncode == 0, done.stderr
+    assert (place / "run/records.jsonl").read_bytes().startswith(torn[: torn.index(b"\n") + 1])
+    assert measured_in(place / "run") == CELLS
+
+
+# Interrupted
+
+
+@pytest.mark.slow
+def test_ctrl_c_tells_the_command_that_goes_on(place: Path, cache: Path) -> None:
+    with started(place, cache, "[2/4] play-a (depth 8): started", PLAY_HOLD="play-a 8") as process:
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=20)
+    assert process.returncode == 130
+    last = told.splitlines()[-1]
+    assert last == "interrupted; to go on: qbench-orchestrate --resume run"
+    script, *arguments = shlex.split(last.partition(": ")[2])
+    done = run(command(script.removeprefix("qbench-"), *arguments), place, environment(cache))
+    assert done.returncode == 0, done.stderr
+    assert measured_in(place / "run") == CELLS
+
+
+@pytest.mark.slow
+def test_a_run_that_goes_on_is_nobody_elses(place: Path, cache: Path) -> None:
+    with started(place, cache, "[2/4] play-a (depth 8): started", PLAY_HOLD="play-a 8"):
+        before = contents(place / "run")
+        refused = resume(place, cache)
+        assert contents(place / "run") == before
+    assert refused.returncode == 2
+    assert "another process is measuring this run. Wait for that to end." in refused.stderr
+    assert resume(place, cache).returncode == 0  # the lock went with the process
+
+
+# Taken up again: one run that was cut off, of which every test has a copy
+
+
+@pytest.fixture(scope="module")
+def cut_off(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
+    """The place of a run that was killed in its second cell."""
+    place = write_workers(tmp_path_factory.mktemp("resume") / "there")
+    (place / "prompts.txt").write_text("one\n")
+    kill_in("play-a 8", place, cache)
+    return place
+
+
+@pytest.fixture
+def copied(cut_off: Path, tmp_path: Path) -> Path:
+    shutil.copytree(cut_off, tmp_path / "there")
+    change(tmp_path / "there/run/plan.json", str(cut_off), str(tmp_path / "there"))
+    return tmp_path / "there"
+
+
+def change(file: Path, old: str, new: str) -> None:
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new))
+
+
+@pytest.mark.slow
+def test_a_run_is_taken_up_from_anywhere_and_once_it_is_complete_only_shown(
+    copied: Path, cache: Path, tmp_path: Path
+) -> None:
+    argv = command("orchestrate", "--resume", copied / "run", "--timeout", "60", "--json")
+    done = run(argv, tmp_path, environment(cache))
+    assert done.returncode == 0, done.stderr
+    assert measured_in(copied / "run") == CELLS
+    before = contents(copied / "run")
+    again = run([*argv[:-3], "--json"], tmp_path, environment(cache))
+    assert (again.returncode, again.stdout) == (0, done.stdout)
+    assert again.stderr == f"{copied / 'run'} is complete: nothing is left to measure\n"
+    assert contents(copied / "run") == before
+
+
+@pytest.mark.slow
+def test_a_dry_run_lists_what_is_left(copied: Path, cache: Path) -> None:
+    before = contents(copied / "run")
+    done = resume(copied, cache, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    listed = [line.split(":")[0] for line in done.stdout.splitlines() if line.startswith("play")]
+    assert listed == [cell.split()[0] for cell in CELLS[1:]]
+    assert contents(copied / "run") == before
+
+
+CHANGED: dict[str, tuple[str, str, str, str]] = {
+    "a prompt": ("prompts.txt", "one", "two", "play-a: workload.prompts.0 was one, is now two"),
+    "prompts": ("prompts.txt", "one\n", "one\ntwo\n", "play-a: workload.prompts.1 was none, is now two"),
+    "a second depth": ("run/plan.json", '"depth": 8', '"depth": 9', "play-a: is not in the plan any more; "),
+    "packages": ("mine/play_b.py", "[]", '["packaging"]', "play-b: packages.0 was none, is now packaging"),
+    "obstacle": ("mine/play_b.py", "[]", '["absent"]', "play-b could be measured, and now: "),
+    "platform": ("run/environment.json", '"platform": "', '"platform": "Plan 9 ', "platform was Plan 9 "),
+    "driver": ("run/environment.json", '"driver": null', '"driver": "580"', "driver was 580, is now none"),
+    "version": ("run/records.jsonl", msgspec.__version__, "0.1", "play-a: msgspec was 0.1, is now "),
+    "folder": ("run/plan.json", '"cwd": "', '"cwd": "/gone', "is now gone"),
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("file", "old", "new", "told"), CHANGED.values(), ids=CHANGED)
+def test_what_changed_is_refused_and_shown(
+    copied: Path, cache: Path, file: str, old: str, new: str, told: str
+) -> None:
+    change(copied / file, old, new)
+    before = contents(copied / "run")
+    refused = resume(copied, cache)
+    assert refused.returncode == 2, refused.stderr
+    (line,) = refused.stderr.splitlines()
+    assert line.startswith(f"error: --resume {copied / 'run'}: ")
+    assert told in line
+    assert line.endswith("Resume it as it was begun, or begin a new run.")
+    assert contents(copied / "run") == before
+
+
+def test_another_choice_of_gpus_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run(make_cell())
+    for name in (
+        "CUDA_VISIBLE_DEVICES",
+        "CUDA_DEVICE_ORDER",
+        "PYTORCH_ALLOC_CONF",
+        "PYTORCH_CUDA_ALLOC_CONF",
+    ):
+        monkeypatch.delenv(name, raising=False)
+    renumbered = [replace(gpu, index=3) for gpu in run.environment.gpus]
+    check_machine(Path("run"), run, replace(run.environment, gpus=renumbered))
+    with pytest.raises(BadInput, match="GPUs was H100 GPU-1, is now none"):
+        check_machine(Path("run"), run, replace(run.environment, gpus=[]))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    with pytest.raises(BadInput, match="CUDA_VISIBLE_DEVICES was none, is now 1"):
+        check_machine(Path("run"), run, run.environment)
+
+
+@pytest.mark.slow
+def test_memory_that_wanders_changes_nothing(copied: Path, cache: Path) -> None:
+    environment_ = copied / "run/environment.json"
+    environment_.write_text(re.sub(r'("memory_bytes": )\d+', r"\g<1>5", environment_.read_text()))
+    assert resume(copied, cache, "--dry-run").returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("typed", "told"),
+    [
+        (["--new-tokens", "64"], "--new-tokens 64: the run was begun with 128. Leave it out"),
+        (["-p", "play-a"], "--precision play-a: the run was begun with play-a, play-b"),
+        (["--rounds", "1", "--budget", "5"], "--budget 5.0: the run was begun with none"),
+    ],
+)
+def test_an_option_that_differs_is_refused(copied: Path, cache: Path, typed: list[str], told: str) -> None:
+    refused = resume(copied, cache, *typed)
+    assert refused.returncode == 2
+    assert told in refused.stderr
+
+
+def test_what_is_no_run_cannot_be_resumed(tmp_path: Path, cache: Path) -> None:
+    refused = resume(tmp_path, cache)
+    assert refused.returncode == 2
+    assert "RUN run: is no run folder" in refused.stderr
+
+
+# Budgets and rounds
+
+
+def cells_of(place: Path, rounds: int, names: tuple[str, ...] = ("fp16", "play-b")) -> list[Cell]:
+    """Cells of precisions that are played, FP16 among them."""
+
+    def cell(name: str, round_: int) -> Cell:
+        precision = Precision(
+            name=name,
+            module="user_workers.play_a",
+            path=place / "mine/play_a.py",
+            label=name,
+            bits_per_weight=16,
+            devices=["cpu"],
+            requirements=[],
+            summary="plays a worker",
+        )
+        load = Workload(prompts=["one"])
+        job = make_job(name, device="cpu", workload=load, round=round_)
+        return Cell(precision, Interpreter(sys.executable, own=True), job, None)
+
+    return [cell(name, round_) for round_ in range(rounds) for name in names]
+
+
+class Impatient(Watcher):
+    """Who presses Ctrl-C while this cell is measured, counted from 0 over all parts of the run."""
+
+    def __init__(self, cell: int) -> None:
+        super().__init__(Console(file=StringIO()), 9)
+        self.cell = cell
+
+    def see(self, frame: AnyFrame | None, reading: MemoryReading | None) -> None:
+        if self.begun == self.cell + 1:
+            signal.raise_signal(signal.SIGINT)
+
+
+def begin_in(place: Path, plan: Plan) -> RunFolder:
+    machine = Environment(
+        qbench="0", commit=None, python="3", platform="", cpu="", cpu_count=1, memory_bytes=1, gpus=[]
+    )
+    recorded = RunPlan(command=[], options=Options(), jobs=[cell.job for cell in plan.cells], skipped={})
+    folder = RunFolder.create(place / "run", recorded, machine)
+    folder.keep_peaks(H100_PEAKS)
+    return folder
+
+
+def go_on(folder: RunFolder, plan: Plan, watcher: Watcher | None = None) -> Run:
+    """Run what is left of a plan, up to where the watcher loses patience."""
+    with suppress(KeyboardInterrupt):
+        run_plan(plan, folder, watcher or Watcher(Console(file=StringIO()), 9), None, 30, True)
+    return read_run(folder.path)
+
+
+def test_samples_without_a_record_are_dropped(place: Path) -> None:
+    plan = Plan(cells_of(place, 2), None, 0)
+    folder = begin_in(place, plan)
+    go_on(folder, plan, Impatient(1))
+    kept = contents(folder.path / "samples")
+    (folder.path / "samples" / f"{file_stem(plan.cells[3].job)}.jsonl").write_text('{"at_ns": 1, "proc')
+    go_on(folder, plan, Impatient(0))
+    assert contents(folder.path / "samples") == kept
+
+
+def test_what_is_left_of_the_budget_is_shared_out_among_what_is_left(place: Path) -> None:
+    plan = Plan(cells_of(place, 2), 40.0, 0)
+    folder = begin_in(place, plan)
+    spent_s = sum(cell.wall_s or 0 for cell in go_on(folder, plan, Impatient(2)).cells)
+    cells = go_on(folder, plan).cells
+    assert len(cells) == 4
+    assert [cell.job.budget_s for cell in cells[:1] if cell.job] == [10]
+    assert cells[2].job
+    assert cells[2].job.budget_s == pytest.approx((40 - spent_s) / 2)
+
+
+def test_a_budget_that_was_spent_stays_spent(place: Path) -> None:
+    plan = Plan(cells_of(place, 2), 1e-3, 0)
+    folder = begin_in(place, plan)
+    folder.append(go_on(begin_in(place / "other", plan), plan).cells[0])  # which took more than there was
+    left_out = [cell.outcome for cell in go_on(folder, plan).cells[1:]]
+    assert left_out == [Skipped(reason="the budget of 0.001 s is spent")] * 3
+    assert not list((folder.path / "logs").iterdir())
+
+
+@pytest.mark.parametrize(("cell", "rounds"), [(3, 5), (11, 6)])
+def test_precise_ends_the_round_that_was_begun_and_no_sooner_than_it_would_have(
+    place: Path, cell: int, rounds: int
+) -> None:
+    """Both speeds are the same in every round, so that five are enough; without `precise` they are not."""
+    plan = Plan(cells_of(place, 8), None, 0, precise=0.01)
+    folder = begin_in(place, plan)
+    before = go_on(folder, plan._replace(precise=None), Impatient(cell)).cells
+    assert len(before) == cell
+    assert len(left_of(plan, before).cells) == 16 - cell
+    after = go_on(folder, plan).cells
+    assert after[:cell] == before
+    assert [each.job.round for each in after if each.job] == [at // 2 for at in range(2 * rounds)]

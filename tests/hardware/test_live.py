@@ -1,0 +1,149 @@
+"""A program that knows nothing of qbench is watched: real processes, a fake NVML, a stand-in for torch."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import psutil
+import pytest
+from fake_nvml import ONE_GPU, FakeNvml, fake_nvml_fixture  # noqa: F401
+
+from orchestrator.errors import BadInput
+from orchestrator.hardware.live import LiveReading, watch
+
+MIB = 2**20
+
+TORCH = f"""
+class cuda:
+    is_initialized = staticmethod(lambda: True)
+    device_count = staticmethod(lambda: 2)
+    memory_stats = staticmethod(lambda device: {{
+        "allocated_bytes.all.current": (device + 1) * 100 * {MIB},
+        "reserved_bytes.all.current": (device + 1) * 150 * {MIB},
+    }})
+"""
+
+PROGRAM = f"""
+import os, sys, time
+from pathlib import Path
+state = {ONE_GPU!r} + f"process {{os.getpid()}} {600 * MIB}\\n"
+Path(os.environ["FAKE_NVML_STATE"]).write_text(state)
+import torch
+print(sys.argv[1:], os.environ.get("CUSTOMIZED"), flush=True)
+time.sleep(2.5)
+"""
+
+# What a user's command does: open NVML, watch, print. argv: target.
+WATCHER = """
+import sys
+import msgspec
+from orchestrator.hardware.live import watch
+from orchestrator.hardware.nvml import Nvml
+with Nvml.open() as nvml:
+    for reading in watch(sys.argv[1], nvml):
+        print(msgspec.json.encode(reading).decode(), flush=True)
+"""
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Path:
+    (tmp_path / "torch.py").write_text(TORCH)
+    (tmp_path / "program.py").write_text(PROGRAM)
+    return tmp_path / "program.py"
+
+
+def watched(fake: FakeNvml, target: str, **variables: str) -> tuple[list[LiveReading], str]:
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", WATCHER, target],
+        cwd=root,
+        env=fake.env() | variables,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    said = [line for line in done.stdout.splitlines() if not line.startswith("{")]
+    told = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    return [msgspec.json.decode(line, type=LiveReading) for line in told], "\n".join(said)
+
+
+def test_both_views_of_a_program_without_a_change_in_it(fake_nvml: FakeNvml, program: Path) -> None:
+    readings, said = watched(fake_nvml, f"{sys.executable} {program} --epochs 3")
+    assert "['--epochs', '3'] None" in said
+    last = readings[-1]
+    assert last.process_bytes == 600 * MIB
+    assert (last.allocated_bytes, last.reserved_bytes) == (300 * MIB, 450 * MIB)
+    assert last.outside_torch_bytes == 150 * MIB
+    times = [reading.at_ns for reading in readings]
+    assert times == sorted(times)
+    assert 3 <= len(readings) <= 8
+
+
+def test_the_environments_own_customization_still_runs(
+    fake_nvml: FakeNvml, program: Path, tmp_path: Path
+) -> None:
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "sitecustomize.py").write_text("import os\nos.environ['CUSTOMIZED'] = 'yes'\n")
+    readings, said = watched(fake_nvml, f"{sys.executable} {program}", PYTHONPATH=str(own))
+    assert "[] yes" in said
+    assert readings[-1].reserved_bytes == 450 * MIB
+
+
+def test_a_running_program_is_seen_from_outside_alone(fake_nvml: FakeNvml, program: Path) -> None:
+    with subprocess.Popen([sys.executable, program], env=fake_nvml.env(), stdout=subprocess.PIPE) as running:
+        assert running.stdout
+        running.stdout.readline()
+        readings, _ = watched(fake_nvml, str(running.pid))
+    assert readings[-1].process_bytes == 600 * MIB
+    assert readings[-1].allocated_bytes is None
+    assert readings[-1].outside_torch_bytes is None
+
+
+def test_a_program_that_is_on_no_gpu_has_a_reason(fake_nvml: FakeNvml) -> None:
+    readings, _ = watched(fake_nvml, f"{sys.executable} -c 'import time; time.sleep(1.5)'")
+    assert readings
+    assert readings[-1].process_bytes is None
+    assert "NVML lists none of its processes" in str(readings[-1].reason)
+
+
+def test_the_command_prints_what_changes_and_the_peaks(fake_nvml: FakeNvml, program: Path) -> None:
+    command = Path(sys.executable).with_name("qbench-memory")
+    target = f"{sys.executable} {program}"
+    done = subprocess.run(
+        [command, "--live", target], env=fake_nvml.env(), capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    figures = "NVML process 600, torch allocated 300, torch reserved 450, outside torch 150"
+    assert done.stdout.count(f"s  {figures}\n") == 1
+    assert done.stdout.splitlines()[-1] == f"highest, MiB: {figures}"
+    missing = subprocess.run([command], capture_output=True, text=True)
+    assert missing.returncode == 2
+    assert missing.stderr == "error: RUN: is missing. Name a run folder, or take --live.\n"
+
+
+def first(readings: Iterator[LiveReading]) -> LiveReading:
+    return next(readings)
+
+
+@pytest.mark.parametrize("target", ["no-such-program --x", str(2**22 + 7)])
+def test_what_cannot_be_watched_is_bad_input(target: str) -> None:
+    with pytest.raises(BadInput, match="--live"):
+        first(watch(target, None))
+
+
+def test_a_program_is_ended_with_its_watcher() -> None:
+    readings = watch(f"{sys.executable} -c 'import time; time.sleep(60)'", None)
+    assert first(readings).reason == "no NVIDIA GPU answers here"
+    assert len(psutil.Process().children()) == 1
+    readings.close()  # type: ignore[attr-defined]
+    assert psutil.Process().children() == []
+
+
+def test_torchs_figure_may_be_older_than_nvmls() -> None:
+    """A program gave memory back just before NVML was read, and torch was heard before that."""
+    assert LiveReading(at_ns=0, process_bytes=600, reserved_bytes=450).outside_torch_bytes == 150
+    assert LiveReading(at_ns=0, process_bytes=100, reserved_bytes=450).outside_torch_bytes is None

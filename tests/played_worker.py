@@ -1,0 +1,119 @@
+"""A worker that plays a GPU worker's life, frame by frame, without torch; and a parent that measures it.
+
+The worker sends what a worker on a GPU would, and moves what the fake NVML shows meanwhile.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+from fake_nvml import GPU_UUID, ONE_GPU, FakeNvml
+
+from schemas.record import CellRecord
+
+ROOT = Path(__file__).parents[1]
+
+# The parent: one cell by hand, its record on stdout. argv: interpreter, folder that holds `workers/`, run.
+PARENT = f"""
+import sys
+from pathlib import Path
+import msgspec
+from rich.console import Console
+from orchestrator.precisions.interpreter import Interpreter
+from orchestrator.hardware.nvml import Nvml
+from orchestrator.planning.plan import Cell
+from orchestrator.precisions.catalog import Precision
+from orchestrator.execution.progress import Watcher
+from orchestrator.execution.run import Worker
+from orchestrator.records.store import RunFolder
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from sample_records import make_job
+
+python, lent, run = sys.argv[1:]
+Path(run, "logs").mkdir(parents=True)
+precision = Precision(
+    name="fp16", module="workers.play", path=Path(lent) / "workers/play.py", label="FP16",
+    bits_per_weight=16, devices=["cuda"], requirements=[], summary="plays a worker",
+)
+cell = Cell(precision, Interpreter(python, own=True), make_job(device="cuda:0"), None)
+watcher, folder = Watcher(Console(stderr=True), 1), RunFolder(Path(run))
+with Nvml.open() as nvml, Worker(cell, Path(lent), folder, watcher, nvml, 30) as worker:
+    record = worker.measure(cell)
+print(msgspec.json.encode(record).decode())
+assert "torch" not in sys.modules
+"""
+
+# The worker: no torch, but frames as a CUDA worker sends them, and a hand on what the fake NVML shows.
+WORKER = f"""
+import json, os, sys, time
+from pathlib import Path
+
+MIB = 2**20
+GPU = {ONE_GPU.replace("used 1000000", "")!r}
+
+def show(used, process=None, more=""):
+    state = Path(os.environ["FAKE_NVML_STATE"])
+    draft = state.with_suffix(".worker-draft")
+    line = "" if process is None else f"process {{os.getpid()}} {{process}}\\n"
+    draft.write_text(f"{{GPU}}used {{used}}\\n{{line}}{{more}}")
+    draft.replace(state)
+
+def say(frame, **fields):
+    sys.stdout.write(json.dumps({{"frame": frame, **fields}}) + "\\n")
+    sys.stdout.flush()
+
+def enter(name, allocated=None, reserved=None, peak=None, trial=None):
+    torch = None
+    if allocated is not None:
+        torch = dict(
+            requested_bytes=allocated, allocated_bytes=allocated, active_bytes=allocated,
+            inactive_split_bytes=0, reserved_bytes=reserved, peak_allocated_bytes=peak or allocated,
+            peak_reserved_bytes=reserved,
+        )
+    say("phase", name=name, at_ns=time.monotonic_ns(), trial=trial, torch=torch)
+    sys.stdin.readline()
+
+def ready():
+    say("ready", pid=os.getpid(), at_ns=time.monotonic_ns(), python="3.12", versions={{"torch": "2"}},
+        device="cuda:0", device_name="Fake H100 80GB", device_uuid={GPU_UUID!r})
+
+def trial(index):
+    say("trial", index=index, batch_size=1, prompt_tokens=8, new_tokens=3, prefill_s=0.1, decode_s=0.2,
+        token_s=[0.1, 0.1], enqueue_s=0.1, token_ids=[1, 2, 3])
+
+def done():
+    say("done", at_ns=time.monotonic_ns(), trials_planned=1, trials_measured=1, sample_text=None)
+
+job = json.loads(sys.stdin.readline())
+time.sleep(0.3)  # as long as imports take, and more than the parent needs to read the idle GPU
+enter("start")
+enter("context")
+"""
+
+WHOLE_LIFE = """
+show(600 * MIB, 512 * MIB)
+ready()
+enter("load", 0, 0)
+show(9000 * MIB, 8900 * MIB)  # what loading took for a moment
+time.sleep(0.4)
+show(1600 * MIB, 1500 * MIB)
+enter("warmup", 900 * MIB, 1000 * MIB, peak=1200 * MIB)
+show(1700 * MIB, 1600 * MIB)
+enter("prefill", 910 * MIB, 1050 * MIB, trial=0)
+enter("decode", 920 * MIB, 1050 * MIB, peak=1020 * MIB, trial=0)
+trial(0)
+enter("end", 915 * MIB, 1050 * MIB, peak=940 * MIB)
+done()
+"""
+
+
+def play(fake: FakeNvml, folder: Path, life: str, python: str = sys.executable) -> CellRecord:
+    """Run a worker that lives `life` as one cell, in a parent that sees the fake GPU."""
+    (folder / "workers").mkdir()
+    (folder / "workers" / "__init__.py").touch()
+    (folder / "workers" / "play.py").write_text(WORKER + life)
+    argv = [sys.executable, "-c", PARENT, python, str(folder), str(folder / "run")]
+    done = subprocess.run(argv, cwd=ROOT, env=fake.env(), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr + (folder / "run/logs/fp16.log").read_text()
+    return msgspec.json.decode(done.stdout, type=CellRecord)

@@ -1,0 +1,177 @@
+"""A worker file in a folder of the user's own is a precision, with no edit to the project."""
+
+import subprocess
+from pathlib import Path
+
+import msgspec
+import pytest
+from commands import command, environment, run
+from conftest import Qbench
+
+from orchestrator.precisions.catalog import WORKERS_FOLDER
+from orchestrator.records.store import read_run
+from schemas.frames import AnyFrame, Done, Ready
+
+# As CONTRIBUTING shows it, but for what a user may well do besides: a helper beside it, and something to
+# prepare, which is done in a process of its own.
+WORKER = '''\
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["torch>=2.6", "jinja2; sys_platform == 'linux'", "pywin32; sys_platform == 'win32'"]
+# [tool.qbench]
+# precision = "mine"
+# label = "My own"
+# bits_per_weight = 31
+# devices = ["cpu", "cuda"]
+# ///
+"""My own: as many bits as I like."""
+
+from pathlib import Path
+
+from schemas.job import Job
+from workers.harness.main import LoadedModel, Report, main
+
+from .my_settings import DTYPE
+
+
+def made(job: Job) -> Path:
+    return Path(job.cache_folder, "mine.txt")
+
+
+def is_prepared(job: Job) -> bool:
+    return made(job).exists()
+
+
+def prepare(job: Job, report: Report) -> None:
+    report("preparing mine", 1, 1)
+    made(job).parent.mkdir(parents=True, exist_ok=True)
+    made(job).write_text("prepared")
+
+
+def load(job: Job) -> LoadedModel:
+    import torch
+
+    from workers.models.transformers_model import load_transformers_model
+
+    assert made(job).read_text() == "prepared"
+    return load_transformers_model(job, getattr(torch, DTYPE))
+
+
+if __name__ == "__main__":
+    main(load, prepare, is_prepared)
+'''
+
+
+def write_worker(folder: Path, file: str = "fp32.py", **changes: str) -> Path:
+    """Write WORKER and its helper, each key of `changes` replaced by its value. The file is named as one of
+    ours, which must not matter."""
+    text = WORKER
+    for old, new in changes.items():
+        assert old in text
+        text = text.replace(old, new)
+    folder.mkdir(exist_ok=True)
+    (folder / file).write_text(text)
+    (folder / "my_settings.py").write_text('DTYPE = "float32"\n')
+    return folder
+
+
+@pytest.fixture
+def mine(tmp_path: Path) -> Path:
+    return write_worker(tmp_path / "my workers")
+
+
+@pytest.mark.parametrize("script", ["orchestrate", "worker"])
+def test_it_is_listed_among_ours_by_its_bits(qbench: Qbench, script: str, mine: Path) -> None:
+    done = qbench(script, "--workers", mine.name, "--list")
+    assert done.returncode == 0, done.stderr
+    first_words = [line.split()[0] for line in done.stdout.splitlines() if line.strip()]
+    assert first_words.index("fp32") < first_words.index("mine") < first_words.index("fp16")
+    assert "My own: as many bits as I like." in " ".join(done.stdout.split())
+
+
+def test_without_the_option_there_is_no_such_precision(qbench: Qbench, mine: Path) -> None:
+    done = qbench("orchestrate", "-p", "mine")
+    assert done.returncode == 2
+    assert "there is no such precision" in done.stderr
+
+
+BAD = {
+    "a name of ours": ({'"mine"': '"int8"'}, "int8 is one of qbench's own. Give it another name"),
+    "a name that is a path": ({'"mine"': '"../mine"'}, "`$.precision`"),
+    "no PEP 508": ({'"torch>=2.6"': '"torch>>2.6"'}, "its `# /// script` block: "),
+    "a table of another shape": ({"[tool.qbench]": "[[tool.qbench]]"}, "got `array` - at `$.tool.qbench`"),
+    "no version": ({'">=3.11"': '"new"'}, "its `# /// script` block: Invalid specifier"),
+    "a field too few": ({'# label = "My own"\n': ""}, "missing required field `label`"),
+    "no Python": ({"def load(": "def load(("}, "is not Python"),
+}  # fmt: skip
+
+
+def assert_one_line(done: "subprocess.CompletedProcess[str]", *said: str) -> None:
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert all(each in line for each in said), line
+
+
+@pytest.mark.parametrize(("changes", "said"), BAD.values(), ids=BAD)
+def test_a_header_that_cant_be_used(
+    qbench: Qbench, tmp_path: Path, changes: dict[str, str], said: str
+) -> None:
+    folder = write_worker(tmp_path / "bad", **changes)
+    for arguments in (["-p", "fp16"], ["--list"]):
+        assert_one_line(qbench("orchestrate", "--workers", folder, *arguments), str(folder / "fp32.py"), said)
+
+
+def test_a_file_that_cant_be_imported_or_read(qbench: Qbench, tmp_path: Path) -> None:
+    dotted = write_worker(tmp_path / "dotted", "int4.v2.py")
+    assert_one_line(qbench("worker", "--workers", dotted, "mine"), "int4.v2.py: has a dot in its name")
+    (dotted / "latin.py").write_bytes(b"# \xe9\n")
+    (dotted / "int4.v2.py").unlink()
+    assert_one_line(qbench("worker", "--workers", dotted, "mine"), "latin.py: can't be read: ")
+
+
+def test_two_of_its_files_cant_share_a_name(qbench: Qbench, mine: Path) -> None:
+    write_worker(mine, "other.py")
+    said = "other.py: the precision mine is taken by fp32.py"
+    assert_one_line(qbench("worker", "--workers", mine, "mine"), said)
+
+
+def test_a_folder_that_cant_be_meant(qbench: Qbench, mine: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    bad = {
+        "absent": "there is no such folder. Name the folder that holds your worker files",
+        "my workers/fp32.py": "is a file. Name the folder",
+        "empty": "no .py file in it has a [tool.qbench] table",
+        str(WORKERS_FOLDER): "is one of qbench's own",
+    }
+    for folder, said in bad.items():
+        assert_one_line(qbench("orchestrate", "--workers", folder, "-p", "mine"), "--workers", said)
+
+
+@pytest.mark.slow
+def test_it_runs_beside_ours(mine: Path, tiny_llama: Path, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("Why is the sky blue?\nName a river.\n")
+    options = ["--workers", mine, "-p", "mine", "-p", "fp32", "-m", tiny_llama, "--new-tokens", "10"]
+    options += ["--prompts", "prompts.txt", "--device", "cpu", "--out", "run"]
+    cache = tmp_path / "cache"
+    done = run(command("orchestrate", *map(str, options)), tmp_path, environment(cache))
+    assert done.returncode == 0, done.stdout + done.stderr
+    own, ours = read_run(tmp_path / "run").cells
+    assert (own.precision, own.label, own.bits_per_weight) == ("mine", "My own", 31)
+    assert isinstance(own.outcome, Done), own.outcome
+    assert [trial.token_ids for trial in own.trials] == [trial.token_ids for trial in ours.trials]
+    assert (cache / "mine.txt").read_text() == "prepared"
+    assert own.ready
+    assert set(own.ready.versions) == {"torch", "transformers", "jinja2"}  # measured with, header or not
+
+
+@pytest.mark.slow
+def test_it_runs_by_hand(qbench: Qbench, mine: Path, tiny_llama: Path) -> None:
+    done = qbench(
+        "worker", "mine", "--workers", mine, "-m", tiny_llama, "--new-tokens", "2", "--device", "cpu"
+    )
+    assert done.returncode == 0, done.stderr
+    frames = msgspec.json.Decoder(AnyFrame).decode_lines(done.stdout)
+    assert isinstance(frames[-1], Done)
+    assert any(isinstance(frame, Ready) for frame in frames)

@@ -1,0 +1,146 @@
+"""Runs on an H100 with decode modes, peaks and kernel times still give the figures and sentences they gave.
+
+They are the records that the README quotes. Figures here are facts of those runs; a test that fails means
+that they read otherwise than they did.
+"""
+
+import pytest
+from conftest import ROOT
+
+from orchestrator.analysis.conditions import trial_conditions
+from orchestrator.analysis.metrics import CellMetrics, summarize
+from orchestrator.records.names import cell_name
+from orchestrator.records.store import read_run
+from orchestrator.report.proof import proof
+from orchestrator.report.summary import as_markdown, notes
+from schemas.frames import Done, Failed, Peaks
+from schemas.record import Run
+
+RESULTS = ROOT / "results"
+
+
+def rows_of(run: Run) -> dict[str, CellMetrics]:
+    rows = summarize(run.cells, run.peaks)
+    return {cell_name(cell): row for cell, row in zip(run.cells, rows, strict=True)}
+
+
+@pytest.fixture(scope="module")
+def precisions() -> Run:
+    return read_run(RESULTS / "h100-precisions-7b")
+
+
+@pytest.fixture(scope="module")
+def modes() -> Run:
+    return read_run(RESULTS / "h100-modes" / "7b")
+
+
+def test_a_mode_that_a_precision_cannot_do_is_a_failed_row(precisions: Run) -> None:
+    outcomes = {cell_name(cell): cell.outcome for cell in precisions.cells}
+    refused = outcomes.pop("int8 graph")
+    assert isinstance(refused, Failed)
+    assert refused.kind == "unsupported"
+    assert refused.message.startswith("it waits for the GPU in every step, at `if outliers.any():`")
+    assert "CUDA error" not in refused.message
+    assert len(outcomes) == 7
+    assert all(isinstance(outcome, Done) for outcome in outcomes.values())
+
+
+def test_one_worker_measured_all_modes_of_a_precision(modes: Run) -> None:
+    assert len({cell.ready.pid for cell in modes.cells if cell.ready}) == 1
+    assert [cell_name(cell) for cell in modes.cells] == [
+        "fp16 generate",
+        "fp16",
+        "fp16 graph",
+        "fp16 compile",
+    ]
+
+
+def test_speeds_and_roofs(modes: Run) -> None:
+    rows = rows_of(modes)
+    assert {name: round(row.decode_tok_s or 0, 1) for name, row in rows.items()} == {
+        "fp16 generate": 28.1, "fp16": 29.3, "fp16 graph": 130.1, "fp16 compile": 182.5,
+    }  # fmt: skip
+    assert {round(row.decode_roof_tok_s or 0) for row in rows.values()} == {218}
+    shares = [round(row.decode_mbu or 0, 2) for row in rows.values()]
+    assert shares == [0.13, 0.13, 0.60, 0.84]
+    for row in rows.values():
+        assert row.decode_mbu == pytest.approx(
+            (row.decode_tok_s or 0) / (row.decode_roof_tok_s or 1), rel=1e-6
+        )
+
+
+def test_what_held_each_row_back(modes: Run, precisions: Run) -> None:
+    bounds = {name: row.decode_bound for name, row in rows_of(modes).items()}
+    assert list(bounds.values()) == ["launch", "launch", "bandwidth", "bandwidth"]
+    rows = rows_of(precisions)
+    assert rows["int8-t0 graph"].decode_bound == "kernel"
+    assert {rows[name].decode_bound for name in ("fp16", "int8", "int8-t0", "awq")} == {"launch"}
+    kernels = {name: round(row.kernels_per_token or 0) for name, row in rows.items() if row.kernels_per_token}
+    assert kernels["fp16"] == 1254
+    assert kernels["int8"] == 2682
+
+
+def test_the_gpus_own_time_is_the_same_with_and_without_a_graph(precisions: Run) -> None:
+    rows = rows_of(precisions)
+    for name in ("fp16", "int8-t0", "awq"):
+        busy_s = rows[name].decode_busy_s
+        assert busy_s == pytest.approx(rows[f"{name} graph"].decode_busy_s, rel=0.03)
+
+
+def test_events_and_wall_agree(modes: Run, precisions: Run) -> None:
+    for cell in [*modes.cells, *precisions.cells]:
+        for trial in cell.trials:
+            assert sum(trial.token_s) == pytest.approx(trial.decode_s, rel=0.02)
+            assert len(trial.token_s) == trial.new_tokens - 1 == len(trial.token_ids) - 1
+
+
+def test_the_sentences(precisions: Run) -> None:
+    told = notes(precisions, summarize(precisions.cells, precisions.peaks))
+    (launch,) = [line for line in told if "launch-bound" in line]
+    assert launch.startswith(
+        "fp16, int8, int8-t0 and awq are launch-bound: the GPU works 8% to 22% of the time"
+    )
+    assert "for int8, waits for 224 copies back to it" in launch
+    assert "see fp16 graph, int8-t0 graph and awq graph" in launch
+    assert any(
+        line.startswith(
+            "int8-t0 graph runs at 1.06× FP16's speed, though it reads 1.9× fewer bytes: 7.3 against 7.7 ms"
+        )
+        for line in told
+    )
+    markdown = as_markdown(precisions)
+    assert "| int8-t0 | eager | 64.4 | 15.3 | (0.54×) |" in markdown
+    assert "| int8-t0 | graph | 89.4 | 137.7 | 1.06× |" in markdown
+    assert "| awq | graph | 73.2 | 97.9 | 0.76× |" in markdown
+
+
+def test_peaks_stand_beside_the_data_sheet(modes: Run) -> None:
+    assert modes.peaks
+    assert isinstance(modes.peaks.outcome, Peaks)
+    assert modes.peaks.outcome.measured_s < 5
+    assert modes.peaks.datasheet
+    for dtype, flop_per_s in modes.peaks.outcome.matrix_flop_per_s.items():
+        assert 0.4 < flop_per_s / modes.peaks.datasheet.matrix_flop_per_s[dtype] < 1
+    text = "\n".join(proof(modes))
+    assert "read 3,086 [3,350] GB/s" in text
+    assert "compiled in 48 s, 0 graph breaks" in text
+
+
+def test_a_power_limit_shows_in_its_trials_alone() -> None:
+    run = read_run(RESULTS / "h100-modes" / "7b-prompts")
+    short, long = run.cells
+    assert all(trial.clock_limits == [] and trial.power_limited_s == 0 for trial in trial_conditions(short))
+    for trial in trial_conditions(long):
+        assert trial.clock_limits == ["sw_power_cap"]
+        assert (trial.power_limited_s or 0) > 0.3
+    (line,) = [line for line in notes(run, summarize(run.cells, run.peaks)) if "power limit" in line]
+    assert line.startswith("fp16 graph (prompts of 2,048 tokens): ")
+    rows = summarize(run.cells, run.peaks)
+    assert [row.prefill_bound for row in rows] == ["launch", "compute"]
+    assert round(rows[1].prefill_mfu or 0, 2) == 0.61
+
+
+def test_the_records_name_no_folder_of_the_machine_they_were_made_on() -> None:
+    for file in RESULTS.rglob("*.json*"):
+        text = file.read_text()
+        assert not any(f'"/{folder}' in text for folder in ("root", "work", "tmp")), file

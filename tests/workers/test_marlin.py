@@ -1,0 +1,162 @@
+"""Marlin: what is built, kept, drawn and refused, and on a GPU with GPTQModel what joined layers make."""
+
+import importlib
+import importlib.metadata
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.utils import set_module_tensor_to_device
+from packaging.requirements import Requirement
+from worker_runs import make_job
+
+from orchestrator.precisions.catalog import find_precisions
+from schemas.job import Job
+from workers.harness import ready
+from workers.harness.main import Unsupported
+from workers.models.random_packed import DEVIATION_OF_INT4, random_packed
+from workers.quantization import awq_cache, gptq_checkpoint, marlin_build
+from workers.quantization.marlin_model import Layout, _joined, _marlin_layer, adding_atomically
+
+GROUP_SIZE = 128
+
+
+@pytest.fixture
+def job(tiny_llama: Path, tmp_path: Path) -> Job:
+    return make_job("awq-marlin", tiny_llama, tmp_path)
+
+
+def no_report(message: str, done: int, total: int) -> None:
+    raise AssertionError(message)
+
+
+def test_it_is_built_for_the_versions_that_are_installed(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    versions = {"torch": "2.11.0+cu130", "gptqmodel": "7.6.0"}
+    monkeypatch.setattr(importlib.metadata, "version", versions.__getitem__)
+    assert not marlin_build.is_built(job)
+    library = Path(job.cache_folder, "marlin.so")
+    note = Path(job.cache_folder, "marlin", "marlin_fp16-2.11.0+cu130-7.6.0")
+    note.parent.mkdir()
+    note.write_text(str(library))
+    assert not marlin_build.is_built(job)
+    library.touch()
+    assert marlin_build.is_built(job)
+    versions["torch"] = "2.12.0+cu130"
+    assert not marlin_build.is_built(job)
+
+
+def test_without_nvcc_it_says_what_to_install(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.utils.cpp_extension.CUDA_HOME", None)
+    monkeypatch.setattr("shutil.which", lambda _: None)
+    with pytest.raises(Unsupported, match="there is no nvcc to compile them") as refused:
+        marlin_build.build(job, no_report)
+    assert "CUDA_HOME" in (refused.value.hint or "")
+
+
+def test_without_autoawq_it_names_the_command_that_makes_weights(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not awq_cache.is_prepared(job)
+    monkeypatch.setitem(sys.modules, "workers.quantization.awq_model", None)
+    with pytest.raises(Unsupported, match="no AWQ weights of this model yet") as refused:
+        awq_cache.prepare(job, no_report)
+    command = f"qbench-worker awq --calibrate --model {job.model.location}"
+    assert command in (refused.value.hint or "")
+
+
+def test_both_awq_precisions_share_their_weights(tiny_llama: Path, cache: Path) -> None:
+    folders = {awq_cache.packed_folder(make_job(name, tiny_llama, cache)) for name in ("awq", "awq-marlin")}
+    assert len(folders) == 1
+    needs = {
+        need.name: str(need.specifier) for need in map(Requirement, find_precisions()["awq"].requirements)
+    }
+    assert needs["autoawq"] == f"=={awq_cache.AUTOAWQ_VERSION}"
+
+
+def test_gptq_adds_as_awq_does() -> None:
+    asked = []
+    product = adding_atomically(lambda **arguments: asked.append(arguments))
+    product(input=1, use_atomics=False)
+    assert asked == [{"input": 1, "use_atomics": True}]
+
+
+def test_gptq_checkpoints_are_kept_by_content(
+    tiny_llama: Path, tiny_qwen2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    versions = {"gptqmodel": "7.6.0"}
+    monkeypatch.setattr(importlib.metadata, "version", versions.__getitem__)
+    job = make_job("gptq", tiny_llama, tmp_path)
+    folder = gptq_checkpoint.packed_folder(job)
+    assert folder.parent == tmp_path / "gptq"
+    assert gptq_checkpoint.packed_folder(make_job("gptq", tiny_qwen2, tmp_path)) != folder
+    assert not gptq_checkpoint.is_prepared(job)
+    folder.mkdir(parents=True)
+    assert gptq_checkpoint.is_prepared(job)
+    versions["gptqmodel"] = "7.7.0"
+    assert not gptq_checkpoint.is_prepared(job)
+    assert gptq_checkpoint.is_prepared(make_job("gptq", tiny_llama, tmp_path, checkpoint="some/checkpoint"))
+    assert gptq_checkpoint.is_prepared(make_job("gptq", "qwen2.5-0.5b", tmp_path))
+
+
+def test_random_integers_deviate_as_real_weights_do() -> None:
+    generator = torch.Generator().manual_seed(0)
+    packed = torch.empty(64, 32, dtype=torch.int32, device="meta")
+    scales = torch.empty(1, 256, dtype=torch.float16, device="meta")
+    integers = random_packed("up_proj.qweight", packed, 0.02, generator)
+    zeros = random_packed("up_proj.qzeros", packed[:1], 0.02, generator)
+    scale = random_packed("up_proj.scales", scales, 0.02, generator)
+    assert {tensor.device.type for tensor in (integers, zeros, scale)} == {"cpu"}
+    nibbles = torch.stack([integers >> shift & 15 for shift in range(0, 32, 4)]).float()
+    assert nibbles.std().item() == pytest.approx(DEVIATION_OF_INT4, rel=0.02)
+    assert {int(zeros[0, 0]) >> shift & 15 for shift in range(0, 32, 4)} == {8}
+    assert (nibbles * scale[0, 0].float()).std().item() == pytest.approx(0.02, rel=0.02)
+
+
+def test_a_package_can_not_choose_the_allocator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As gptqmodel does: it sets what isn't set."""
+    monkeypatch.delenv("PYTORCH_ALLOC_CONF", raising=False)
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "backend:native")
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+    with ready._cuda_defaults_kept():
+        seen = {name: os.environ[name] for name in ready.CUDA_DEFAULTS}
+    assert seen == {"PYTORCH_ALLOC_CONF": "backend:native", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    assert "PYTORCH_ALLOC_CONF" not in os.environ
+    assert os.environ["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+
+
+def fill_at_random(layer: torch.nn.Module) -> None:
+    """As a checkpoint would, before it is repacked."""
+    shift = torch.iinfo(torch.int32).max
+    for name, empty in [*layer.named_parameters(), *layer.named_buffers()]:
+        values = torch.empty(empty.shape, dtype=empty.dtype, device="cuda:0")
+        if name == "g_idx":
+            values.copy_(torch.arange(values.numel()) // GROUP_SIZE)
+        elif values.is_floating_point():
+            values.uniform_(0.001, 0.01)
+        else:
+            values.random_(-shift, shift)
+        set_module_tensor_to_device(layer, name, "cuda:0", values)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("module", "kind", "symmetric"),
+    [("marlin_awq", "AwqMarlinLinear", False), ("marlin", "MarlinLinear", True)],
+)
+@pytest.mark.parametrize("rows", [1, 32])
+def test_joined_layers_make_what_they_made_apart(module: str, kind: str, symmetric: bool, rows: int) -> None:
+    pytest.importorskip("gptqmodel")
+    kernels = importlib.import_module(f"gptqmodel.nn_modules.qlinear.{module}")
+    layout = Layout(getattr(kernels, kind), {"desc_act": False, "sym": symmetric}, {})
+    torch.manual_seed(0)
+    layers = [_marlin_layer([torch.nn.Linear(2048, width)], layout, GROUP_SIZE) for width in (2048, 256, 256)]
+    for layer in layers:
+        fill_at_random(layer)
+    joint = _joined(layers, layout)
+    x = torch.randn(rows, 2048, dtype=torch.float16, device="cuda:0")
+    for layer in (*layers, joint):
+        layer.post_init()
+    apart = torch.cat([layer(x) for layer in layers], dim=-1)
+    torch.testing.assert_close(joint(x), apart, rtol=0.01, atol=0.01 * apart.abs().max().item())

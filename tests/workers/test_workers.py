@@ -1,0 +1,567 @@
+"""Every worker keeps the contract of `schemas.frames`: in order, exact in its counts, honest when it fails.
+
+Each test looks at a real worker process, started and fed as the parent does it, on a tiny model on the CPU.
+"""
+
+import errno
+import importlib
+import importlib.metadata
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import psutil
+import pytest
+import torch
+from conftest import build_tiny_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from worker_runs import PROMPTS, WorkerRun, copy_packages, kept, make_job, run_worker, starting
+
+from orchestrator.precisions.catalog import find_precisions
+from orchestrator.precisions.interpreter import own_interpreter, worker_command, worker_environment
+from schemas.frames import AnyFrame, Done, Failed, Loaded, Phase, Progress, Ready, Trial, Waiting
+from schemas.job import Job
+from workers.generation.prompts import make_batches
+from workers.harness.main import describe_failure
+from workers.harness.measure import FEWEST_STEPS
+
+pytestmark = pytest.mark.slow
+
+NEW_TOKENS = 12
+LINEAR_PARAMETERS = 294_912
+"""Of all quantizable linear layers of a tiny model: 2 × (2 × 128·128 + 2 × 128·64 + 3 × 128·256)."""
+UNEQUAL = ["Name a river.", "Why is the sky blue, and not green, when the sun is high?", "Go"]
+ASK = Callable[[Job], WorkerRun]
+
+ON_A_CPU = [name for name, precision in find_precisions().items() if "cpu" in precision.devices]
+CASES = [("tiny_llama", precision) for precision in ON_A_CPU] + [
+    # Qwen2's linear layers have biases.
+    ("tiny_qwen2", precision)
+    for precision in ("fp16", "int8", "int8-wo", "int8-dyn", "fp8-wo", "nf4", "awq")
+]
+
+
+@pytest.fixture(scope="module")
+def ask() -> ASK:
+    """Run a job's worker, each job once in this module."""
+    return kept()
+
+
+@pytest.fixture(params=CASES, ids="-".join)
+def run(request: pytest.FixtureRequest, ask: ASK, cache: Path) -> WorkerRun:
+    """What every precision does with the same small job."""
+    model, precision = request.param
+    return ask(make_job(precision, request.getfixturevalue(model), cache))
+
+
+@pytest.fixture(scope="module")
+def odd_workers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of our packages with workers that print, lack a package, or take forever."""
+    folder = copy_packages(tmp_path_factory.mktemp("lent"))
+    plain = (folder / "workers/fp32.py").read_text()
+    body = "def load(job: Job) -> LoadedModel:\n"
+    noise = (
+        "    import ctypes, os, subprocess\n"
+        "    print('noise of Python', flush=True)\n"
+        "    os.write(1, b'noise of a descriptor\\n')\n"
+        "    ctypes.CDLL(None).puts(b'noise of C')\n"
+        "    ctypes.CDLL(None).fflush(None)\n"
+        "    subprocess.run(['echo', 'noise of a child'])\n"
+        "    assert not os.read(0, 1)\n"
+    )
+    for name, lines in {
+        "noisy": noise,
+        "lacking": "    import no_such_package.inner\n",
+        "hungry": "    raise RuntimeError('CUDA out of memory. Tried to allocate 2 GiB\\nand more lines')\n",
+        "endless": "    import time\n    time.sleep(600)\n",
+    }.items():
+        (folder / f"workers/{name}.py").write_text(plain.replace(body, body + lines))
+    preparing = plain.replace(
+        "main(load)", "main(load, lambda *_: __import__('time').sleep(600), lambda _: 0)"
+    )
+    (folder / "workers/endless_preparation.py").write_text(preparing)
+    return folder
+
+
+def phases(run: WorkerRun) -> list[tuple[str, int | None]]:
+    return [(phase.name, phase.trial) for phase in run.all(Phase) if phase.name != "prepare"]
+
+
+def failure(run: WorkerRun) -> Failed:
+    """The one Failed of a run, which must be the last of its cell and say itself in one line."""
+    failed = run.one(Failed)
+    assert [frame for frame in run.frames if not isinstance(frame, Waiting)][-1] is failed
+    assert run.status == 1
+    assert not run.all(Done)
+    assert failed.message
+    assert "\n" not in failed.message
+    return failed
+
+
+# What every precision owes
+
+
+def test_frames_come_in_order(run: WorkerRun) -> None:
+    trials = [(name, index) for index in range(len(PROMPTS)) for name in ("prefill", "decode")]
+    before = [("start", None), ("context", None), ("load", None), ("setup", None), ("warmup", None)]
+    assert phases(run) == [*before, *trials, ("profile", None), ("end", None)]
+    kinds = [
+        frame.name if isinstance(frame, Phase) else type(frame).__name__
+        for frame in run.frames
+        if not isinstance(frame, Progress) and not (isinstance(frame, Phase) and frame.name == "prepare")
+    ]
+    trial = ["prefill", "decode", "Trial"]
+    head = ["start", "context", "Ready", "load", "Loaded", "setup", "SetUp", "warmup", "WarmedUp"]
+    tail = ["profile", "Profile", "end", "Done", "Waiting"]
+    assert kinds == [*head, *trial * len(PROMPTS), *tail]
+    assert run.status == 0
+    times = [frame.at_ns for frame in run.frames if isinstance(frame, Phase | Ready | Done)]
+    assert times == sorted(times)
+
+
+def test_it_says_who_it_is(run: WorkerRun) -> None:
+    ready = run.one(Ready)
+    assert ready.pid == run.pid
+    assert (ready.device, ready.device_uuid) == ("cpu", None)
+    assert ready.python == ".".join(map(str, sys.version_info[:3]))
+    assert {"torch", "transformers"} <= set(ready.versions)
+    assert ready.versions == {name: importlib.metadata.version(name) for name in ready.versions}
+
+
+def test_versions_are_of_the_headers_packages(ask: ASK, tiny_llama: Path, cache: Path) -> None:
+    job = make_job("int8", tiny_llama, cache)
+    assert set(ask(job).one(Ready).versions) == set(job.packages) >= {"bitsandbytes"}
+
+
+def test_every_token_is_made_and_timed(run: WorkerRun) -> None:
+    for index, trial in enumerate(run.all(Trial)):
+        assert (trial.index, trial.batch_size, trial.new_tokens) == (index, 1, NEW_TOKENS)
+        assert not trial.cut_short
+        assert len(trial.token_ids) == NEW_TOKENS
+        assert len(trial.token_s) == NEW_TOKENS - 1
+        assert min(trial.prefill_s, *trial.token_s) > 0
+        assert trial.enqueue_s <= trial.decode_s
+        # The loop's own cost lies between the sum and the span, so they agree, but never to the last digit.
+        assert sum(trial.token_s) == pytest.approx(trial.decode_s, rel=0.02, abs=1e-3)
+        assert sum(trial.token_s) <= trial.decode_s
+    done = run.one(Done)
+    assert (done.trials_planned, done.trials_measured) == (2, 2)
+    assert done.sample_text
+
+
+def test_spans_lie_between_their_phases(run: WorkerRun) -> None:
+    at_ns = {(phase.name, phase.trial): phase.at_ns for phase in run.all(Phase)}
+    for trial in run.all(Trial):
+        assert trial.prefill_s <= (at_ns["decode", trial.index] - at_ns["prefill", trial.index]) / 1e9
+        end_ns = at_ns.get(("prefill", trial.index + 1), at_ns["end", None])
+        assert trial.decode_s <= (end_ns - at_ns["decode", trial.index]) / 1e9
+
+
+def test_the_size_is_of_the_unquantized_model(run: WorkerRun, ask: ASK) -> None:
+    biases = 2 * (128 + 2 * 64)  # Qwen2 has them on queries, keys and values
+    assert run.one(Loaded).parameters - 361_088 in (0, biases)
+
+
+def test_the_worker_waits_at_a_phase_edge(tiny_llama: Path, cache: Path) -> None:
+    job = make_job("fp32", tiny_llama, cache)
+    with starting(job, "workers.fp32") as process:
+        assert process.stdin
+        assert process.stdout
+        process.stdin.write(msgspec.json.encode(job))
+        edge = None
+        while edge is None or edge.name != "prefill":
+            edge = next_phase(process)
+        time.sleep(1)  # the prefill of a warm tiny model takes some milliseconds
+        edge_over_ns = time.monotonic_ns()
+        assert next_phase(process).at_ns > edge_over_ns
+
+
+def next_phase(process: subprocess.Popen[bytes]) -> Phase:
+    """Acknowledge (or end the line of the job) and read on to the next phase edge."""
+    assert process.stdin
+    assert process.stdout
+    process.stdin.write(b"\n")
+    process.stdin.flush()
+    for line in process.stdout:
+        frame = msgspec.json.decode(line, type=AnyFrame)
+        if isinstance(frame, Phase):
+            return frame
+    raise AssertionError("the worker ended")
+
+
+# What is stored
+
+
+def test_weights_are_stored_in_the_bits_that_are_promised(ask: ASK, tiny_llama: Path, cache: Path) -> None:
+    loaded = {
+        name: ask(make_job(name, tiny_llama, cache)).one(Loaded)
+        for name in ("fp32", "fp16", "bf16", "int8", "int8-wo", "int8-dyn", "fp8-wo", "nf4", "fp4", "awq")
+    }
+    parameters = loaded["fp32"].parameters
+    rest = parameters - LINEAR_PARAMETERS  # embeddings, tied to the head, and norms
+    inverse_frequencies = 128
+    assert loaded["fp32"].weight_bytes == {"float32": 4 * parameters + inverse_frequencies}
+    for name, dtype in (("fp16", "float16"), ("bf16", "bfloat16")):
+        assert loaded[name].weight_bytes == {dtype: 2 * parameters, "float32": inverse_frequencies}
+        assert loaded[name].compute_dtype == dtype
+    rows = 2 * 1024
+    scales = 4 * rows
+    assert loaded["int8"].weight_bytes == {
+        "int8": LINEAR_PARAMETERS,
+        "float16": 2 * rest,
+        "float32": scales + inverse_frequencies,
+    }
+    zero_points = rows
+    for name in ("int8-wo", "int8-dyn"):
+        assert loaded[name].weight_bytes == {
+            "int8": LINEAR_PARAMETERS + zero_points,
+            "bfloat16": 2 * rest,
+            "float32": scales + inverse_frequencies,
+        }
+    assert loaded["fp8-wo"].weight_bytes == {
+        "float8_e4m3fn": LINEAR_PARAMETERS,
+        "bfloat16": 2 * rest,
+        "float32": scales + inverse_frequencies,
+    }
+    block_scales, tables = 4 * LINEAR_PARAMETERS // 64, 14 * 4 * 16
+    for name in ("nf4", "fp4"):
+        assert loaded[name].weight_bytes == {
+            "uint8": LINEAR_PARAMETERS // 2,
+            "float16": 2 * rest,
+            "float32": block_scales + tables + inverse_frequencies,
+        }
+    groups = LINEAR_PARAMETERS // 128
+    assert loaded["awq"].weight_bytes == {
+        "int32": LINEAR_PARAMETERS // 2 + groups // 2,
+        "float16": 2 * (rest + groups),
+        "float32": inverse_frequencies,
+    }
+    kinds = {name: each.weight_kinds for name, each in loaded.items()}
+    assert kinds["int8"]["matrices int8"] == LINEAR_PARAMETERS
+    assert kinds["int8"]["scales float32"] == scales
+    assert kinds["awq"]["matrices int32"] == LINEAR_PARAMETERS // 2
+    assert kinds["awq"]["zero points int32"] == groups // 2
+    assert kinds["awq"]["scales float16"] == 2 * groups
+    for name, each in loaded.items():
+        assert sum(kinds[name].values()) == sum(each.weight_bytes.values())
+        assert each.costs  # the embeddings are the head too, so a step reads all there is
+        assert each.costs.step_weight_bytes == sum(each.weight_bytes.values())
+
+
+@pytest.mark.parametrize(
+    ("precision", "quantized"),
+    [
+        ("int8", "Linear8bitLt"),
+        ("int8-t0", "Linear8bitLt"),
+        ("int8-wo", "Linear[Int8Tensor]"),
+        ("int8-dyn", "Linear[Int8Tensor]"),
+        ("fp8-wo", "Linear[Float8Tensor]"),
+        ("nf4", "Linear4bit"),
+        ("fp4", "Linear4bit"),
+        ("awq", "WQLinear_GEMM"),
+    ],
+)
+def test_every_linear_layer_but_the_head_is_quantized(
+    precision: str, quantized: str, ask: ASK, tiny_llama: Path, cache: Path
+) -> None:
+    loaded = ask(make_job(precision, tiny_llama, cache)).one(Loaded)
+    assert loaded.linear_classes == {quantized: 14, "Linear": 1}
+    assert loaded.unquantized_linears == {"lm_head": 1}
+
+
+@pytest.mark.parametrize(
+    ("precision", "settings"),
+    [
+        ("nf4", {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": "False"}),
+        ("fp4", {"bnb_4bit_quant_type": "fp4", "bnb_4bit_compute_dtype": "float16"}),
+        ("int8-wo", {"quant_type": "Int8WeightOnlyConfig", "granularity": "PerRow(dim=-1)"}),
+        (
+            "int8-dyn",
+            {"quant_type": "Int8DynamicActivationInt8WeightConfig", "act_mapping_type": "symmetric"},
+        ),
+        ("fp8-wo", {"quant_type": "Float8WeightOnlyConfig", "weight_dtype": "torch.float8_e4m3fn"}),
+    ],
+)
+def test_what_decides_on_kernels_is_told(
+    precision: str, settings: dict[str, str], ask: ASK, tiny_llama: Path, cache: Path
+) -> None:
+    assert settings.items() <= ask(make_job(precision, tiny_llama, cache)).one(Loaded).settings.items()
+
+
+@pytest.mark.parametrize(("precision", "threshold"), [("int8", 6.0), ("int8-t0", 0.0)])
+def test_the_two_int8_differ_in_their_threshold(
+    precision: str, threshold: float, tiny_llama: Path, cache: Path
+) -> None:
+    worker = importlib.import_module(find_precisions()[precision].module)
+    model = worker.load(make_job(precision, tiny_llama, cache)).model
+    thresholds = {layer.state.threshold for layer in model.modules() if hasattr(layer, "state")}
+    assert thresholds == {threshold}
+
+
+# What is said
+
+
+def own_answers(folder: Path, prompts: list[str]) -> list[list[int]]:
+    """What transformers' generate() says to each prompt alone, at full length."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    answers = []
+    for prompt in prompts:
+        inputs = tokenizer(prompt, return_tensors="pt")
+        tokens = model.generate(
+            **inputs, do_sample=False, min_new_tokens=NEW_TOKENS, max_new_tokens=NEW_TOKENS, eos_token_id=None
+        )
+        answers.append(tokens[0, inputs.input_ids.shape[1] :].tolist())
+    return answers
+
+
+def test_greedy_tokens_are_those_of_generate(ask: ASK, lively: Path, cache: Path) -> None:
+    trials = ask(make_job("fp32", lively, cache, prompts=UNEQUAL)).all(Trial)
+    answers = [trial.token_ids for trial in trials]
+    assert answers == own_answers(lively, UNEQUAL)
+    assert min(len(set(answer)) for answer in answers) > 3  # else this model could prove nothing
+
+
+def test_a_batch_gives_each_prompt_what_it_gets_alone(ask: ASK, lively: Path, cache: Path) -> None:
+    # A trial tells of its first row alone, so each prompt takes the first place once.
+    rotated = [UNEQUAL[(first + place) % 3] for first in range(3) for place in range(3)]
+    alone = ask(make_job("fp32", lively, cache, prompts=UNEQUAL)).all(Trial)
+    together = ask(make_job("fp32", lively, cache, prompts=rotated, batch_size=3)).all(Trial)
+    widths = [trial.prompt_tokens for trial in alone]
+    assert len(set(widths)) == 3
+    assert [(trial.batch_size, trial.prompt_tokens) for trial in together] == [(3, max(widths))] * 3
+    assert [trial.token_ids for trial in together] == [trial.token_ids for trial in alone]
+
+
+def test_a_prompt_is_made_exactly_as_long_as_asked(ask: ASK, tiny_llama: Path, cache: Path) -> None:
+    job = make_job("fp32", tiny_llama, cache, prompt_tokens=50, batch_size=2)
+    trial = ask(job).one(Trial)
+    assert (trial.prompt_tokens, trial.batch_size) == (50, 2)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    own = tokenizer(PROMPTS[0]).input_ids
+    for length in (1, 5, len(own), 50, 200):
+        (batch,) = make_batches(
+            make_job("fp32", tiny_llama, cache, prompt_tokens=length, batch_size=2), tokenizer, 512
+        )
+        assert batch.ids.shape == (2, length)
+        assert batch.mask is None
+        assert batch.ids[0].tolist() == (own * 200)[:length]
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8-wo", "awq"])
+def test_random_weights_need_no_tokenizer(precision: str, cache: Path) -> None:
+    job = make_job(precision, "qwen2.5-0.5b", cache, prompts=["?"], prompt_tokens=8, new_tokens=2, warmup=0)
+    run = run_worker(job)
+    assert run.one(Done).sample_text is None
+    assert [phase.name for phase in run.all(Phase)].count("prepare") == 0
+    trial = run.one(Trial)
+    assert (trial.prompt_tokens, len(trial.token_ids)) == (8, 2)
+    loaded = run.one(Loaded)
+    assert loaded.parameters == 494_032_768
+    linears = 357_826_560  # 24 × (2 × 896·896 + 2 × 896·128 + 3 × 896·4864)
+    if precision == "awq":
+        assert loaded.linear_classes == {"WQLinear_GEMM": 168, "Linear": 1}
+        assert loaded.weight_bytes["int32"] == linears // 2 + linears // 128 // 2
+    elif precision == "int8-wo":
+        assert loaded.linear_classes == {"Linear[Int8Tensor]": 168, "Linear": 1}
+        rows = 24 * (2 * 896 + 2 * 128 + 2 * 4864 + 896)
+        assert loaded.weight_bytes["int8"] == linears + rows
+        inverse_frequencies = 256
+        assert loaded.weight_bytes["float32"] == 4 * rows + inverse_frequencies
+    else:
+        assert loaded.weight_bytes["float16"] == 2 * 494_032_768
+
+
+# Budget
+
+
+def test_a_spent_budget_still_gives_a_figure(tiny_llama: Path, cache: Path) -> None:
+    job = make_job("fp32", tiny_llama, cache, prompts=UNEQUAL, new_tokens=100, budget_s=0.05)
+    run = run_worker(job)
+    trial = run.one(Trial)
+    assert trial.cut_short
+    assert trial.new_tokens == len(trial.token_ids) == 1 + FEWEST_STEPS == 9
+    done = run.one(Done)
+    assert (done.trials_planned, done.trials_measured) == (3, 1)
+    assert run.status == 0
+
+
+# Failure
+
+
+def test_prints_never_reach_the_frames(odd_workers: Path, tiny_llama: Path, cache: Path) -> None:
+    run = run_worker(make_job("fp32", tiny_llama, cache), "workers.noisy", odd_workers)
+    assert run.one(Done).trials_measured == 2
+    for source in ("Python", "a descriptor", "C", "a child"):
+        assert f"noise of {source}\n" in run.log
+
+
+def test_a_missing_module_is_named_with_its_mend(odd_workers: Path, tiny_llama: Path, cache: Path) -> None:
+    failed = failure(run_worker(make_job("fp32", tiny_llama, cache), "workers.lacking", odd_workers))
+    assert (failed.kind, failed.hint) == ("missing-package", "pip install no_such_package")
+    assert failed.traceback
+    assert "workers/lacking.py" in failed.traceback
+
+
+def test_a_missing_package_is_named_with_its_mend(tiny_llama: Path, cache: Path) -> None:
+    job = make_job("fp32", tiny_llama, cache, packages=["torch", "no-such-distribution"])
+    failed = failure(run_worker(job))
+    assert (failed.kind, failed.hint) == ("missing-package", "pip install no-such-distribution")
+
+
+def test_running_out_of_memory_is_told_apart(odd_workers: Path, tiny_llama: Path, cache: Path) -> None:
+    failed = failure(run_worker(make_job("fp32", tiny_llama, cache), "workers.hungry", odd_workers))
+    assert failed.kind == "out-of-memory"
+    assert failed.message == "CUDA out of memory. Tried to allocate 2 GiB"
+
+
+def test_more_than_the_models_context_is_refused(tiny_llama: Path, cache: Path) -> None:
+    fits = make_job("fp32", tiny_llama, cache, prompt_tokens=500, prompts=["Go"], new_tokens=12, warmup=0)
+    assert run_worker(fits).one(Trial).prompt_tokens == 500
+    over = msgspec.structs.replace(fits, workload=msgspec.structs.replace(fits.workload, prompt_tokens=501))
+    failed = failure(run_worker(over))
+    assert (failed.kind, failed.hint) == ("unsupported", "lower --depth, --prompt-tokens or --new-tokens")
+    assert "513" in failed.message
+    assert "512" in failed.message
+
+
+def test_shapes_that_do_not_fit_the_format_are_refused(tmp_path: Path, cache: Path) -> None:
+    folder = build_tiny_model(tmp_path / "narrow", "llama", hidden_size=96, intermediate_size=192)
+    failed = failure(run_worker(make_job("int4-wo", folder, cache)))
+    assert failed.kind == "unsupported"
+    assert "96 × 192" in failed.message
+    assert failed.hint
+
+
+@pytest.mark.parametrize("precision", ["fp32", "awq"])
+def test_weights_that_cannot_be_read_fail_in_one_line(
+    precision: str, tiny_llama: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_llama, tmp_path / "broken")
+    weights = tmp_path / "broken/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    failed = failure(run_worker(make_job(precision, tmp_path / "broken", tmp_path / "cache")))
+    assert failed.traceback
+    left = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+    assert left == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU that torch can use")
+def test_a_gpu_that_torch_does_not_see_is_refused(tiny_llama: Path, cache: Path) -> None:
+    failed = failure(run_worker(make_job("fp32", tiny_llama, cache, device="cuda:0")))
+    assert failed.kind == "unsupported"
+    assert "no CUDA GPU" in failed.message
+    assert "--device cpu" in (failed.hint or "")
+
+
+@pytest.mark.parametrize("line", [b"", b"\n", b"{}\n", b"nonsense\n"])
+def test_what_is_no_job_fails_too(line: bytes, tiny_llama: Path, cache: Path) -> None:
+    with starting(make_job("fp32", tiny_llama, cache), "workers.fp32") as process:
+        out, log = process.communicate(line, timeout=60)
+    frames = msgspec.json.Decoder(AnyFrame).decode_lines(out)
+    assert failure(WorkerRun(frames, process.returncode, process.pid, log.decode())).kind == "error"
+
+
+# The end
+
+PARENT = """\
+import json, subprocess, sys
+command, environment, job = json.loads(sys.stdin.readline())
+worker = subprocess.Popen(
+    command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+    start_new_session=True,
+)
+worker.stdin.write((job + "\\n" * 100).encode())  # the job, and all acknowledgements ahead
+worker.stdin.flush()
+print(worker.pid, flush=True)
+for line in worker.stdout:
+    print(line.decode(), end="", flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "last"), [("workers.endless", "load"), ("workers.endless_preparation", "prepare")]
+)
+def test_a_worker_ends_with_its_parent(
+    module: str, last: str, odd_workers: Path, tiny_llama: Path, cache: Path
+) -> None:
+    job = msgspec.json.encode(make_job("fp32", tiny_llama, cache)).decode()
+    own = own_interpreter()
+    start = [worker_command(own, module), worker_environment(own, odd_workers), job]
+    with subprocess.Popen(
+        [sys.executable, "-c", PARENT], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as parent:
+        assert parent.stdin
+        assert parent.stdout
+        parent.stdin.write(json.dumps(start).encode() + b"\n")
+        parent.stdin.flush()
+        worker = psutil.Process(int(parent.stdout.readline()))
+        decoder = msgspec.json.Decoder(AnyFrame)
+        frames = map(decoder.decode, parent.stdout)
+        assert any(isinstance(frame, Phase) and frame.name == last for frame in frames)
+        time.sleep(1)  # into the sleep that would last ten minutes
+        family = [worker, *worker.children(recursive=True)]
+        assert len(family) == (2 if last == "prepare" else 1)
+        assert all(alive(process) for process in family)
+        parent.kill()
+    deadline_s = time.monotonic() + 5
+    while any(map(alive, family)) and time.monotonic() < deadline_s:
+        time.sleep(0.05)
+    survivors = [process for process in family if alive(process)]
+    for process in survivors:
+        process.kill()
+    assert survivors == []
+
+
+def alive(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "hint"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "error", "QBENCH_CACHE"),
+        (OSError("no file named model.safetensors"), "bad-model", "--model"),
+        (RuntimeError("CUDA out of memory. Tried to allocate"), "out-of-memory", "smaller"),
+        (RuntimeError("NVML_SUCCESS == r INTERNAL ASSERT FAILED"), "out-of-memory", "smaller"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"), "out-of-memory", "smaller"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "out-of-memory", "smaller"),
+        (ModuleNotFoundError("No module named 'awq'", name="awq"), "missing-package", "pip install awq"),
+        (ImportError("cannot import name X from transformers", name="transformers"), "error", None),
+    ],
+)
+def test_failures_are_classed_by_what_helps(error: Exception, kind: str, hint: str | None) -> None:
+    failed = describe_failure(error)
+    assert failed.kind == kind
+    assert failed.message in str(error)
+    assert failed.hint is None if hint is None else hint in (failed.hint or "")
+
+
+def test_a_cpus_own_words_for_no_memory() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(1 << 60, dtype=torch.uint8)
+    assert describe_failure(caught.value).kind == "out-of-memory"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "backend='b' raised:\n  TypeError: no rule\n\nSet TORCH_LOGS",
+            "backend='b' raised: TypeError: no rule",
+        ),
+        ("\nno room\nfor it", "no room"),
+        ("raised:", "raised:"),
+        ("", "RuntimeError"),
+    ],
+)
+def test_a_failure_is_told_in_a_line_that_says_what_it_was(text: str, message: str) -> None:
+    assert describe_failure(RuntimeError(text)).message == message

@@ -1,0 +1,1 @@
+"""Making tokens: decode modes, and how they are timed."""

@@ -1,0 +1,212 @@
+"""The device a worker measures on: synchronise, look at the allocator, time steps without a sync."""
+
+import contextlib
+import ctypes
+import gc
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from schemas.frames import TorchMemory
+from schemas.job import Job
+from workers.harness.main import Unsupported
+
+STEPS_BEFORE_CAPTURE = 2
+"""Steps in which libraries allocate workspaces and Triton compiles: none of it may happen in a capture."""
+
+
+class StepTimes(Protocol):
+    """Marks laid between steps while they are issued, read once they are done."""
+
+    def mark(self) -> None: ...
+    def intervals_s(self) -> list[float]: ...
+
+
+class Device:
+    """A CPU, which does a step before the call returns: nothing to wait for, no allocator to ask."""
+
+    def __init__(self, name: str) -> None:
+        self.torch = torch.device(name)
+        self.name = "CPU"
+        self.uuid: str | None = None
+
+    def synchronize(self) -> None:
+        """Wait until all issued work is done."""
+
+    def works(self) -> bool:
+        """Whether more can be measured; after some CUDA errors nothing can, until the process ends."""
+        return True
+
+    def memory(self) -> TorchMemory | None:
+        """The caching allocator now, synchronised; its peaks start anew from here."""
+        return None
+
+    def open_cublas(self, dtype: torch.dtype) -> None:
+        """Multiply once, so that what cuBLAS takes for itself is told apart from what the model needs."""
+
+    def release_unused(self) -> None:
+        """Give back what loading left behind, so that memory read next is a property of the model."""
+        gc.collect()
+        # glibc keeps freed blocks for itself; where there is another C library, so be it.
+        with contextlib.suppress(AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)
+
+    def step_times(self) -> StepTimes:
+        return HostClock()
+
+    def replayable(self, step: Callable[[], None], compiled: bool) -> Callable[[], None]:
+        """`step` as a CUDA graph: one launch instead of a thousand. Without CUDA only what is compiled.
+
+        Raises `Unsupported` where `step` waits for the GPU in its midst, since what a graph replays has no
+        host to come back to.
+        """
+        if not compiled:
+            raise Unsupported("CUDA graphs need an NVIDIA GPU", "take --decode eager or compile")
+        return step
+
+
+class HostClock:
+    def __init__(self) -> None:
+        self.marks_ns: list[int] = []
+
+    def mark(self) -> None:
+        self.marks_ns.append(time.monotonic_ns())
+
+    def intervals_s(self) -> list[float]:
+        pairs = zip(self.marks_ns, self.marks_ns[1:], strict=False)
+        return [(end - start) / 1e9 for start, end in pairs]
+
+
+class CudaDevice(Device):
+    """An NVIDIA GPU, to which work is issued ahead of its being done."""
+
+    def __init__(self, name: str) -> None:
+        if not torch.cuda.is_available():
+            raise Unsupported(
+                f"torch {torch.__version__} sees no CUDA GPU",
+                "install a CUDA build of torch that the driver supports, or pass --device cpu",
+            )
+        self.torch = torch.device(name)
+        torch.cuda.set_device(self.torch)
+        # With cuDNN's attention allowed, torch's default on Hopper, every length of the KV cache that is new
+        # costs some 50 ms a token, once per process; with it off none does. See results/README.md.
+        torch.backends.cuda.enable_cudnn_sdp(False)
+        properties = torch.cuda.get_device_properties(self.torch)
+        self.name = properties.name
+        self.uuid = f"GPU-{properties.uuid}"
+
+    def synchronize(self) -> None:
+        torch.cuda.synchronize(self.torch)
+
+    def works(self) -> bool:
+        try:
+            self.synchronize()
+        except RuntimeError:
+            return False
+        return True
+
+    def memory(self) -> TorchMemory:
+        self.synchronize()
+        stats = torch.cuda.memory_stats(self.torch)
+        torch.cuda.reset_peak_memory_stats(self.torch)
+        here = self.torch.index or 0
+        segments = [each for each in torch.cuda.memory_snapshot() if each["device"] == here]
+        return TorchMemory(
+            requested_bytes=stats.get("requested_bytes.all.current", 0),
+            allocated_bytes=stats.get("allocated_bytes.all.current", 0),
+            active_bytes=stats.get("active_bytes.all.current", 0),
+            inactive_split_bytes=stats.get("inactive_split_bytes.all.current", 0),
+            reserved_bytes=stats.get("reserved_bytes.all.current", 0),
+            peak_allocated_bytes=stats.get("allocated_bytes.all.peak", 0),
+            peak_reserved_bytes=stats.get("reserved_bytes.all.peak", 0),
+            private_pool_bytes=sum(
+                segment["total_size"] for segment in segments if any(segment["segment_pool_id"])
+            ),
+            expandable_bytes=sum(segment["total_size"] for segment in segments if segment["is_expandable"]),
+        )
+
+    def open_cublas(self, dtype: torch.dtype) -> None:
+        # A bias makes it cuBLASLt's. Where their workspaces lie, in torch's allocator or outside of it, is a
+        # matter of torch's version.
+        ones = torch.ones(64, 64, dtype=dtype, device=self.torch)
+        torch.nn.functional.linear(ones @ ones, ones, ones[0])
+
+    def release_unused(self) -> None:
+        # transformers reserves memory ahead of loading, and quantizing leaves the unquantized behind.
+        gc.collect()
+        torch.cuda.empty_cache()
+
+    def step_times(self) -> StepTimes:
+        return CudaEvents()
+
+    def replayable(self, step: Callable[[], None], compiled: bool) -> Callable[[], None]:
+        for _ in range(STEPS_BEFORE_CAPTURE):
+            step()
+        refuse_waiting(step)
+        self.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):
+                step()
+        except RuntimeError as error:
+            raise Unsupported(
+                f"a decode step of this precision can't be recorded as a CUDA graph: {first_line(error)}",
+                "--decode eager measures it",
+            ) from error
+        return graph.replay
+
+
+def refuse_waiting(step: Callable[[], None]) -> None:
+    """Run `step` once, and raise `Unsupported` if it waits for the GPU, before a capture would break on it.
+
+    A capture that breaks leaves the CUDA context in doubt; a refused synchronisation leaves nothing.
+    """
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+    except RuntimeError as error:
+        if "synchronizing CUDA operation" not in str(error):
+            raise
+        raise Unsupported(
+            f"it waits for the GPU in every step, at {place(error)}, which no CUDA graph can record",
+            "--decode eager measures it",
+        ) from error
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def place(error: BaseException) -> str:
+    """Where `error` came from: the innermost line that isn't torch's own, e.g. `if x.any()` (ops.py:14)."""
+    frames = traceback.extract_tb(error.__traceback__)
+    outside = [frame for frame in frames if "/torch/" not in frame.filename]
+    frame = (outside or list(frames))[-1]
+    return f"`{frame.line}` ({'/'.join(Path(frame.filename).parts[-2:])}:{frame.lineno})"
+
+
+def first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n", 1)[0]
+
+
+class CudaEvents:
+    """Events recorded on the stream between kernels: the GPU's own clock, read after the fact."""
+
+    def __init__(self) -> None:
+        self.events: list[torch.cuda.Event] = []
+
+    def mark(self) -> None:
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        self.events.append(event)
+
+    def intervals_s(self) -> list[float]:
+        pairs = zip(self.events, self.events[1:], strict=False)
+        return [start.elapsed_time(end) / 1e3 for start, end in pairs]
+
+
+def open_device(job: Job) -> Device:
+    """The job's device. Raises `Unsupported` where torch can't use it."""
+    return Device("cpu") if job.device == "cpu" else CudaDevice(job.device)

@@ -1,0 +1,1 @@
+"""What every precision runs in: the worker's program, measuring, profiling."""

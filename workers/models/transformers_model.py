@@ -1,0 +1,29 @@
+"""Loading through transformers: what most precisions share."""
+
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from schemas.job import Job
+from workers.harness.main import LoadedModel
+from workers.models import source as model_source
+from workers.models.random_model import load_random_model
+
+
+def load_transformers_model(job: Job, dtype: torch.dtype, **loading: Any) -> LoadedModel:
+    """Load the job's model straight onto its device; `loading` goes to `from_pretrained`.
+
+    A device map of one entry keeps accelerate's hooks, which would run at every layer, out of the model.
+    """
+    if job.model.is_random:
+        name, outliers = job.model.location, job.model.outliers
+        model = load_random_model(name, job.device, dtype, job.seed, outliers, **loading)
+        return LoadedModel(model, None)
+    source = job.checkpoint or model_source.location(job)
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, device_map={"": job.device}, **loading)
+    return LoadedModel(model.eval(), load_tokenizer(job))
+
+
+def load_tokenizer(job: Job) -> PreTrainedTokenizerBase:
+    return AutoTokenizer.from_pretrained(model_source.location(job))

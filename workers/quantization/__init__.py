@@ -1,0 +1,1 @@
+"""Quantized weights: converted, calibrated, packed and cached."""

@@ -1,0 +1,52 @@
+"""Marlin's kernels, which GPTQModel brings as CUDA sources: compiled once, and kept where it keeps them.
+
+A note in qbench's cache says for which versions that was done and where the library lies, so that a worker
+learns of it without importing torch. GPTQModel finds its library by much more, the GPU's compute capability
+and compiler flags among it; where one of those changed, it compiles while the model loads.
+"""
+
+import importlib.metadata
+import shutil
+from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path
+
+from schemas.job import Job
+from workers.harness.main import Report, Unsupported
+
+EXTENSION = "marlin_fp16"
+LOOK_S = 1.0
+"""Between two looks at how many of the sources are compiled."""
+
+
+def is_built(job: Job) -> bool:
+    note = _note(job)
+    return note.exists() and Path(note.read_text()).exists()
+
+
+def build(job: Job, report: Report) -> None:
+    """Compile Marlin for FP16 with nvcc, some minutes. Raises `Unsupported` where there is no nvcc."""
+    from torch.utils.cpp_extension import CUDA_HOME
+
+    if CUDA_HOME is None and shutil.which("nvcc") is None:
+        raise Unsupported(
+            "Marlin comes as CUDA sources, and there is no nvcc to compile them",
+            "install the CUDA toolkit of torch's CUDA version, or set CUDA_HOME to it",
+        )
+    from gptqmodel import extension
+    from gptqmodel.utils.marlin import _MARLIN_FP16_TORCH_OPS_EXTENSION as marlin
+
+    folder, sources = marlin.build_root(), len(marlin.sources())
+    with ThreadPoolExecutor(1) as thread:
+        compiling = thread.submit(extension.load, EXTENSION)
+        while not compiling.done():
+            report("compiling Marlin's kernels", len(list(folder.glob("*.o"))), sources)
+            wait([compiling], LOOK_S)
+    if error := compiling.exception():
+        raise RuntimeError(" ".join(str(error).split())) from error
+    _note(job).parent.mkdir(parents=True, exist_ok=True)
+    _note(job).write_text(str(next(folder.glob("*.so"))))
+
+
+def _note(job: Job) -> Path:
+    versions = (importlib.metadata.version(name) for name in ("torch", "gptqmodel"))
+    return Path(job.cache_folder) / "marlin" / "-".join([EXTENSION, *versions])
