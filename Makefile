@@ -1,5 +1,6 @@
 # make bench    every precision that can run here, in a virtual environment of its own
 # make test     linters, types, tests
+# make golden   the texts that tests compare with, written anew after a change of wording
 # make bench-gpu   what the decode modes reach on this GPU, beside the targets set for an H100
 # make bundle   what a GPU machine without a network lacks, in one small folder
 
@@ -20,7 +21,7 @@ TORCH_INDEX := $(if $(HAS_GPU),,--extra-index-url https://download.pytorch.org/w
 # Tests run side by side, and torch's threads keep a core busy while they wait for each other.
 ONE_THREAD := OMP_NUM_THREADS=1
 
-.PHONY: bench bench-gpu test test-fast lint bundle clean
+.PHONY: bench bench-gpu test test-fast golden lint bundle clean
 
 bench: $(VENV)/.with-all
 	$(BIN)/qbench-orchestrate --all
@@ -34,10 +35,14 @@ test: lint
 test-fast: $(VENV)/.with-all,dev
 	$(ONE_THREAD) $(BIN)/pytest -m "not slow and not gpu" --numprocesses 2
 
+golden: $(VENV)/.with-all,dev
+	$(ONE_THREAD) $(BIN)/pytest --renew --numprocesses 2 --dist loadfile
+
 lint: $(VENV)/.with-all,dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 bundle: $(VENV)/.with-all
 	rm -rf .bundle

@@ -28,3 +28,8 @@ class BadInput(QbenchError):
     def __str__(self) -> str:
         line = f"{f'{self.option} {self.value}'.strip()}: {self.problem}. {self.fix}."
         return " ".join(line.split())
+
+
+def flag(name: str) -> str:
+    """A field of Options as it is typed: `prompt_tokens` → `--prompt-tokens`."""
+    return f"--{name.replace('_', '-')}"

@@ -9,6 +9,12 @@ from pathlib import Path
 
 import pytest
 from fake_nvml import fake_nvml_fixture  # noqa: F401
+from golden_text import golden  # noqa: F401
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--renew", action="store_true", help="write the golden texts anew instead of comparing")
+
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -20,7 +20,8 @@ most memory; whether it is faster than FP16 depends on the kernel, not on the fo
 """
 
 from schemas.job import Job
-from workers.harness.main import LoadedModel, Report, main
+from workers.harness.main import main
+from workers.protocol.backend import Backend, LoadedModel, Report
 from workers.quantization.awq_cache import is_prepared, packed_folder
 
 
@@ -37,4 +38,4 @@ def prepare(job: Job, report: Report) -> None:
 
 
 if __name__ == "__main__":
-    main(load, prepare, is_prepared, prepared_folder=packed_folder)
+    main(Backend(load, prepare, is_prepared, prepared_folder=packed_folder))

@@ -20,8 +20,11 @@ bytes are time, and keeps its lead at batches where other four-bit kernels lose 
 """
 
 from schemas.job import Job
-from workers.harness.main import LoadedModel, main
-from workers.quantization import awq_cache, marlin_build
+from workers.harness.main import main
+from workers.protocol.backend import Backend, LoadedModel
+from workers.quantization import marlin_build
+from workers.quantization.awq_cache import is_prepared, packed_folder
+from workers.quantization.awq_prepare import prepare
 
 
 def load(job: Job) -> LoadedModel:
@@ -31,9 +34,17 @@ def load(job: Job) -> LoadedModel:
 
     stored = {"quant_method": "awq", "bits": 4, "zero_point": True, "version": "gemm"}
     layout = Layout(AwqMarlinLinear, {"desc_act": False, "sym": False}, stored)
-    return load_marlin_model(job, layout, awq_cache.packed_folder)
+    return load_marlin_model(job, layout, packed_folder)
 
 
 if __name__ == "__main__":
-    prepared = (awq_cache.prepare, awq_cache.is_prepared)
-    main(load, *prepared, marlin_build.build, marlin_build.is_built, awq_cache.packed_folder)
+    main(
+        Backend(
+            load,
+            prepare,
+            is_prepared,
+            marlin_build.build,
+            marlin_build.is_built,
+            packed_folder,
+        )
+    )

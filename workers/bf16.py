@@ -15,7 +15,8 @@ trained in, and the one that doesn't overflow where FP16 does. GPUs before Amper
 """
 
 from schemas.job import Job
-from workers.harness.main import LoadedModel, main
+from workers.harness.main import main
+from workers.protocol.backend import Backend, LoadedModel
 
 
 def load(job: Job) -> LoadedModel:
@@ -23,8 +24,8 @@ def load(job: Job) -> LoadedModel:
 
     from workers.models.transformers_model import load_transformers_model
 
-    return load_transformers_model(job, torch.bfloat16)._replace(summed_rows=2)
+    return load_transformers_model(job, torch.bfloat16)._replace(max_gemv_batch=2)
 
 
 if __name__ == "__main__":
-    main(load)
+    main(Backend(load))

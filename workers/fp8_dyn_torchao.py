@@ -18,7 +18,8 @@ batches and long prompts, and reads half of FP16's bytes everywhere.
 """
 
 from schemas.job import Job
-from workers.harness.main import LoadedModel, main
+from workers.harness.main import main
+from workers.protocol.backend import Backend, LoadedModel
 
 
 def load(job: Job) -> LoadedModel:
@@ -30,4 +31,4 @@ def load(job: Job) -> LoadedModel:
 
 
 if __name__ == "__main__":
-    main(load)
+    main(Backend(load))

@@ -18,7 +18,8 @@ multiplied as those of `int8-wo` are.
 """
 
 from schemas.job import Job
-from workers.harness.main import LoadedModel, main
+from workers.harness.main import main
+from workers.protocol.backend import Backend, LoadedModel
 
 
 def load(job: Job) -> LoadedModel:
@@ -32,4 +33,4 @@ def load(job: Job) -> LoadedModel:
 
 
 if __name__ == "__main__":
-    main(load)
+    main(Backend(load))

@@ -20,8 +20,10 @@ keeps its lead at batches of up to some 32 rows. nvcc compiles the kernel once.
 """
 
 from schemas.job import Job
-from workers.harness.main import LoadedModel, main
-from workers.quantization import gptq_checkpoint, marlin_build
+from workers.harness.main import main
+from workers.protocol.backend import Backend, LoadedModel
+from workers.quantization import marlin_build
+from workers.quantization.gptq_checkpoint import is_prepared, packed_folder, prepare
 
 
 def load(job: Job) -> LoadedModel:
@@ -32,10 +34,18 @@ def load(job: Job) -> LoadedModel:
     marlin.apply_gptq_marlin_linear = adding_atomically(marlin.apply_gptq_marlin_linear)
     stored = {"quant_method": "gptq", "bits": 4, "sym": True, "desc_act": False}
     layout = Layout(marlin.MarlinLinear, {"desc_act": False, "sym": True}, stored)
-    loaded = load_marlin_model(job, layout, gptq_checkpoint.packed_folder)
+    loaded = load_marlin_model(job, layout, packed_folder)
     return loaded._replace(settings={**loaded.settings, "atomic_adds": "below 2,048 outputs"})
 
 
 if __name__ == "__main__":
-    prepared = (gptq_checkpoint.prepare, gptq_checkpoint.is_prepared)
-    main(load, *prepared, marlin_build.build, marlin_build.is_built, gptq_checkpoint.packed_folder)
+    main(
+        Backend(
+            load,
+            prepare,
+            is_prepared,
+            marlin_build.build,
+            marlin_build.is_built,
+            packed_folder,
+        )
+    )

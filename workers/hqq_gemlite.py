@@ -22,7 +22,8 @@ comes with what was found on some GPUs, the H100 among them. It can't be importe
 """
 
 from schemas.job import Job
-from workers.harness.main import LoadedModel, main
+from workers.harness.main import main
+from workers.protocol.backend import Backend, LoadedModel
 
 
 def load(job: Job) -> LoadedModel:
@@ -36,4 +37,4 @@ def load(job: Job) -> LoadedModel:
 
 
 if __name__ == "__main__":
-    main(load)
+    main(Backend(load))

@@ -19,14 +19,15 @@ wins where bytes are time, at small batches, at some loss of quality: nothing is
 """
 
 from schemas.job import Job
-from workers.harness.main import LoadedModel, main
+from workers.harness.main import main
+from workers.protocol.backend import Backend, LoadedModel
 
 
 def load(job: Job) -> LoadedModel:
     from torchao.quantization import Int4WeightOnlyConfig
 
-    from workers.kernels.few_rows import GROUP
     from workers.kernels.int4_product import with_int4_product
+    from workers.kernels.small_batch import GROUP
     from workers.quantization.torchao_model import load_torchao_model
 
     # The layout of torch's own kernel; torchao's default one needs a package of kernels.
@@ -35,4 +36,4 @@ def load(job: Job) -> LoadedModel:
 
 
 if __name__ == "__main__":
-    main(load)
+    main(Backend(load))

@@ -19,7 +19,8 @@ it wins where bytes are time, at small batches.
 """
 
 from schemas.job import Job
-from workers.harness.main import LoadedModel, main
+from workers.harness.main import main
+from workers.protocol.backend import Backend, LoadedModel
 
 
 def load(job: Job) -> LoadedModel:
@@ -33,4 +34,4 @@ def load(job: Job) -> LoadedModel:
 
 
 if __name__ == "__main__":
-    main(load)
+    main(Backend(load))

@@ -19,7 +19,8 @@ calibration: it wins where memory is short, and at batch 1, where bytes are time
 """
 
 from schemas.job import Job
-from workers.harness.main import LoadedModel, main
+from workers.harness.main import main
+from workers.protocol.backend import Backend, LoadedModel
 
 
 def load(job: Job) -> LoadedModel:
@@ -35,4 +36,4 @@ def load(job: Job) -> LoadedModel:
 
 
 if __name__ == "__main__":
-    main(load)
+    main(Backend(load))

@@ -10,7 +10,8 @@ not what this one does under its power limit, in this host, with this torch.
 """
 
 from schemas.job import Job, decode_job
-from workers.harness.main import Channel, describe_failure
+from workers.protocol.channel import Channel
+from workers.protocol.errors import describe_failure
 
 
 def main() -> None:

@@ -21,8 +21,8 @@ from orchestrator.analysis.agreement import agreements, mean_agreement
 from orchestrator.analysis.bounds import Bound, decode_pace, prefill_pace
 from orchestrator.analysis.intervals import Verdict
 from orchestrator.analysis.memory.phases import summarize_memory
+from orchestrator.analysis.peaks import bandwidth_bytes_per_s, matrix_flop_per_s
 from orchestrator.analysis.roofs import roof_tok_s
-from orchestrator.execution.measure_peaks import bandwidth_bytes_per_s, matrix_flop_per_s
 from orchestrator.records.workloads import baseline_of, find_baselines
 from schemas.frames import Done, Failed, Trial
 from schemas.job import DecodeMode

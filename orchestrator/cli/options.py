@@ -14,7 +14,7 @@ from click.core import ParameterSource
 from msgspec import inspect as shapes
 
 from orchestrator.cli.ranges import parse_range
-from orchestrator.errors import BadInput, QbenchError
+from orchestrator.errors import BadInput, QbenchError, flag
 from schemas.job import DecodeMode
 from schemas.options import Options
 
@@ -138,10 +138,6 @@ def _pair(name: str, text: str) -> tuple[str, str]:
     if not (key and equals and value):
         raise BadInput(flag(name), text, "is not of the form NAME=VALUE", f"Write {flag(name)} awq=VALUE")
     return key, value
-
-
-def flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
 
 
 def typed_options() -> set[str]:

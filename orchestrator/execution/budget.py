@@ -2,8 +2,6 @@
 
 import time
 
-from schemas.record import CellRecord
-
 
 class Budget:
     """Seconds shared out among the cells to come; what one leaves over, the next ones get."""
@@ -33,13 +31,3 @@ class Pause:
     def wait(self) -> None:
         time.sleep(self.next_s)
         self.next_s = self.cooldown_s
-
-
-def measuring_s(record: CellRecord) -> float:
-    """The cell's wall time without preparing and building, which are done once and kept."""
-    wall_s = record.wall_s or 0.0
-    began_ns = record.began_ns or 0
-    errand = next((edge.phase for edge in record.edges if edge.phase.name in ("prepare", "build")), None)
-    if errand is None or record.ready is None or errand.at_ns < began_ns:
-        return wall_s
-    return wall_s - (record.ready.at_ns - errand.at_ns) / 1e9

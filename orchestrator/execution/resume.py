@@ -14,8 +14,7 @@ from msgspec import to_builtins
 from msgspec.structs import replace
 from packaging.utils import canonicalize_name
 
-from orchestrator.cli.options import flag
-from orchestrator.errors import BadInput
+from orchestrator.errors import BadInput, flag
 from orchestrator.planning.plan import Plan
 from orchestrator.records.names import file_stem, job_name
 from schemas.environment import Environment

@@ -17,7 +17,7 @@ import msgspec
 
 from orchestrator.analysis.intervals import FEWEST_ROUNDS
 from orchestrator.analysis.rounds import is_precise, rounds_of
-from orchestrator.execution.budget import Budget, Pause, measuring_s
+from orchestrator.execution.budget import Budget, Pause
 from orchestrator.execution.idle_gpu import IdleGpu
 from orchestrator.execution.measure_peaks import measure_peaks
 from orchestrator.execution.observation import Observation
@@ -29,6 +29,7 @@ from orchestrator.hardware.nvml import Nvml
 from orchestrator.planning.plan import Cell, Plan
 from orchestrator.precisions.interpreter import lent_packages, worker_command, worker_environment
 from orchestrator.records.store import RunFolder, read_run
+from orchestrator.records.timing import measuring_s
 from schemas.frames import Done, Failed, Phase, Ready
 from schemas.job import Job
 from schemas.record import CellRecord, Leftover, Skipped

@@ -17,9 +17,9 @@ from math import log
 from statistics import fmean, median
 from typing import NamedTuple
 
-from orchestrator.execution.budget import measuring_s
 from orchestrator.planning.plan import Plan
 from orchestrator.records.names import job_name
+from orchestrator.records.timing import measuring_s
 from orchestrator.records.workloads import WorkloadKey, key_of
 from orchestrator.units import duration
 from schemas.environment import Environment

@@ -15,8 +15,8 @@ from typing import NamedTuple
 from orchestrator.analysis.bounds import Pace, decode_pace
 from orchestrator.analysis.divergence import divergence_sentence, divergences
 from orchestrator.analysis.metrics import measure_cell
+from orchestrator.analysis.peaks import bandwidth_bytes_per_s, matrix_flop_per_s
 from orchestrator.analysis.roofs import decode_step_bytes, seconds_per_step
-from orchestrator.execution.measure_peaks import bandwidth_bytes_per_s, matrix_flop_per_s
 from orchestrator.records.names import cell_name
 from orchestrator.records.workloads import (
     baseline_of,

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 from sample_records import edge, make_cell, make_ready
 
-from orchestrator.execution.budget import Budget, measuring_s
+from orchestrator.execution.budget import Budget
+from orchestrator.records.timing import measuring_s
 from schemas.record import CellRecord
 
 

@@ -13,7 +13,8 @@ from conftest import ROOT
 from sample_records import make_ready, make_run
 from worker_runs import copy_packages
 
-from orchestrator.execution.measure_peaks import bandwidth_bytes_per_s, matrix_flop_per_s, measure_peaks
+from orchestrator.analysis.peaks import bandwidth_bytes_per_s, matrix_flop_per_s
+from orchestrator.execution.measure_peaks import measure_peaks
 from orchestrator.hardware.datasheet import find_datasheet
 from orchestrator.precisions.catalog import find_precisions
 from orchestrator.precisions.interpreter import lent_packages, own_interpreter

@@ -81,7 +81,8 @@ WORKER = '''\
 """Tight: room for four rows and no more."""
 
 from schemas.job import Job
-from workers.harness.main import LoadedModel, main
+from workers.protocol.backend import Backend, LoadedModel
+from workers.harness.main import main
 
 
 def load(job: Job) -> LoadedModel:
@@ -101,7 +102,7 @@ def load(job: Job) -> LoadedModel:
 
 
 if __name__ == "__main__":
-    main(load)
+    main(Backend(load))
 '''
 
 

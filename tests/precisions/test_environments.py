@@ -41,7 +41,8 @@ WORKER = '''\
 """My own: as many bits as I like."""
 
 from schemas.job import Job
-from workers.harness.main import LoadedModel, main
+from workers.protocol.backend import Backend, LoadedModel
+from workers.harness.main import main
 
 
 def load(job: Job) -> LoadedModel:
@@ -53,7 +54,7 @@ def load(job: Job) -> LoadedModel:
 
 
 if __name__ == "__main__":
-    main(load)
+    main(Backend(load))
 '''
 
 

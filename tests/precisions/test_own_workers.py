@@ -29,7 +29,8 @@ WORKER = '''\
 from pathlib import Path
 
 from schemas.job import Job
-from workers.harness.main import LoadedModel, Report, main
+from workers.protocol.backend import Backend, LoadedModel, Report
+from workers.harness.main import main
 
 from .my_settings import DTYPE
 
@@ -58,7 +59,7 @@ def load(job: Job) -> LoadedModel:
 
 
 if __name__ == "__main__":
-    main(load, prepare, is_prepared)
+    main(Backend(load, prepare, is_prepared))
 '''
 
 

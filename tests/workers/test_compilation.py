@@ -23,8 +23,8 @@ from workers.generation.compilation import CompiledStep
 from workers.generation.device import Device
 from workers.generation.opaque import opaque
 from workers.generation.repeated_layers import repeated_layers
-from workers.harness.main import Unsupported
 from workers.kernels.joint_linear import join_linears
+from workers.protocol.errors import Unsupported
 
 CPU = Device("cpu")
 

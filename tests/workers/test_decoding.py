@@ -26,8 +26,9 @@ from workers.generation.prompts import Batch, make_batches
 from workers.generation.static_cache import StepState, grouped_attention_in
 from workers.generation.timing import Limits, generate_stepwise
 from workers.harness import measure, profiling
-from workers.harness.main import LoadedModel, Unsupported
 from workers.kernels.int_mm import int_mm, scaled_int_mm
+from workers.protocol.backend import LoadedModel
+from workers.protocol.errors import Unsupported
 
 UNEQUAL = ["Name a river.", "Why is the sky blue, and not green, when the sun is high?", "Go"]
 MODES = ("eager", "generate", "compile")
@@ -246,7 +247,7 @@ def test_products_are_sums_up_to_a_precisions_rows(
         return lambda function: function
 
     monkeypatch.setattr(decoding, "compiler", compiler)
-    loaded = LoadedModel(small_model("llama"), None, summed_rows=2)
+    loaded = LoadedModel(small_model("llama"), None, max_gemv_batch=2)
     cpu, batches = Device("cpu"), [padded_batch(rows, 0)]
     with torch.inference_mode(), decoding.decoding("compile", loaded, batches, 3, cpu) as (generate, _):
         assert generate(batches[0], Limits(3)).token_ids.shape == (rows, 3)

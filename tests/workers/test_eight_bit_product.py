@@ -14,9 +14,9 @@ from torchao.quantization import (
     quantize_,
 )
 
-from workers.harness.main import LoadedModel
 from workers.kernels.eight_bit_product import eight_bit_product, plan, with_eight_bit_product
-from workers.kernels.few_rows import MOST_ROWS, RESERVED_SHARED_BYTES
+from workers.kernels.small_batch import MOST_ROWS, RESERVED_SHARED_BYTES
+from workers.protocol.backend import LoadedModel
 
 H100 = SimpleNamespace(multi_processor_count=132, shared_memory_per_multiprocessor=228 << 10)
 CONFIGS = [Int8WeightOnlyConfig, Float8WeightOnlyConfig]
@@ -75,7 +75,7 @@ def test_queries_keys_and_values_are_one_product(config: type, monkeypatch: pyte
         expected = model(ids).logits
         loaded = with_eight_bit_product(LoadedModel(model, None))
         assert torch.equal(model(ids).logits, expected)
-    assert loaded.settings == {"few_rows": "eight_bit_product.cu", "joined": "q_proj+k_proj+v_proj"}
+    assert loaded.settings == {"small_batch": "eight_bit_product.cu", "joined": "q_proj+k_proj+v_proj"}
 
 
 @pytest.mark.parametrize(

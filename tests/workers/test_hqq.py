@@ -9,7 +9,8 @@ from worker_runs import make_job
 
 from workers.generation.device import Device
 from workers.harness.inventory import take_inventory
-from workers.harness.main import LoadedModel, Unsupported
+from workers.protocol.backend import LoadedModel
+from workers.protocol.errors import Unsupported
 from workers.quantization.hqq_model import HqqConfig, choose_group_size, load_hqq_model, quantize
 
 

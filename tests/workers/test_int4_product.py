@@ -8,10 +8,10 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torchao.quantization import Int4TilePackedTo4dTensor
 
-from workers.harness.main import LoadedModel
-from workers.kernels.few_rows import GROUP, MOST_ROWS, ROWS_OF_A_BLOCK
 from workers.kernels.int4_product import int4_product, plan, with_int4_product
 from workers.kernels.joint_linear import ATTENTION, MLP, joined_linear
+from workers.kernels.small_batch import GROUP, MOST_ROWS, ROWS_OF_A_BLOCK
+from workers.protocol.backend import LoadedModel
 
 SHAPES = [(8, 128), (512, 3584), (3584, 3584), (18944, 3584), (3584, 18944), (4864, 896), (152064, 1024)]
 NO_MODEL = LoadedModel(torch.nn.Module(), None)

@@ -6,8 +6,8 @@ from transformers import BitsAndBytesConfig, LlamaConfig, PreTrainedModel, Torch
 
 from workers.generation.device import Device
 from workers.harness.inventory import take_inventory
-from workers.harness.main import LoadedModel
 from workers.models.random_model import build_random_model
+from workers.protocol.backend import LoadedModel
 
 LINEAR_PARAMETERS = 2 * (4 * 128 * 128 + 3 * 128 * 256)
 INVERSE_FREQUENCIES = 2 * 4 * 16

@@ -27,8 +27,8 @@ from orchestrator.precisions.interpreter import own_interpreter, worker_command,
 from schemas.frames import AnyFrame, Done, Failed, Loaded, Phase, Progress, Ready, Trial, Waiting
 from schemas.job import Job
 from workers.generation.prompts import make_batches
-from workers.harness.main import describe_failure
 from workers.harness.measure import FEWEST_STEPS
+from workers.protocol.errors import describe_failure
 
 pytestmark = pytest.mark.slow
 
@@ -82,7 +82,7 @@ def odd_workers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }.items():
         (folder / f"workers/{name}.py").write_text(plain.replace(body, body + lines))
     preparing = plain.replace(
-        "main(load)", "main(load, lambda *_: __import__('time').sleep(600), lambda _: 0)"
+        "main(Backend(load))", "main(Backend(load, lambda *_: __import__('time').sleep(600), lambda _: 0))"
     )
     (folder / "workers/endless_preparation.py").write_text(preparing)
     return folder

@@ -31,7 +31,7 @@ from torch._inductor import compile_fx, decomposition
 from torch._inductor.runtime.benchmarking import benchmarker
 
 from workers.generation.device import Device
-from workers.harness.main import Unsupported
+from workers.protocol.errors import Unsupported
 
 Compile = Callable[[Callable[..., Any]], Callable[..., Any]]
 INDUCTOR = {

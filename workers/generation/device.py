@@ -13,7 +13,7 @@ import torch
 
 from schemas.frames import TorchMemory
 from schemas.job import Job
-from workers.harness.main import Unsupported
+from workers.protocol.errors import Unsupported
 
 STEPS_BEFORE_CAPTURE = 2
 """Steps in which libraries allocate workspaces and Triton compiles: none of it may happen in a capture."""

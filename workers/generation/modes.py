@@ -28,7 +28,7 @@ from workers.generation.repeated_layers import Learn, repeated_layers
 from workers.generation.static_cache import StepState, grouped_attention_in
 from workers.generation.timing import Generate, generate_stepwise
 from workers.generation.transformers_generate import generate_with_transformers
-from workers.harness.main import LoadedModel
+from workers.protocol.backend import LoadedModel
 
 
 @contextmanager
@@ -45,7 +45,7 @@ def decoding(
     elif mode == "eager":
         yield partial(generate_stepwise, EagerStepper(model, new_tokens, device), device), SetUp(setup_s=0.0)
     else:
-        summed = batches[0].ids.shape[0] <= loaded.summed_rows
+        summed = batches[0].ids.shape[0] <= loaded.max_gemv_batch
         compiled = compiler(device, summed) if mode == "compile" else None
         with (
             grouped_attention_in(model) as grouped,

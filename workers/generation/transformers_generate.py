@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 from workers.generation.device import Device
 from workers.generation.prompts import Batch
 from workers.generation.timing import Generation, Limits, seconds_since
-from workers.harness.main import Unsupported
+from workers.protocol.errors import Unsupported
 
 
 def generate_with_transformers(

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from schemas.frames import ForwardCosts, Loaded
 from workers.generation.device import Device
-from workers.harness.main import LoadedModel
+from workers.protocol.backend import LoadedModel
 
 MOST_NAMES = 20
 SCALES = {"scales", "scale", "SCB", "absmax", "scale_and_zero"}

@@ -20,9 +20,11 @@ from workers.generation.modes import decoding
 from workers.generation.prompts import Batch, make_batches
 from workers.generation.timing import Generate, Generation, Limits
 from workers.harness.inventory import take_inventory
-from workers.harness.main import Channel, Load, LoadedModel, Unsupported, describe_failure
 from workers.harness.profiling import profile_generation
 from workers.harness.ready import MEASURED_WITH, import_packages, ready_frame
+from workers.protocol.backend import LoadedModel
+from workers.protocol.channel import Channel
+from workers.protocol.errors import Unsupported, describe_failure
 
 WARMUP_SHARE = 0.25
 """Part of a budget that warm-up may take."""
@@ -39,7 +41,7 @@ SAMPLE_CHARACTERS = 200
 Enter = Callable[[PhaseName, int | None], None]
 
 
-def measure(job: Job, load: Load, channel: Channel, began_ns: int) -> bool:
+def measure(job: Job, load: Callable[[Job], LoadedModel], channel: Channel, began_ns: int) -> bool:
     """Load what the job names, measure it, and go on with whatever jobs the parent sends after it.
 
     The first job's budget, if there is one, counts from `began_ns` (monotonic). What fails while loading

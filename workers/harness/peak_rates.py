@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from schemas.frames import Peaks
 from workers.generation.device import Device
-from workers.harness.main import Unsupported, describe_failure
+from workers.protocol.errors import Unsupported, describe_failure
 
 DTYPES = ("float16", "bfloat16", "float32", "int8", "float8_e4m3fn")
 """What weights are multiplied in, the commonest first; float32 without TF32, as is torch's default."""

@@ -1,5 +1,5 @@
 // y = x W^T * scales for few rows x, with W in INT8 or FP8 (e4m3), row by row, and a scale for each output.
-// Beside few_rows.cuh's the host defines FP8 as 0 or 1; for a block of threads, which has 16 outputs, STAGES groups under
+// Beside small_batch.cuh's the host defines FP8 as 0 or 1; for a block of threads, which has 16 outputs, STAGES groups under
 // way per warp.
 #define XS (16 * ROWS)  // in 16 bytes: a group of x, and below one of x and of the weights
 #define STAGE (XS + 128)

@@ -1,7 +1,7 @@
 """Few rows times INT8 or FP8 weights, read as they are: `int8-wo` and `fp8-wo` at small batches.
 
 cuBLAS takes no such weights beside BF16 rows, so for a matrix product they would be written out in BF16 at
-every step. `eight_bit_product.cu` converts them in registers; else it works as `few_rows.py` tells. On an
+every step. `eight_bit_product.cu` converts them in registers; else it works as `small_batch.py` tells. On an
 H100 the seven products of a layer of Qwen2.5-7B take 96 µs for 8 rows of INT8 (`results/h100-table-7b`).
 """
 
@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from torchao.quantization import Float8Tensor, Int8Tensor
 
-from workers.harness.main import LoadedModel
-from workers.kernels import few_rows
-from workers.kernels.few_rows import (
+from workers.kernels import small_batch
+from workers.kernels.joint_linear import ATTENTION, join_linears, joined_linear
+from workers.kernels.small_batch import (
     GROUP,
     RESERVED_SHARED_BYTES,
     ROWS_OF_A_BLOCK,
@@ -21,7 +21,7 @@ from workers.kernels.few_rows import (
     kernel,
     properties,
 )
-from workers.kernels.joint_linear import ATTENTION, join_linears, joined_linear
+from workers.protocol.backend import LoadedModel
 
 OUTPUTS = 16
 """Of a block of threads."""
@@ -94,9 +94,9 @@ def with_eight_bit_product(loaded: LoadedModel) -> LoadedModel:
     Gate and values are wide enough apart: for a prompt, all that is joined stands in memory in BF16 at once.
     """
     for kind in (Int8Tensor, Float8Tensor):
-        few_rows.take_over(kind, _product, _fits)
+        small_batch.take_over(kind, _product, _fits)
     join_linears(loaded.model, torch.nn.Linear, _joined, [ATTENTION])
-    return few_rows.told(loaded, SOURCE)
+    return small_batch.told(loaded, SOURCE)
 
 
 def _joined(layers: list[torch.nn.Linear]) -> torch.nn.Linear | None:

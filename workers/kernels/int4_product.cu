@@ -1,5 +1,5 @@
 // y = x W^T for few rows x, with W in 4 bits, stored as torch's `_weight_int4pack_mm` wants it, in groups of 128.
-// Beside few_rows.cuh's the host defines KOP groups as stored; for a block of threads RB blocks of 8 outputs and STAGES
+// Beside small_batch.cuh's the host defines KOP groups as stored; for a block of threads RB blocks of 8 outputs and STAGES
 // groups under way per warp; BLOCKS per multiprocessor.
 #define COLS (ROWS > 1 ? 2 : 1)  // rows that a thread gets of 8, the same two where there is but one
 #define XS (16 * ROWS)  // in 16 bytes: a group of x, and below one of x, of the scales and of the weights

@@ -1,7 +1,7 @@
 """Few rows times INT4 weights in the layout of torch's own kernel, but faster: `int4-wo` at small batches.
 
 `_weight_int4pack_mm` draws under half of what the memory of an H100 can deliver for one row, and for 8 takes
-twice as long (by hand). Its time goes into waiting; `int4_product.cu` works as `few_rows.py` tells, on
+twice as long (by hand). Its time goes into waiting; `int4_product.cu` works as `small_batch.py` tells, on
 weights that a layer has and not on those that pad its width. On an H100 the seven products of a layer of
 Qwen2.5-7B take 52 µs for one row (`results/h100-table-7b`); through torch's it was 88, and four more kernels
 to pad their inputs (`results/h100-best-7b`).
@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from torchao.quantization import Int4TilePackedTo4dTensor
 
-from workers.harness.main import LoadedModel
-from workers.kernels import few_rows
-from workers.kernels.few_rows import (
+from workers.kernels import small_batch
+from workers.kernels.joint_linear import join_linears, joined_linear
+from workers.kernels.small_batch import (
     GROUP,
     RESERVED_SHARED_BYTES,
     ROWS_OF_A_BLOCK,
@@ -23,7 +23,7 @@ from workers.kernels.few_rows import (
     kernel,
     properties,
 )
-from workers.kernels.joint_linear import join_linears, joined_linear
+from workers.protocol.backend import LoadedModel
 
 OUTPUTS = 8
 """Rows of weights that lie beside each other in this layout."""
@@ -112,9 +112,9 @@ def _(x: torch.Tensor, weight: torch.Tensor, scale_and_zero: torch.Tensor) -> to
 
 def with_int4_product(loaded: LoadedModel) -> LoadedModel:
     """`loaded`, its INT4 layers of one input joined, multiplying few rows by `int4_product`."""
-    few_rows.take_over(Int4TilePackedTo4dTensor, _product, _fits)
+    small_batch.take_over(Int4TilePackedTo4dTensor, _product, _fits)
     join_linears(loaded.model, torch.nn.Linear, _joined)
-    return few_rows.told(loaded, SOURCE)
+    return small_batch.told(loaded, SOURCE)
 
 
 def _joined(layers: list[torch.nn.Linear]) -> torch.nn.Linear | None:

@@ -4,13 +4,10 @@ Imports nothing heavy: a worker asks `is_prepared` before it imports torch.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from schemas.job import Job
 from workers.models.gguf_model import convert_gguf, converted_folder
-
-if TYPE_CHECKING:
-    from workers.harness.main import Report
+from workers.protocol.backend import Report
 
 
 def location(job: Job) -> str:
@@ -34,7 +31,7 @@ def is_prepared(job: Job) -> bool:
     return job.model.kind != "gguf" or _converted(job).exists()
 
 
-def prepare(job: Job, report: "Report") -> None:
+def prepare(job: Job, report: Report) -> None:
     """Convert a GGUF file to FP16 safetensors in the cache."""
     report("converting GGUF to FP16 safetensors", 0, 1)
     convert_gguf(Path(job.model.location), _converted(job))

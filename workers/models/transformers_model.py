@@ -6,9 +6,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from schemas.job import Job
-from workers.harness.main import LoadedModel
 from workers.models import source as model_source
 from workers.models.random_model import load_random_model
+from workers.protocol.backend import LoadedModel
 
 
 def load_transformers_model(job: Job, dtype: torch.dtype, **loading: Any) -> LoadedModel:

@@ -14,15 +14,16 @@ from awq.utils.module import get_named_linears, set_op_by_name
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from schemas.job import Job
-from workers.harness.main import LoadedModel, Report
 from workers.models import source as model_source
 from workers.models.planted_outliers import READERS, outlier_channels
 from workers.models.random_model import random_config, random_state_dict
 from workers.models.random_packed import ZERO_POINTS_OF_8, random_packed
 from workers.models.transformers_model import load_tokenizer
-from workers.quantization.awq_cache import choose_group_size, packed_folder, recipe_file
+from workers.protocol.backend import LoadedModel, Report
+from workers.quantization.awq_cache import packed_folder, recipe_file
 from workers.quantization.awq_recipe import calibrate, pack
 from workers.quantization.calibration_text import calibrated_with, read_note, samples, write_note
+from workers.quantization.checkpoint_cache import choose_group_size
 
 RANDOM_GROUP_SIZE = 128
 OPAQUE = (gemm.WQLinear_GEMM,)

@@ -24,9 +24,9 @@ from awq.utils.module import exclude_layers_to_not_quantize, get_named_linears
 from safetensors.torch import load_file, save_file
 
 from schemas.job import Job
-from workers.harness.main import Report
-from workers.quantization.awq_cache import model_fingerprint
+from workers.protocol.backend import Report
 from workers.quantization.calibration_text import BLOCK_TOKENS, text_name, text_path
+from workers.quantization.checkpoint_cache import model_fingerprint
 from workers.quantization.perplexity import heldout_text, perplexity
 
 

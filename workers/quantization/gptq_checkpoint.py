@@ -1,41 +1,31 @@
 """GPTQ checkpoints that GPTQModel calibrates, kept by content and found without importing torch."""
 
 import contextlib
-import hashlib
 import importlib.metadata
 import os
 import time
 from pathlib import Path
 
 from schemas.job import Job
-from workers.harness.main import Report
 from workers.models import source as model_source
-from workers.quantization.awq_cache import choose_group_size, model_fingerprint
+from workers.protocol.backend import Report
+from workers.quantization import checkpoint_cache
 from workers.quantization.calibration_text import (
     BLOCK_TOKENS,
     calibrated_with,
     samples,
-    text_sha256,
     write_note,
 )
 
 
 def is_prepared(job: Job) -> bool:
-    """Whether `load` will find its checkpoint; random weights are packed as they are made."""
-    return job.model.is_random or job.checkpoint is not None or packed_folder(job).exists()
+    return checkpoint_cache.is_prepared(job, packed_folder)
 
 
 def packed_folder(job: Job) -> Path:
-    """Folder of this job's GPTQ checkpoint in the cache; its name stands for all that it depends on."""
-    folder = model_source.folder(job)
-    parts = (
-        model_fingerprint(folder),
-        str(choose_group_size(folder)),
-        str(BLOCK_TOKENS),
-        text_sha256(job),
-        importlib.metadata.version("gptqmodel"),
-    )
-    return Path(job.cache_folder) / "gptq" / hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
+    """Folder of this job's GPTQ checkpoint in the cache."""
+    name = checkpoint_cache.checkpoint_name(job, importlib.metadata.version("gptqmodel"))
+    return Path(job.cache_folder) / "gptq" / name
 
 
 def prepare(job: Job, report: Report) -> None:
@@ -49,7 +39,10 @@ def prepare(job: Job, report: Report) -> None:
     report("calibrating with GPTQ", 0, 1)
     began_s = time.monotonic()
     folder, packed = model_source.folder(job), packed_folder(job)
-    blocks, group_size = samples(job, AutoTokenizer.from_pretrained(folder)), choose_group_size(folder)
+    blocks, group_size = (
+        samples(job, AutoTokenizer.from_pretrained(folder)),
+        checkpoint_cache.choose_group_size(folder),
+    )
     config = QuantizeConfig(bits=4, group_size=group_size, sym=True, desc_act=False, device=job.device)
     model = GPTQModel.load(str(folder), config, dtype=torch.float16)
     packed.parent.mkdir(parents=True, exist_ok=True)

@@ -17,8 +17,9 @@ from transformers.quantizers.auto import register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from schemas.job import Job
-from workers.harness.main import LoadedModel, Unsupported
 from workers.models.transformers_model import load_transformers_model
+from workers.protocol.backend import LoadedModel
+from workers.protocol.errors import Unsupported
 
 METHOD = "hqq-while-loading"
 GROUP_SIZES = (128, 64, 32)

@@ -11,7 +11,8 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 from schemas.job import Job
-from workers.harness.main import Report, Unsupported
+from workers.protocol.backend import Report
+from workers.protocol.errors import Unsupported
 
 EXTENSION = "marlin_fp16"
 LOOK_S = 1.0

@@ -18,11 +18,12 @@ from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from schemas.job import Job
-from workers.harness.main import LoadedModel, Unsupported
 from workers.kernels.joint_linear import join_linears, joined_setting
 from workers.models.random_model import random_config, random_state_dict
 from workers.models.random_packed import random_packed
 from workers.models.transformers_model import load_tokenizer
+from workers.protocol.backend import LoadedModel
+from workers.protocol.errors import Unsupported
 from workers.quantization.calibration_text import read_note
 
 RANDOM_GROUP_SIZE = 128

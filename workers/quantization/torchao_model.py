@@ -12,8 +12,9 @@ from torchao.utils import TorchAOBaseTensor
 from transformers import PreTrainedModel, TorchAoConfig
 
 from schemas.job import Job
-from workers.harness.main import LoadedModel, Unsupported
 from workers.models.transformers_model import load_transformers_model
+from workers.protocol.backend import LoadedModel
+from workers.protocol.errors import Unsupported
 
 if TYPE_CHECKING:
     from torchao.core.config import AOBaseConfig

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from workers.harness.main import LoadedModel
 from workers.kernels.joint_linear import joined_setting
+from workers.protocol.backend import LoadedModel
 
 GROUP = 128
 """Inputs that a warp reads at once; of INT4 those that share a scale."""
@@ -47,7 +47,7 @@ def take_over(kind: Any, product: Callable[..., torch.Tensor], fits: Callable[[A
 
 def told(loaded: LoadedModel, source: Path) -> LoadedModel:
     """`loaded`, whose settings name the kernel of few rows and what it multiplies at once."""
-    of_few_rows = {"few_rows": source.name} | joined_setting(loaded.model)
+    of_few_rows = {"small_batch": source.name} | joined_setting(loaded.model)
     return loaded._replace(settings={**loaded.settings, **of_few_rows})
 
 

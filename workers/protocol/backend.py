@@ -1,0 +1,48 @@
+"""What a precision gives the program around it: how its model is loaded, and what is made once beforehand."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from schemas.job import Job
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Report = Callable[[str, int, int], None]
+"""Told what is being done, and how many of how many are done."""
+
+
+class LoadedModel(NamedTuple):
+    """A model on its device in eval mode, and its tokenizer (None for random weights)."""
+
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase | None"
+    settings: Mapping[str, str] = {}
+    """Whatever decides which kernels run and can't be read off the model's config."""
+    opaque: tuple[type, ...] = ()
+    """Classes of linear layers that torch.compile must not trace; see `workers/generation/opaque.py`."""
+    max_gemv_batch: int = 1
+    """The largest batch for which torch.compile turns matrix products into reductions, one per row; see
+    `workers/generation/compilation.py`."""
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A way to load a model, with what has to be prepared or built once for it.
+
+    `prepare` and `build` each run in a process of their own, so that nothing of theirs is left in the process
+    whose memory is measured. `is_prepared` and `is_built` must be cheap: they are asked before torch is
+    imported.
+    """
+
+    load: Callable[[Job], LoadedModel]
+    prepare: Callable[[Job, Report], None] | None = None
+    """Converts, calibrates or packs the weights that `load` needs, into the job's cache folder."""
+    is_prepared: Callable[[Job], bool] = lambda _: True
+    build: Callable[[Job, Report], None] | None = None
+    """Compiles kernels that are distributed as sources."""
+    is_built: Callable[[Job], bool] = lambda _: True
+    prepared_folder: Callable[[Job], Path] | None = None
+    """Where `prepare` leaves calibrated weights and the note on their calibration."""
