@@ -17,7 +17,7 @@ Golden = Callable[[str | Iterable[str]], None]
 
 @pytest.fixture
 def golden(request: pytest.FixtureRequest) -> Golden:
-    """Compare a text, or lines, with `golden/text/MODULE/TEST.txt`; several calls in a test share the file."""
+    """Compare a text, or lines, with `golden/text/MODULE/TEST.txt`; all calls in a test share that file."""
     path = FOLDER / request.path.stem / f"{_file_name(request.node.name)}.txt"
     renew = request.config.getoption("--renew")
     told: list[str] = []
