@@ -76,7 +76,7 @@ def shallow(path: Path) -> str:
 def measure(path: Path, model: str) -> CellRecord:
     """One cell of FP16 in eager mode, its record kept in `path`."""
     with (
-        patch("orchestrator.execution.run.Observation", OnAndOffObservation),
+        patch("orchestrator.execution.worker_session.Observation", OnAndOffObservation),
         one_worker(path, model, PROMPTS, ["eager"], NEW_TOKENS) as one,
     ):
         return one.measure(one.cells[0])

@@ -52,7 +52,7 @@ def timely(work: Callable[[], T]) -> T:
     pytest.fail(f"took {min(took_s):.1f} s")
 
 
-def lay_out(shape: str) -> Plan:
+def build_plan(shape: str) -> Plan:
     return plan_of([H100], precision=list(SPEEDS), **SHAPES[shape])
 
 
@@ -76,7 +76,7 @@ def shape(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def plan(shape: str) -> Plan:
-    return lay_out(shape)
+    return build_plan(shape)
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def folder(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_planned(shape: str, tmp_path: Path) -> None:
-    plan = timely(lambda: lay_out(shape))
+    plan = timely(lambda: build_plan(shape))
     assert len(plan.runnable) == CELLS
     run = make_run(jobs=[cell.job for cell in plan.cells])
     kept = iter(range(3))
@@ -114,7 +114,7 @@ def test_what_is_left_is_worked_out(plan: Plan, folder: Path) -> None:
 
     left = timely(work_out)
     assert left.cells == plan.cells[CELLS // 2 :]
-    timely(lambda: RunFolder(folder).mend([]))
+    timely(lambda: RunFolder(folder).repair(CELLS, []))
 
 
 def test_its_time_is_told(plan: Plan, run: Run) -> None:

@@ -73,11 +73,19 @@ class RunFolder:
                 raise BadInput("--resume", str(self.path), problem, "Wait for that to end") from None
             yield
 
-    def mend(self, left: Iterable[Job]) -> None:
-        """Take away what a kill left half done: a torn last line, and samples of cells that are `left`."""
+    def repair(self, finished: int, left: Iterable[Job]) -> None:
+        """Remove what a kill left incomplete: a torn last line, and samples of cells that are `left`.
+
+        Raises `BadInput` if the folder holds other than the `finished` records: another process added some
+        before the folder was reserved.
+        """
         records = self.path / RECORDS
+        whole = _whole(records.read_bytes()) if records.exists() else b""
+        if whole.count(b"\n") != finished:
+            problem = "another process has continued this run meanwhile"
+            raise BadInput("--resume", str(self.path), problem, "Resume it again")
         if records.exists():
-            os.truncate(records, len(_whole(records.read_bytes())))
+            os.truncate(records, len(whole))
         for job in left:
             (self.path / "samples" / f"{file_stem(job)}.jsonl").unlink(missing_ok=True)
 
@@ -145,10 +153,10 @@ def _read_folder(path: Path, samples: bool) -> Run:
 
 
 def read_runs(folder: Path) -> Iterator[Run]:
-    """The runs in a folder from old to new, by their names; what can't be read is passed over."""
+    """The runs in a folder without their samples, from old to new by name; unreadable ones are skipped."""
     for path in sorted(folder.glob("*/plan.json")):
         with suppress(BadInput):
-            yield read_run(path.parent)
+            yield read_run(path.parent, samples=False)
 
 
 def _read_file(file: Path, samples: bool) -> Run:

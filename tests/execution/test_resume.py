@@ -19,6 +19,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from commands import command, environment, run
+from golden_text import Golden
 from msgspec.structs import replace
 from rich.console import Console
 from sample_records import H100_PEAKS, make_cell, make_job, make_run
@@ -394,8 +395,8 @@ def cells_of(place: Path, rounds: int, names: tuple[str, ...] = ("fp16", "play-b
     return [cell(name, round_) for round_ in range(rounds) for name in names]
 
 
-class Impatient(Watcher):
-    """Who presses Ctrl-C while this cell is measured, counted from 0 over all parts of the run."""
+class Interrupting(Watcher):
+    """Acts out a Ctrl-C while this cell is measured, counted from 0 over all parts of the run."""
 
     def __init__(self, cell: int) -> None:
         super().__init__(Console(file=StringIO()), 9)
@@ -404,6 +405,10 @@ class Impatient(Watcher):
     def see(self, frame: AnyFrame | None, reading: MemoryReading | None) -> None:
         if self.begun == self.cell + 1:
             signal.raise_signal(signal.SIGINT)
+
+
+def plan_of(cells: list[Cell], budget_s: float | None = None, precise: float | None = None) -> Plan:
+    return Plan(cells, budget_s, cooldown_s=0, timeout_s=60, explicit=True, precise=precise)
 
 
 def begin_in(place: Path, plan: Plan) -> RunFolder:
@@ -416,53 +421,69 @@ def begin_in(place: Path, plan: Plan) -> RunFolder:
     return folder
 
 
-def go_on(folder: RunFolder, plan: Plan, watcher: Watcher | None = None) -> Run:
-    """Run what is left of a plan, up to where the watcher loses patience."""
+def continue_run(folder: RunFolder, plan: Plan, watcher: Watcher | None = None) -> Run:
+    """Run what is left of a plan, up to where the watcher interrupts it."""
+    begun = read_run(folder.path, samples=False)
     with suppress(KeyboardInterrupt):
-        run_plan(plan, folder, watcher or Watcher(Console(file=StringIO()), 9), None, 30, True)
+        left = left_of(plan, begun.cells)
+        run_plan(left, begun, folder, watcher or Watcher(Console(file=StringIO()), 9), None)
     return read_run(folder.path)
 
 
-def test_samples_without_a_record_are_dropped(place: Path) -> None:
-    plan = Plan(cells_of(place, 2), None, 0)
+def test_samples_without_a_record_are_removed(place: Path) -> None:
+    plan = plan_of(cells_of(place, 2))
     folder = begin_in(place, plan)
-    go_on(folder, plan, Impatient(1))
+    continue_run(folder, plan, Interrupting(1))
     kept = contents(folder.path / "samples")
     (folder.path / "samples" / f"{file_stem(plan.cells[3].job)}.jsonl").write_text('{"at_ns": 1, "proc')
-    go_on(folder, plan, Impatient(0))
+    continue_run(folder, plan, Interrupting(0))
     assert contents(folder.path / "samples") == kept
 
 
-def test_what_is_left_of_the_budget_is_shared_out_among_what_is_left(place: Path) -> None:
-    plan = Plan(cells_of(place, 2), 40.0, 0)
+def test_records_added_by_another_process_are_not_measured_again(place: Path, golden: Golden) -> None:
+    """It held the folder until just before this one reserved it."""
+    plan = plan_of(cells_of(place, 2))
     folder = begin_in(place, plan)
-    spent_s = sum(cell.wall_s or 0 for cell in go_on(folder, plan, Impatient(2)).cells)
-    cells = go_on(folder, plan).cells
+    begun = read_run(folder.path)
+    continue_run(folder, plan, Interrupting(1))
+    before = contents(folder.path)
+    with pytest.raises(BadInput) as refused:
+        run_plan(plan, begun, folder, Watcher(Console(file=StringIO()), 9), None)
+    assert (refused.value.option, refused.value.value) == ("--resume", str(folder.path))
+    golden(str(refused.value).replace(str(folder.path), "RUN"))
+    assert contents(folder.path) == before
+
+
+def test_the_remaining_budget_is_divided_among_the_remaining_cells(place: Path) -> None:
+    plan = plan_of(cells_of(place, 2), budget_s=4000.0)
+    folder = begin_in(place, plan)
+    spent_s = sum(cell.wall_s or 0 for cell in continue_run(folder, plan, Interrupting(2)).cells)
+    cells = continue_run(folder, plan).cells
     assert len(cells) == 4
-    assert [cell.job.budget_s for cell in cells[:1] if cell.job] == [10]
+    assert [cell.job.budget_s for cell in cells[:1] if cell.job] == [1000]
     assert cells[2].job
-    assert cells[2].job.budget_s == pytest.approx((40 - spent_s) / 2)
+    assert cells[2].job.budget_s == pytest.approx((4000 - spent_s) / 2)
 
 
-def test_a_budget_that_was_spent_stays_spent(place: Path) -> None:
-    plan = Plan(cells_of(place, 2), 1e-3, 0)
+def test_a_spent_budget_stays_spent(place: Path) -> None:
+    plan = plan_of(cells_of(place, 2), budget_s=1e-3)
     folder = begin_in(place, plan)
-    folder.append(go_on(begin_in(place / "other", plan), plan).cells[0])  # which took more than there was
-    left_out = [cell.outcome for cell in go_on(folder, plan).cells[1:]]
+    folder.append(continue_run(begin_in(place / "other", plan), plan).cells[0])  # which overspent
+    left_out = [cell.outcome for cell in continue_run(folder, plan).cells[1:]]
     assert left_out == [Skipped(reason="the budget of 0.001 s is spent")] * 3
     assert not list((folder.path / "logs").iterdir())
 
 
 @pytest.mark.parametrize(("cell", "rounds"), [(3, 5), (11, 6)])
-def test_precise_ends_the_round_that_was_begun_and_no_sooner_than_it_would_have(
+def test_precise_finishes_the_round_in_progress_and_stops_no_sooner_than_without_an_interrupt(
     place: Path, cell: int, rounds: int
 ) -> None:
-    """Both speeds are the same in every round, so that five are enough; without `precise` they are not."""
-    plan = Plan(cells_of(place, 8), None, 0, precise=0.01)
+    """Both speeds are the same in every round, so five are enough; without `precise` they are not."""
+    plan = plan_of(cells_of(place, 8), precise=0.01)
     folder = begin_in(place, plan)
-    before = go_on(folder, plan._replace(precise=None), Impatient(cell)).cells
+    before = continue_run(folder, plan._replace(precise=None), Interrupting(cell)).cells
     assert len(before) == cell
     assert len(left_of(plan, before).cells) == 16 - cell
-    after = go_on(folder, plan).cells
+    after = continue_run(folder, plan).cells
     assert after[:cell] == before
     assert [each.job.round for each in after if each.job] == [at // 2 for at in range(2 * rounds)]
