@@ -78,8 +78,9 @@ class WorkerProcess:
         # In a thread, since a job may be longer than the pipe's buffer and the worker slow to read it, or
         # hung; the deadline is enforced by whoever waits for frames.
         line = msgspec.json.encode(job) + b"\n"
-        self.sending = threading.Thread(target=self._write, args=(line,), name="send-job", daemon=True)
-        self.sending.start()
+        sending = threading.Thread(target=self._write, args=(line,), name="send-job", daemon=True)
+        sending.start()
+        self.sending = sending  # only now: if Ctrl-C comes before the start, it can't be joined
 
     def waits_for_more(self, timeout_s: float = 10.0) -> bool:
         """Whether the worker, its job done or failed, can take another; it may free memory first."""
