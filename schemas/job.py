@@ -76,8 +76,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds the worker may spend from its start, preparation apart; it measures what fits."""
     round: int = 0
     """Counted from 0. In each round every precision runs once, in a fresh process."""
-    twin: bool = False
-    """The baseline once more in the same round, to see by how much it differs from itself."""
+    aa_control: bool = msgspec.field(name="twin", default=False)
+    """The baseline measured again in the same round: how much it differs from itself is noise."""
     cache_folder: str
     """Where prepared weights and recipes are kept between runs."""
 

@@ -23,7 +23,7 @@ from typing import TypeVar
 import msgspec
 
 from orchestrator.errors import BadInput
-from orchestrator.records.names import file_stem, older_file_stem
+from orchestrator.records.keys import key_of
 from schemas.environment import Environment
 from schemas.job import Job
 from schemas.options import Options
@@ -79,7 +79,7 @@ class RunFolder:
         if records.exists():
             os.truncate(records, len(_whole(records.read_bytes())))
         for job in left:
-            (self.path / "samples" / f"{file_stem(job)}.jsonl").unlink(missing_ok=True)
+            (self.path / "samples" / f"{key_of(job).stem}.jsonl").unlink(missing_ok=True)
 
     def new_log(self, name: str) -> Path:
         """Where a worker's stderr goes; a second worker of the same name gets a file of its own."""
@@ -190,18 +190,15 @@ def _whole(lines: bytes) -> bytes:
 
 
 def _read_samples(path: Path, cell: CellRecord) -> list[MemoryReading]:
-    file = _samples_file(path, cell)
-    if not file.exists() and cell.job is not None:
-        file = file.with_name(f"{older_file_stem(cell.job)}.jsonl")
-    if not file.exists():  # there are none, or the record is of before cells had decode modes
-        file = file.with_name(f"{cell.precision}.jsonl")
-    if not file.exists():
-        return []
-    return SAMPLES.decode_lines(file.read_bytes())
+    newest = _samples_file(path, cell)
+    older = (newest.with_name(f"{stem}.jsonl") for stem in key_of(cell).older_stems)
+    file = next((file for file in (newest, *older) if file.exists()), None)
+    return [] if file is None else SAMPLES.decode_lines(file.read_bytes())
 
 
 def _samples_file(path: Path, cell: CellRecord) -> Path:
-    return path / "samples" / f"{cell.precision if cell.job is None else file_stem(cell.job)}.jsonl"
+    stem = cell.precision if cell.job is None else key_of(cell).stem
+    return path / "samples" / f"{stem}.jsonl"
 
 
 def _read(file: Path, kind: type[T]) -> T:
