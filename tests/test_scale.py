@@ -114,7 +114,7 @@ def test_what_is_left_is_worked_out(plan: Plan, folder: Path) -> None:
 
     left = timely(work_out)
     assert left.cells == plan.cells[CELLS // 2 :]
-    timely(lambda: RunFolder(folder).mend([]))
+    timely(lambda: RunFolder(folder).repair([]))
 
 
 def test_its_time_is_told(plan: Plan, run: Run) -> None:

@@ -45,7 +45,7 @@ def run_plan(
     """
     before = read_run(folder.path, samples=False)
     left = left_of(plan, before.cells)
-    folder.mend(cell.job for cell in left.cells)
+    folder.repair(cell.job for cell in left.cells)
     budget = Budget(plan.budget_s, left.cells_to_budget)
     budget.spend(sum(map(measuring_s, before.cells)))
     idle = IdleGpu(nvml)

@@ -241,7 +241,7 @@ def test_a_run_that_goes_on_is_nobody_elses(place: Path, cache: Path) -> None:
         refused = resume(place, cache)
         assert contents(place / "run") == before
     assert refused.returncode == 2
-    assert "another process is measuring this run. Wait for that to end." in refused.stderr
+    assert "another process is measuring this run. Wait for it to finish." in refused.stderr
     assert resume(place, cache).returncode == 0  # the lock went with the process
 
 
@@ -367,7 +367,7 @@ def test_an_option_that_differs_is_refused(copied: Path, cache: Path, typed: lis
 def test_what_is_no_run_cannot_be_resumed(tmp_path: Path, cache: Path) -> None:
     refused = resume(tmp_path, cache)
     assert refused.returncode == 2
-    assert "RUN run: is no run folder" in refused.stderr
+    assert "RUN run: not a run folder" in refused.stderr
 
 
 # Budgets and rounds
