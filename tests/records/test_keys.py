@@ -1,5 +1,6 @@
 """One notion of the same cell: equality, file names, rows and baselines all follow from its key."""
 
+import ast
 import json
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 from sample_records import make_cell, make_job
 
+from orchestrator.precisions.catalog import find_precisions
 from orchestrator.records.keys import BASELINE, CellKey, by_workload, key_of
 from orchestrator.records.store import read_records
 from schemas.job import DecodeMode, Job, Workload, decode_job
@@ -130,6 +132,19 @@ def test_committed_samples_each_belong_to_one_cell(folder: Path) -> None:
     }
     assert set(found.values()) - {None} == stems
     assert len([stem for stem in found.values() if stem]) == len(stems)
+
+
+def test_the_parent_knows_no_precision_by_name_but_the_baseline() -> None:
+    precisions = find_precisions().keys()
+    named = {
+        (file.relative_to(ROOT).as_posix(), node.value)
+        for folder in ("orchestrator", "schemas")
+        for file in (ROOT / folder).rglob("*.py")
+        if file.parent.name != "precisions"
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Constant) and node.value in precisions
+    }
+    assert named == {("orchestrator/records/keys.py", BASELINE)}
 
 
 def test_cells_are_grouped_by_workload_in_order() -> None:
