@@ -38,7 +38,7 @@ class CellKey(NamedTuple):
 
     @property
     def variant(self) -> tuple[str, DecodeMode]:
-        """A precision in a decode mode: what a table row measures, whatever the workload."""
+        """A precision in a decode mode, on any workload."""
         return self.precision, self.decode
 
     @property
