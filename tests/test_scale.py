@@ -21,7 +21,7 @@ from orchestrator.analysis.rounds import comparisons, summarize_rounds
 from orchestrator.execution.resume import check_plan, is_complete, left_of
 from orchestrator.planning.estimate import estimate
 from orchestrator.planning.plan import Plan
-from orchestrator.records.names import file_stem
+from orchestrator.records.keys import key_of
 from orchestrator.records.store import RunFolder, read_run
 from orchestrator.report.summary import notes
 from schemas.job import Job
@@ -92,7 +92,7 @@ def folder(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (path / "records.jsonl").write_bytes(b"".join(line + b"\n" for line in encoded))
     samples = b"".join(msgspec.json.encode(sample(at)) + b"\n" for at in range(20))
     for job in run.plan.jobs:
-        (path / "samples" / f"{file_stem(job)}.jsonl").write_bytes(samples)
+        (path / "samples" / f"{key_of(job).stem}.jsonl").write_bytes(samples)
     return path
 
 

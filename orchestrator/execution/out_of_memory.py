@@ -6,7 +6,8 @@ each, activations with rows and with the tokens of a prompt; and a decode mode a
 
 from collections.abc import Iterable
 
-from orchestrator.records.workloads import WorkloadKey, key_of, workload_labels
+from orchestrator.records.keys import WorkloadKey, key_of
+from orchestrator.records.names import workload_labels
 from schemas.frames import Failed
 from schemas.job import Job
 from schemas.record import CellRecord
@@ -20,17 +21,15 @@ def ran_out(record: CellRecord) -> bool:
 
 def why_no_room(job: Job, too_large: Iterable[Job]) -> str | None:
     """Which job that ran out of memory shows that this one would too; None if none does."""
-    key = key_of(job.workload)
-    for other in too_large:
-        alike = (other.precision, other.workload.decode) == (job.precision, job.workload.decode)
-        limit = key_of(other.workload)
-        if alike and _at_least_as_large(key, limit):
-            return f"{workload_labels({limit, key})[limit] or 'in an earlier process it'} ran out of memory"
+    key = key_of(job)
+    for other in map(key_of, too_large):
+        if other.variant == key.variant and _at_least_as_large(key.workload, other.workload):
+            label = workload_labels({other.workload, key.workload})[other.workload]
+            return f"{label or 'in an earlier process it'} ran out of memory"
     return None
 
 
-def _at_least_as_large(key: WorkloadKey, limit: WorkloadKey) -> bool:
-    """In every dimension."""
-    if (key.prompt_tokens is None) != (limit.prompt_tokens is None):
+def _at_least_as_large(workload: WorkloadKey, limit: WorkloadKey) -> bool:
+    if (workload.prompt_tokens is None) != (limit.prompt_tokens is None):
         return False  # prompts of natural length may be longer or shorter
-    return all((mine or 0) >= (others or 0) for mine, others in zip(key, limit, strict=True))
+    return all((size or 0) >= (limited or 0) for size, limited in zip(workload, limit, strict=True))

@@ -92,7 +92,7 @@ class RestOfRun:
 
     def run_round(self, cells: Iterable[Cell]) -> None:
         """Run the cells of one round: those of a precision in one worker, or in several if it fails."""
-        for _, turn in groupby(cells, key=lambda cell: (cell.precision.name, cell.job.twin)):
+        for _, turn in groupby(cells, key=lambda cell: (cell.precision.name, cell.job.aa_control)):
             queue = deque(turn)
             while queue:
                 with CellWorker(queue[0], self.context) as worker:

@@ -33,7 +33,7 @@ from orchestrator.execution.run import run_plan
 from orchestrator.planning.plan import Cell, Plan
 from orchestrator.precisions.catalog import Precision
 from orchestrator.precisions.interpreter import Interpreter
-from orchestrator.records.names import file_stem
+from orchestrator.records.keys import key_of
 from orchestrator.records.store import RunFolder, read_run
 from schemas.environment import Environment
 from schemas.frames import AnyFrame, Done
@@ -500,7 +500,7 @@ def test_samples_without_a_record_are_removed(place: Path) -> None:
     folder = begin_in(place, plan)
     continue_run(folder, plan, Interrupting(1))
     kept = contents(folder.path / "samples")
-    (folder.path / "samples" / f"{file_stem(plan.cells[3].job)}.jsonl").write_text('{"at_ns": 1, "proc')
+    (folder.path / "samples" / f"{key_of(plan.cells[3].job).stem}.jsonl").write_text('{"at_ns": 1, "proc')
     continue_run(folder, plan, Interrupting(0))
     assert contents(folder.path / "samples") == kept
 
