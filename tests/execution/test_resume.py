@@ -88,6 +88,14 @@ DEPTHS = (0, 8)
 CELLS = [f"{name} {depth}" for name in NAMES for depth in DEPTHS]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def same_commit() -> Iterator[None]:
+    """A run is refused once the checkout changes, which an edit or a commit during the tests would do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("QBENCH_COMMIT", "0123456789ab")
+        yield
+
+
 def write_workers(folder: Path) -> Path:
     """Two precisions, in the folder that is returned."""
     (folder / "mine").mkdir(parents=True)
