@@ -11,10 +11,14 @@ A run that is killed keeps every finished cell; a line torn by the kill is passe
 are whole or absent, and `plan.json` is written after `environment.json`: with it a run can be gone on with.
 
 Runs are also compared by their records alone, brought from another machine, which is then unknown.
+
+Records and samples are written plain, and read gzipped too (`records.jsonl.gz`): runs are archived that way.
 """
 
 import fcntl
+import gzip
 import os
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -30,6 +34,7 @@ from schemas.options import Options
 from schemas.record import CellRecord, MemoryReading, PeaksRecord, Run, RunPlan
 
 RECORDS = "records.jsonl"
+ARCHIVED_RECORDS = f"{RECORDS}.gz"
 UNKNOWN = "unknown"
 T = TypeVar("T")
 SAMPLES = msgspec.json.Decoder(MemoryReading)
@@ -58,6 +63,18 @@ class RunFolder:
             ) from error
         _write(path / "environment.json", msgspec.json.format(msgspec.json.encode(environment)))
         _write(path / "plan.json", msgspec.json.format(msgspec.json.encode(plan)))
+        return cls(path)
+
+    @classmethod
+    def reopen(cls, path: Path) -> "RunFolder":
+        """A run folder to continue. Raises `BadInput` if its records are gzipped: none can be appended."""
+        if (path / ARCHIVED_RECORDS).exists():
+            raise BadInput(
+                "--resume",
+                str(path),
+                "is archived: its records are gzipped",
+                f"Run: gunzip {ARCHIVED_RECORDS}",
+            )
         return cls(path)
 
     @contextmanager
@@ -109,7 +126,7 @@ def read_run(path: Path, samples: bool = True) -> Run:
 
 
 def read_records(path: Path, samples: bool = True) -> Run:
-    """The same of a run folder, of the `records.jsonl` in it, or of any file of records by itself.
+    """The same of a run folder, of the records in it, or of any file of records by itself.
 
     Without the `samples`, most of the bytes, it takes a fraction of the time.
     """
@@ -121,6 +138,10 @@ def read_records(path: Path, samples: bool = True) -> Run:
 def _bad_input(path: Path) -> Iterator[None]:
     try:
         yield
+    except (msgspec.MsgspecError, UnicodeDecodeError, gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise BadInput(
+            "RUN", str(path), f"can't be read: {error}", "Read it with the version that wrote it"
+        ) from error
     except OSError as error:
         raise BadInput(
             "RUN",
@@ -128,16 +149,13 @@ def _bad_input(path: Path) -> Iterator[None]:
             f"is no run folder: no {error.filename}",
             "Name a folder that qbench-orchestrate wrote",
         ) from error
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise BadInput(
-            "RUN", str(path), f"can't be read: {error}", "Read it with the version that wrote it"
-        ) from error
 
 
 def _read_folder(path: Path, samples: bool) -> Run:
     plan = _read(path / "plan.json", RunPlan)
     environment = _read(path / "environment.json", Environment)
-    cells = _read_cells(path / RECORDS) if (path / RECORDS).exists() else []
+    records = _stored(path / RECORDS)
+    cells = _read_cells(records) if records else []
     if samples:
         cells = [msgspec.structs.replace(cell, samples=_read_samples(path, cell)) for cell in cells]
     peaks = _read(path / "peaks.json", PeaksRecord) if (path / "peaks.json").exists() else None
@@ -151,10 +169,16 @@ def read_runs(folder: Path) -> Iterator[Run]:
             yield read_run(path.parent)
 
 
+def find_records(folder: Path) -> list[Path]:
+    """The file of records of every run below a folder."""
+    found = {file.parent: file for name in (ARCHIVED_RECORDS, RECORDS) for file in folder.rglob(name)}
+    return [found[path] for path in sorted(found)]
+
+
 def _read_file(file: Path, samples: bool) -> Run:
     """The folder where its records were named; else what they tell by themselves."""
     beside = [file.parent / name for name in ("plan.json", "environment.json")]
-    if file.name == RECORDS and all(each.exists() for each in beside):
+    if file.name in (RECORDS, ARCHIVED_RECORDS) and all(each.exists() for each in beside):
         return _read_folder(file.parent, samples)
     cells = _read_cells(file)
     if not cells:
@@ -181,7 +205,7 @@ def _unknown_machine() -> Environment:
 
 
 def _read_cells(file: Path) -> list[CellRecord]:
-    return msgspec.json.Decoder(CellRecord).decode_lines(_whole(file.read_bytes()))
+    return msgspec.json.Decoder(CellRecord).decode_lines(_whole(_content(file)))
 
 
 def _whole(lines: bytes) -> bytes:
@@ -191,17 +215,24 @@ def _whole(lines: bytes) -> bytes:
 
 def _read_samples(path: Path, cell: CellRecord) -> list[MemoryReading]:
     file = _samples_file(path, cell)
-    if not file.exists() and cell.job is not None:
-        file = file.with_name(f"{older_file_stem(cell.job)}.jsonl")
-    if not file.exists():  # there are none, or the record is of before cells had decode modes
-        file = file.with_name(f"{cell.precision}.jsonl")
-    if not file.exists():
-        return []
-    return SAMPLES.decode_lines(file.read_bytes())
+    older = file if cell.job is None else file.with_name(f"{older_file_stem(cell.job)}.jsonl")
+    oldest = file.with_name(f"{cell.precision}.jsonl")  # from before cells had decode modes
+    stored = _stored(file, older, oldest)
+    return SAMPLES.decode_lines(_content(stored)) if stored else []
 
 
 def _samples_file(path: Path, cell: CellRecord) -> Path:
     return path / "samples" / f"{cell.precision if cell.job is None else file_stem(cell.job)}.jsonl"
+
+
+def _stored(*files: Path) -> Path | None:
+    """The first of these files that exists, plain or gzipped."""
+    forms = (form for file in files for form in (file, file.with_name(f"{file.name}.gz")))
+    return next((form for form in forms if form.exists()), None)
+
+
+def _content(file: Path) -> bytes:
+    return gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
 
 
 def _read(file: Path, kind: type[T]) -> T:
