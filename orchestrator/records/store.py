@@ -72,8 +72,8 @@ class RunFolder:
             raise BadInput(
                 "--resume",
                 str(path),
-                "is archived: its records are gzipped",
-                f"Run: gunzip {ARCHIVED_RECORDS}",
+                "holds gzipped records",
+                f"Gunzip {ARCHIVED_RECORDS} first",
             )
         return cls(path)
 

@@ -1,6 +1,6 @@
 """Our eager loop against transformers' `generate()`, cell by cell in turn in one worker.
 
-    python results/eager_against_generate.py FOLDER [MODEL]
+    python benchmarks/eager_against_generate.py FOLDER [MODEL]
 
 A host that wanders then does so for both. The median over the pairs should be at least 1, since our loop does
 what `generate()` does and less beside it.

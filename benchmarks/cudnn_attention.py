@@ -1,4 +1,4 @@
-"""What cuDNN's attention costs at lengths it has not met: `python results/cudnn_attention.py`, on a GPU.
+"""What cuDNN's attention costs at lengths it has not met: `python benchmarks/cudnn_attention.py`, on a GPU.
 
 Prints tok/s of consecutive calls in one process, through our loop and through `model.generate()`.
 """

@@ -1,6 +1,6 @@
 """What sampling memory costs the one who is sampled: eager decode with the sampler on and off, in turn.
 
-    python results/sampler_cost.py FOLDER [MODEL]
+    python benchmarks/sampler_cost.py FOLDER [MODEL]
 
 Eager decode is what suffers first, since the host sets its pace. But a host wanders by more than the answer,
 from cell to cell by a fifth, so the sampler is on for a fifth of a second and off for the next, all through
@@ -8,7 +8,7 @@ one cell. Each stretch with it is held against the two beside it, which takes a 
 over all is the answer, and it should stay under 0.5 %. Qwen2.5-0.5B's shapes are cut to two layers unless
 another MODEL is named: with ten times the tokens in the same time, chance is a third as large.
 
-    python results/sampler_cost.py FOLDER --print   reckons it again from the records that lie there
+    python benchmarks/sampler_cost.py FOLDER --print   reckons it again from the records that lie there
 """
 
 import json

@@ -1,7 +1,7 @@
 """What the decode modes reach on one GPU, as ratios side by side: `make bench-gpu`, or this file by hand.
 
-    python results/bench_gpu.py FOLDER          measure into FOLDER, then print
-    python results/bench_gpu.py FOLDER --print  print what lies there
+    python benchmarks/bench_gpu.py FOLDER          measure into FOLDER, then print
+    python benchmarks/bench_gpu.py FOLDER --print  print what lies there
 
 Targets are those set for an H100; nothing fails where they are missed. Host-bound figures (eager, generate)
 wander with the host, so they are compared by the fastest tenth of their tokens too.
