@@ -1,10 +1,10 @@
-"""What the decode modes reach on one GPU, as ratios side by side: `make bench-gpu`, or this file by hand.
+"""How fast the decode modes are on one GPU, next to their targets: `make bench-gpu`, or this script.
 
     python benchmarks/bench_gpu.py FOLDER          measure into FOLDER, then print
-    python benchmarks/bench_gpu.py FOLDER --print  print what lies there
+    python benchmarks/bench_gpu.py FOLDER --print  print what FOLDER holds
 
-Targets are those set for an H100; nothing fails where they are missed. Host-bound figures (eager, generate)
-wander with the host, so they are compared by the fastest tenth of their tokens too.
+The targets are for an H100, and missing one is not a failure. Host-bound figures (eager, generate) vary with
+the host, so the fastest tenth of their tokens is compared as well. `results/h100-modes` was made this way.
 """
 
 import subprocess
@@ -20,7 +20,7 @@ from schemas.frames import Done
 from schemas.record import CellRecord
 
 PROMPTS = ["one", "two", "three"]
-"""Random weights take random prompts; only their number counts."""
+"""Random weights take random prompts, so only the number of prompts matters."""
 RUNS = {
     "7b": ["random:qwen2.5-7b", "--decode", "generate,eager,graph,compile"],
     "7b-prompts": ["random:qwen2.5-7b", "--decode", "graph", "--prompt-tokens", "64,2048"],
@@ -32,7 +32,7 @@ Cells = dict[tuple[str, int | None], tuple[CellRecord, CellMetrics]]
 
 
 def measure(folder: Path, names: list[str]) -> None:
-    """Make the runs, each in a folder of its own; one that fails leaves the others be."""
+    """Make the runs, each in its own folder; if one fails, the others are still made."""
     folder.mkdir(parents=True, exist_ok=True)
     prompts = folder / "prompts.txt"
     prompts.write_text("\n".join(PROMPTS) + "\n")
@@ -43,7 +43,7 @@ def measure(folder: Path, names: list[str]) -> None:
 
 
 def read(folder: Path) -> Cells:
-    """The measured cells of a run; none where it was not made."""
+    """The measured cells of a run; none if it was not made."""
     if not (folder / "plan.json").exists():
         return {}
     run = read_run(folder)
@@ -55,7 +55,7 @@ def read(folder: Path) -> Cells:
 
 
 def lines(folder: Path) -> Iterator[tuple[str, str, str]]:
-    """What was asked, what was reached, and the target."""
+    """Figure, value and target."""
     for size, graph_target, compile_target in (("7b", "2.80×", "MBU 75%"), ("0.5b", "6.00×", "700 tok/s")):
         cells = read(folder / size)
         eager, generate = cells.get(("eager", None)), cells.get(("generate", None))

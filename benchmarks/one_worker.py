@@ -1,4 +1,4 @@
-"""A worker in the hands of a script, for what no command measures."""
+"""A worker that a script drives cell by cell, for measurements that no command makes."""
 
 import sys
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ class OneWorker(NamedTuple):
     folder: RunFolder
 
     def measure(self, cell: Cell) -> CellRecord:
-        """Measure a cell, as often as one likes, and keep its record."""
+        """Measure a cell and keep its record; a cell can be measured repeatedly."""
         record = self.worker.measure(cell)
         self.folder.append(record)
         return record

@@ -1,7 +1,7 @@
 """Runs on an H100 with decode modes, peaks and kernel times still give the figures and sentences they gave.
 
-Their records are in `tests/golden/`, cut to the cells that tests read. Figures here are facts of those runs; a test that fails means
-that they read otherwise than they did.
+Their records are in `tests/golden/`, cut to the cells that tests read. The figures are facts of those runs: a
+test that fails means that old records now read differently.
 """
 
 import pytest
