@@ -4,10 +4,11 @@
 
 Prints tok/s of consecutive calls in one process on a GPU, through our loop and through `model.generate()`.
 
-On an H100 with torch 2.11.0 and cuDNN's attention allowed, which is torch's default, our loop ran at 14.0, 52.3,
-61.1 and 45.9 tok/s after a prompt of 64 tokens. `generate()` then ran at 33.5, 40.1 and 36.7, as those lengths
-were cached, but after a prompt of 300 tokens at 12.0 and 28.1. With it off, as in our workers, the loop ran at
-56.6, 55.2, 54.5 and 45.3, and `generate()` at 46.5, 54.9 and 48.9 (commit dcef6bdbeb42, printed figures only).
+On an H100 with torch 2.11.0 and cuDNN's attention allowed, torch's default, our loop ran at 14.0, 52.3,
+61.1 and 45.9 tok/s after a prompt of 64 tokens. `generate()` then ran at 33.5, 40.1 and 36.7, as those
+lengths were cached, but after a prompt of 300 tokens at 12.0 and 28.1. With it off, as in our workers, the
+loop ran at 56.6, 55.2, 54.5 and 45.3, and `generate()` at 46.5, 54.9 and 48.9 (commit dcef6bdbeb42; only
+the printed figures were kept).
 """
 
 import time
