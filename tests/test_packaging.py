@@ -95,10 +95,8 @@ def test_developers_have_their_tools(metadata: Message) -> None:
     assert requirements(metadata, extra="dev") == {
         "pytest",
         "pytest-xdist",
-        "hatchling",
         "hqq",
         "hypothesis",
-        "import-linter",
         "matplotlib",
         "ruff",
         "mypy",

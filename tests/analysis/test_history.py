@@ -1,6 +1,7 @@
 """A figure over time: which runs stand in one table, in what order, and what is called a change."""
 
-import time
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -178,14 +179,35 @@ def test_recorded_runs_of_an_h100(figure: str, first: str, second: str) -> None:
     ]
 
 
-def test_hundreds_of_runs_take_seconds(tmp_path: Path) -> None:
-    source = RECORDED / "h100-precisions-7b"
-    for at in range(200):
-        folder = tmp_path / f"run{at}"
-        folder.mkdir()
-        for name in ("plan.json", "environment.json", "records.jsonl.gz"):
-            (folder / name).symlink_to(source / name)
-    began = time.process_time()
-    found = told("--history", tmp_path)
-    assert time.process_time() - began < 5
-    assert len(found.series[0].points) == 200
+def copies(source: Path, folder: Path, count: int) -> Path:
+    """A folder with so many runs, all of them links to one."""
+    for at in range(count):
+        run = folder / f"run{at}"
+        run.mkdir(parents=True)
+        for file in source.glob("*.*"):
+            (run / file.name).symlink_to(file)
+    return folder
+
+
+def calls_of(task: Callable[[], object]) -> int:
+    """How many functions a task calls, in Python and in C."""
+    calls = 0
+
+    def count(_frame: object, event: str, _argument: object) -> None:
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    sys.setprofile(count)
+    try:
+        task()
+    finally:
+        sys.setprofile(None)
+    return calls
+
+
+def test_work_grows_in_proportion_to_the_runs(tmp_path: Path) -> None:
+    """`benchmarks/parent_speed.py` prints how long hundreds of runs take."""
+    source = RECORDED / "h100-modes/0.5b"
+    few, many = (copies(source, tmp_path / str(count), count) for count in (20, 40))
+    assert len(told("--history", many).series[0].points) == 40
+    assert calls_of(lambda: told("--history", many)) < 2.5 * calls_of(lambda: told("--history", few))
