@@ -11,8 +11,6 @@ A run that is killed keeps every finished cell; a line torn by the kill is passe
 are whole or absent, and `plan.json` is written after `environment.json`: with it a run can be gone on with.
 
 Runs are also compared by their records alone, brought from another machine, which is then unknown.
-
-Records and samples are written plain, and read gzipped too (`records.jsonl.gz`): runs are archived that way.
 """
 
 import fcntl
@@ -35,6 +33,7 @@ from schemas.record import CellRecord, MemoryReading, PeaksRecord, Run, RunPlan
 
 RECORDS = "records.jsonl"
 ARCHIVED_RECORDS = f"{RECORDS}.gz"
+"""Records and samples are always written plain, but read gzipped too: that is how runs are archived."""
 UNKNOWN = "unknown"
 T = TypeVar("T")
 SAMPLES = msgspec.json.Decoder(MemoryReading)
@@ -126,7 +125,7 @@ def read_run(path: Path, samples: bool = True) -> Run:
 
 
 def read_records(path: Path, samples: bool = True) -> Run:
-    """The same of a run folder, of the records in it, or of any file of records by itself.
+    """The same of a run folder, of the `records.jsonl` in it, or of any file of records by itself.
 
     Without the `samples`, most of the bytes, it takes a fraction of the time.
     """
