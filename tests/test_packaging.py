@@ -45,7 +45,7 @@ def metadata(wheel: zipfile.ZipFile) -> Message:
 
 
 def requirements(metadata: Message, extra: str | None) -> set[str]:
-    """The names that `pip install qbench[extra]` asks for by our metadata."""
+    """The names that `pip install qbench-orchestrate[extra]` asks for by our metadata."""
     needs = map(Requirement, metadata.get_all("Requires-Dist", []))
     return {
         canonicalize_name(need.name)
@@ -55,7 +55,7 @@ def requirements(metadata: Message, extra: str | None) -> set[str]:
 
 
 def test_the_version_is_the_packages_own(metadata: Message) -> None:
-    assert (metadata["Name"], metadata["Version"]) == ("qbench", __version__)
+    assert (metadata["Name"], metadata["Version"]) == ("qbench-orchestrate", __version__)
 
 
 def test_the_base_is_light(metadata: Message) -> None:
