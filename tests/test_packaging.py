@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import tarfile
 import zipfile
 from email import message_from_bytes
 from email.message import Message
@@ -37,6 +38,19 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     ]
     subprocess.run(command, check=True)
     return zipfile.ZipFile(next(folder.glob("*.whl")))
+
+
+@pytest.fixture(scope="module")
+def sdist_names(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+    """The files of the source distribution, relative to its root."""
+    folder = tmp_path_factory.mktemp("sdist")
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "--target", "sdist", "--directory", str(folder)],
+        check=True,
+        cwd=ROOT,
+    )
+    with tarfile.open(next(folder.glob("*.tar.gz"))) as archive:
+        return {name.partition("/")[2] for name in archive.getnames()}
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +109,21 @@ def test_the_wheel_holds_every_file_of_its_packages(wheel: zipfile.ZipFile) -> N
         if path.is_file() and "__pycache__" not in path.parts
     }
     assert expected <= set(wheel.namelist())
+
+
+def is_measured_data(name: str) -> bool:
+    return name.startswith(("results/", "benchmarks/", ".ci/", "tests/golden/h100-"))
+
+
+def test_the_wheel_holds_no_measured_data(wheel: zipfile.ZipFile) -> None:
+    packages = {name.partition("/")[0] for name in wheel.namelist() if ".dist-info/" not in name}
+    assert packages == {"orchestrator", "workers", "schemas"}
+
+
+def test_the_sdist_holds_sources_and_no_measured_data(sdist_names: set[str]) -> None:
+    assert {"pyproject.toml", "hatch_build.py", "LICENSE", "orchestrator/records/store.py"} <= sdist_names
+    assert "tests/test_packaging.py" in sdist_names
+    assert not [name for name in sdist_names if is_measured_data(name)]
 
 
 def test_commands_are_installed(wheel: zipfile.ZipFile) -> None:

@@ -99,7 +99,7 @@ def go_on(path: Path, given: Options, json_: bool, verbose: bool, dry_run: bool)
         return conclude(path, json_, verbose)
     with ExitStack() as stack:
         nvml, gpu_reason = open_nvml(stack)
-        folder = RunFolder(path.absolute())
+        folder = RunFolder.reopen(path.absolute())
         check_machine(folder.path, begun, describe_machine(nvml, gpu_reason))
         stack.enter_context(chdir(begun.plan.cwd or "."))
         plan = lay_out(options, nvml)

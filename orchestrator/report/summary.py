@@ -135,8 +135,9 @@ def print_summary(run: Run, path: Path, verbose: bool = False) -> None:
         for line in proof(typical_run(run)):
             click.echo(line)
     click.echo(f"\nrun folder: {path}")
-    for name in ("records.jsonl", "peaks.json", "samples", "logs"):
-        click.echo(f"  {path / name}")
+    for name in ("records.jsonl", "records.jsonl.gz", "peaks.json", "samples", "logs"):
+        if (path / name).exists():
+            click.echo(f"  {path / name}")
     click.echo(f"memory by phase: qbench-memory {path}")
 
 

@@ -85,7 +85,7 @@ def test_where_nothing_was_chosen_there_is_no_table(rows: list[CellMetrics]) -> 
 
 
 def test_every_form_of_the_report_tells_of_it() -> None:
-    run = read_run(ROOT / "results/h100-precisions-7b")
+    run = read_run(ROOT / "tests/golden/h100-precisions-7b")
     assert "| awq | 0.76×, graph |" in as_markdown(run)
     told = msgspec.json.decode(as_json(run))["best"]
     assert msgspec.convert(told, list[Best]) == best_modes(summarize(run.cells, run.peaks))

@@ -62,7 +62,7 @@ def test_without_both_peaks_there_is_no_gap(cell: CellRecord) -> None:
 
 
 def test_on_an_h100_the_gap_is_named_but_for_what_the_driver_holds() -> None:
-    for cell in read_run(ROOT / "results/h100-precisions-7b").cells:
+    for cell in read_run(ROOT / "tests/golden/h100-precisions-7b").cells:
         gap = peak_gap(cell)
         if gap:
             assert gap.phase != "profile"
