@@ -289,7 +289,8 @@ def test_supported_pythons_are_stated_once_and_agree() -> None:
     allowed = SpecifierSet(PROJECT["requires-python"])
     assert [f"3.{minor}" for minor in range(last + 1) if f"3.{minor}.1" in allowed] == supported
     matrix = re.search(r"^ +python: (\[.*\])$", (ROOT / ".github/workflows/ci.yml").read_text(), re.MULTILINE)
-    assert matrix and ast.literal_eval(matrix[1]) == supported
+    assert matrix
+    assert ast.literal_eval(matrix[1]) == supported
 
 
 def test_the_changelog_has_this_version() -> None:
