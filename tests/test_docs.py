@@ -31,7 +31,8 @@ from schemas.options import Options
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+FOLDERS = ("docs", "results", "benchmarks")
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(file for name in FOLDERS for file in (ROOT / name).glob("*.md"))])
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 FENCE = re.compile(r"^```(?P<language>\w*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -162,7 +163,7 @@ def is_cheap(argv: list[str]) -> bool:
     if {"--list", "--dry-run"} & set(argv):
         return not {"--resume", "--plan"} & set(argv)
     reads_results = argv[0] != "qbench-orchestrate" and any(word.startswith("results") for word in argv)
-    return reads_results and not {"results/NAME", "--plot"} & set(argv)
+    return reads_results and "--plot" not in argv
 
 
 CHEAP = {name: argv for name, argv in COMMANDS.items() if is_cheap(argv)}
