@@ -14,6 +14,7 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,23 @@ def test_every_command_parses(argv: list[str]) -> None:
 
 class SimpleObject:
     """Takes whatever attributes a command's callbacks set on its context."""
+
+
+def test_make_and_python_find_what_they_are_told_to_run() -> None:
+    shown = "\n".join(document.read_text() for document in DOCUMENTS)
+    targets = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"(?:^|`)make ([a-z-]+)", shown, re.MULTILINE)) <= targets
+    modules = set(re.findall(r"python3? -m ((?:orchestrator|workers)[\w.]*)", shown))
+    assert "workers.fp16" in modules
+    assert all(find_spec(module) for module in modules)
+
+
+def test_what_is_to_be_installed_is_this_distribution_and_its_extras() -> None:
+    shown = " ".join(document.read_text() for document in DOCUMENTS if document.name != "CHANGELOG.md")
+    wanted = re.findall(r"(?:pip install|uvx) '?(\.|qbench[a-z-]*)(?:\[([^]]*)\])?", shown)
+    assert {name for name, _ in wanted} == {".", PROJECT["name"]}
+    extras = {extra for _, extras in wanted for extra in extras.split(",") if extra}
+    assert extras - {"all", "nf4-dq"} <= set(find_precisions())
 
 
 def test_every_command_is_documented() -> None:
