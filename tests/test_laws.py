@@ -158,9 +158,9 @@ def test_a_new_file_is_a_new_precision(tiny_llama: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_the_example_in_contributing_is_a_precision(tiny_llama: Path, tmp_path: Path) -> None:
+def test_the_example_in_the_documents_is_a_precision(tiny_llama: Path, tmp_path: Path) -> None:
     house = copy_packages(tmp_path / "house", PACKAGES)
-    example = (ROOT / "CONTRIBUTING.md").read_text().partition("```python\n")[2].partition("```")[0]
+    example = (ROOT / "docs/precisions.md").read_text().partition("```python\n")[2].partition("```")[0]
     (house / "workers/nf4_dq_bnb.py").write_text(example)
     outside = environment(PYTHONPATH=str(house), QBENCH_CACHE=str(tmp_path / "cache"))
     options = ["-p", "nf4-dq", "-m", tiny_llama, "--new-tokens", 2, "--device", "cpu", "--out", "run"]
