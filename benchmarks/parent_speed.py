@@ -2,7 +2,7 @@
 
     python benchmarks/parent_speed.py [CELLS]
 
-Prints CPU seconds, the best of three, for 10,000 cells by default: first in one round with many
+Prints CPU seconds, the best of three, for 10,000 cells by default: first in a single round with many
 workloads, then in 25 rounds with few. The cells are made up from a recorded one. The last figure is the
 history of 200 copies of a recorded run.
 """

@@ -16,8 +16,8 @@ from orchestrator.cli.options import run_command
 from orchestrator.cli.orchestrate import open_nvml
 from orchestrator.errors import BadInput
 from orchestrator.hardware.live import watch
+from orchestrator.records.names import full_name
 from orchestrator.records.store import read_run
-from orchestrator.records.workloads import full_name
 from orchestrator.report.ledger_table import print_ledgers
 from orchestrator.report.live_lines import print_live
 from orchestrator.report.memory_table import print_memory

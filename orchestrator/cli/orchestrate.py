@@ -56,7 +56,7 @@ def main() -> None:
     "--resume", metavar="RUN", type=click.Path(path_type=Path),
     help="Go on with the interrupted run in this folder, with its options; finished rows stay.",
 )  # fmt: skip
-@click.version_option(package_name="qbench")
+@click.version_option(package_name="qbench-orchestrate")
 def orchestrate(
     json_: bool,
     verbose: bool,

@@ -12,19 +12,14 @@ alike is said once.
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
+from orchestrator.analysis.baselines import baseline_of, find_baselines
 from orchestrator.analysis.bounds import Pace, decode_pace
 from orchestrator.analysis.divergence import divergence_sentence, divergences
 from orchestrator.analysis.metrics import measure_cell
 from orchestrator.analysis.peaks import bandwidth_bytes_per_s, matrix_flop_per_s
 from orchestrator.analysis.roofs import decode_step_bytes, seconds_per_step
-from orchestrator.records.names import cell_name
-from orchestrator.records.workloads import (
-    baseline_of,
-    by_workload,
-    decode_mode,
-    find_baselines,
-    workload_labels,
-)
+from orchestrator.records.keys import by_workload, key_of
+from orchestrator.records.names import workload_labels
 from orchestrator.report.kernel_names import short_kernel_name
 from orchestrator.units import milliseconds, percent, rate, ratio
 from schemas.frames import Done, KernelTimes
@@ -58,7 +53,7 @@ class DecodeFacts(NamedTuple):
 
     @property
     def waits_for_host(self) -> bool:
-        return self.pace.bound == "launch" and decode_mode(self.cell) in HOST_FED
+        return self.pace.bound == "launch" and key_of(self.cell).decode in HOST_FED
 
     @property
     def copies_back(self) -> float:
@@ -89,7 +84,7 @@ def decode_facts(cell: CellRecord, run: Run) -> DecodeFacts | None:
     matrix = matrix_flop_per_s(run.peaks, cell.loaded.compute_dtype) if cell.loaded else None
     return DecodeFacts(
         cell=cell,
-        name=cell_name(cell),
+        name=key_of(cell).name,
         tok_s=tok_s,
         step_s=step_s,
         step_bytes=decode_step_bytes(cell),
@@ -139,7 +134,7 @@ def _copies_back(waiting: list[DecodeFacts]) -> str:
 
 def _way_out(waiting: list[DecodeFacts], cells: list[CellRecord]) -> str:
     """Where the precisions' own speeds can be read, or how they can be had."""
-    graphs = [cell for cell in cells if decode_mode(cell) == "graph"]
+    graphs = [cell for cell in cells if key_of(cell).decode == "graph"]
     if not graphs:
         return "try --decode graph"
     measured = {cell.precision for cell in graphs if isinstance(cell.outcome, Done)}
@@ -214,7 +209,7 @@ def _waits(one: DecodeFacts, baseline: DecodeFacts) -> str:
     if not idle:
         return ""
     waits = "both wait" if len(idle) == 2 else f"{idle[0]} waits"
-    return f"{waits} {'for the host' if decode_mode(one.cell) in HOST_FED else 'between kernels'}"
+    return f"{waits} {'for the host' if key_of(one.cell).decode in HOST_FED else 'between kernels'}"
 
 
 def _bytes(fewer: float | None, kept: bool) -> str:

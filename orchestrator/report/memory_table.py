@@ -6,7 +6,7 @@ from rich.table import Table
 
 from orchestrator.analysis.memory.peak_gap import gap_sentence, peak_gap
 from orchestrator.analysis.memory.phases import on_gpu, phase_memory
-from orchestrator.records.workloads import full_name
+from orchestrator.records.names import full_name
 from orchestrator.report.console import open_console
 from orchestrator.report.warnings import run_warnings
 from orchestrator.units import ABSENT, mib

@@ -15,7 +15,7 @@ from orchestrator.analysis.best_mode import Best, best_modes, leads
 from orchestrator.analysis.divergence import Divergence, divergences
 from orchestrator.analysis.metrics import CellMetrics, reason
 from orchestrator.analysis.rounds import round_notes, summarize_rounds, typical_run
-from orchestrator.records.workloads import full_names
+from orchestrator.records.names import full_names
 from orchestrator.report.best_table import best_table
 from orchestrator.report.console import open_console
 from orchestrator.report.explain import explanations

@@ -9,7 +9,7 @@ from conftest import ROOT
 
 from orchestrator.analysis.conditions import trial_conditions
 from orchestrator.analysis.metrics import CellMetrics, summarize
-from orchestrator.records.names import cell_name
+from orchestrator.records.keys import key_of
 from orchestrator.records.store import read_run
 from orchestrator.report.proof import proof
 from orchestrator.report.summary import as_markdown, notes
@@ -21,7 +21,7 @@ RECORDED = ROOT / "tests/golden"
 
 def rows_of(run: Run) -> dict[str, CellMetrics]:
     rows = summarize(run.cells, run.peaks)
-    return {cell_name(cell): row for cell, row in zip(run.cells, rows, strict=True)}
+    return {key_of(cell).name: row for cell, row in zip(run.cells, rows, strict=True)}
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def modes() -> Run:
 
 
 def test_a_mode_that_a_precision_cannot_do_is_a_failed_row(precisions: Run) -> None:
-    outcomes = {cell_name(cell): cell.outcome for cell in precisions.cells}
+    outcomes = {key_of(cell).name: cell.outcome for cell in precisions.cells}
     refused = outcomes.pop("int8 graph")
     assert isinstance(refused, Failed)
     assert refused.kind == "unsupported"
@@ -47,7 +47,7 @@ def test_a_mode_that_a_precision_cannot_do_is_a_failed_row(precisions: Run) -> N
 
 def test_one_worker_measured_all_modes_of_a_precision(modes: Run) -> None:
     assert len({cell.ready.pid for cell in modes.cells if cell.ready}) == 1
-    assert [cell_name(cell) for cell in modes.cells] == [
+    assert [key_of(cell).name for cell in modes.cells] == [
         "fp16 generate",
         "fp16",
         "fp16 graph",
