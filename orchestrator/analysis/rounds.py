@@ -10,7 +10,7 @@ from typing import NamedTuple
 import msgspec
 
 from orchestrator.analysis.intervals import Comparison, compare_all, of_ratios
-from orchestrator.analysis.metrics import CellMetrics, decode_tok_s, summarize
+from orchestrator.analysis.metrics import CellMetrics, decode_tok_s
 from orchestrator.records.workloads import (
     BASELINE,
     WorkloadKey,
@@ -64,16 +64,15 @@ def _cells_of_rows(run: Run) -> dict[RowKey, list[CellRecord]]:
     return rows
 
 
-def summarize_rounds(run: Run) -> list[CellMetrics]:
-    """A row for each cell of the typical run, its ratio to FP16 that of all rounds."""
-    cells = typical_run(run).cells
-    rows = summarize(cells, run.peaks)
+def rows_with_intervals(
+    run: Run, typical: Run, rows: list[CellMetrics], found: dict[RowKey, Comparison]
+) -> list[CellMetrics]:
+    """The rows of the typical run's cells, with the ratio to FP16 taken over all rounds."""
     if rounds_of(run) == 1:
         return rows
-    found = comparisons(run)
     return [
         _with_comparison(row, found[key]) if (key := row_key(cell)) in found else row
-        for cell, row in zip(cells, rows, strict=True)
+        for cell, row in zip(typical.cells, rows, strict=True)
     ]
 
 
@@ -88,9 +87,11 @@ def _with_comparison(row: CellMetrics, found: Comparison) -> CellMetrics:
     )
 
 
-def comparisons(run: Run) -> dict[RowKey, Comparison]:
-    """Row → its decode speed over FP16's in the same mode, taken round by round; FP16 itself apart."""
-    floor = noise_floor(run)
+def comparisons(run: Run, floor: float) -> dict[RowKey, Comparison]:
+    """Row → its decode speed over FP16's in the same mode, taken round by round; without FP16 itself.
+
+    `floor` is the noise floor, below which there is no verdict.
+    """
     ratios = _ratios(run, [cell for cell in run.cells if cell.precision != BASELINE])
     found = compare_all([of_ratios(each, floor) for each in ratios.values()])
     return dict(zip(ratios, found, strict=True))
@@ -102,15 +103,14 @@ def noise_floor(run: Run) -> float:
     return max((abs(of_ratios(each).ratio - 1) for each in found), default=0.0)
 
 
-def round_notes(run: Run) -> Iterator[str]:
-    """What is to be said of rounds: how many, the noise floor, verdicts, and rounds that failed."""
-    rounds, found = rounds_of(run), comparisons(run)
-    if rounds == 1:
+def round_notes(run: Run, found: dict[RowKey, Comparison], floor: float) -> Iterator[str]:
+    """Notes on rounds: their number, the noise floor, verdicts, and rounds that failed."""
+    if rounds_of(run) == 1:
         if found:
             yield "one round: the ratios have no interval (--rounds 7 gives them one)"
         return
     if any(map(is_twin, run.cells)):
-        yield f"FP16 differed from itself by {noise_floor(run):.1%}: no verdict is given below that"
+        yield f"FP16 differed from itself by {floor:.1%}: no verdict is given below that"
     rows, name = _cells_of_rows(run), full_names(run.cells)
     for key, each in found.items():
         yield f"{name(rows[key][0])}: {each.verdict or 'one round'}, {each.why or ratio(each.ratio)}"
@@ -122,7 +122,7 @@ def round_notes(run: Run) -> Iterator[str]:
 
 def is_precise(run: Run, half_width: float) -> bool:
     """Whether every ratio's interval is at most so wide on either side."""
-    widths = [each.half_width for each in comparisons(run).values()]
+    widths = [each.half_width for each in comparisons(run, noise_floor(run)).values()]
     return bool(widths) and all(width is not None and width <= half_width for width in widths)
 
 

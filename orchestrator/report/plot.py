@@ -17,7 +17,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
 
 from orchestrator.analysis.memory.timeline import PhaseSpan, Point, Timeline
-from orchestrator.report.placing import Name, Stretch, placed, spread
+from orchestrator.report.label_layout import Name, Stretch, placed, spread
 from schemas.record import Run
 
 if TYPE_CHECKING:

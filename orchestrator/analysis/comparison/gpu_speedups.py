@@ -9,7 +9,8 @@ import msgspec
 from orchestrator.analysis.best_mode import Best, best_modes
 from orchestrator.analysis.comparison.compare import Measured, groups_of, what_tells
 from orchestrator.analysis.memory.phases import on_gpu
-from orchestrator.analysis.rounds import summarize_rounds
+from orchestrator.analysis.metrics import analyze_cells
+from orchestrator.analysis.rounds import typical_run
 from orchestrator.records.workloads import WorkloadKey
 from schemas.frames import Done
 from schemas.record import CellRecord, Run
@@ -65,7 +66,7 @@ def _row(name: str, run: Run, measured: Measured, all_measured: list[Measured]) 
         tensor_cores=[name for name in TENSOR_CORES if capability and _has(capability, name)],
         best={
             best.precision: best
-            for best in best_modes(summarize_rounds(run))
+            for best in best_modes([each.row for each in analyze_cells(typical_run(run))])
             if all(getattr(best, name) == getattr(measured, name) for name in WorkloadKey._fields)
         },
     )
