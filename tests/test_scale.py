@@ -17,13 +17,14 @@ from plans import plan_of
 from sample_records import H100, make_cell, make_run, make_trial, sample
 
 from orchestrator.analysis.comparison.compare import compare_runs
-from orchestrator.analysis.rounds import comparisons, summarize_rounds
+from orchestrator.analysis.rounds import typical_run
+from orchestrator.analysis.run_analysis import analyze_run
 from orchestrator.execution.resume import check_plan, is_complete, left_of
 from orchestrator.planning.estimate import estimate
 from orchestrator.planning.plan import Plan
 from orchestrator.records.names import file_stem
 from orchestrator.records.store import RunFolder, read_run
-from orchestrator.report.summary import notes
+from orchestrator.report.notes import notes
 from schemas.job import Job
 from schemas.record import CellRecord, Run
 
@@ -128,18 +129,18 @@ def test_read_with_all_samples(folder: Path) -> None:
 
 
 def test_summarized(run: Run) -> None:
-    found = timely(lambda: comparisons(run))
-    rows = timely(lambda: summarize_rounds(run))
-    assert len(found) == len(rows) * 4 / 5
+    analysis = timely(lambda: analyze_run(run))
+    rows = analysis.rows
+    assert len(analysis.comparisons) == len(rows) * 4 / 5
     assert rows[-1].decode_versus_baseline == pytest.approx(SPEEDS[rows[-1].precision] / 100, rel=0.03)
-    assert timely(lambda: notes(run, rows))
+    assert timely(lambda: notes(analysis))
 
 
 def test_compared(run: Run) -> None:
     other = measured(run.plan.jobs, factor=1.1)
     found = timely(lambda: compare_runs(run, other))
     decode = [pair.comparison.ratio for pair in found.pairs if pair.figure == "decode"]
-    assert len(decode) == len(summarize_rounds(run))
+    assert len(decode) == len(typical_run(run).cells)
     assert decode == pytest.approx([1.1] * len(decode), rel=0.03)
 
 

@@ -5,13 +5,13 @@ import io
 import json
 
 import msgspec
+from analyses import rows_of
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sample_records import make_cell, make_job, make_run, make_trial
 
 from orchestrator.analysis.agreement import agreements, mean_agreement
-from orchestrator.analysis.metrics import summarize
 from orchestrator.report.summary import as_csv, as_json
 from schemas.frames import Failed
 from schemas.job import ModelSource, Workload
@@ -77,10 +77,10 @@ def test_it_is_mutual_and_a_share(pair: tuple[list[int], list[int]]) -> None:
 
 def test_rows_hold_it_and_fp16_has_none() -> None:
     cells = [answering(FOUR, precision="fp16"), answering([1, 2, 3, 9])]
-    assert [row.agreement_with_baseline for row in summarize(cells)] == [None, 0.75]
-    assert summarize(cells[1:])[0].agreement_with_baseline is None
+    assert [row.agreement_with_baseline for row in rows_of(make_run(*cells))] == [None, 0.75]
+    assert rows_of(make_run(*cells[1:]))[0].agreement_with_baseline is None
     graph = answering(FOUR, workload=Workload(prompts=["one"], new_tokens=5, decode="graph"))
-    assert summarize([*cells, graph])[2].agreement_with_baseline is None  # nor FP16 in this mode
+    assert rows_of(make_run(*cells, graph))[2].agreement_with_baseline is None  # nor FP16 in this mode
 
 
 def test_csv_and_json_hold_it() -> None:

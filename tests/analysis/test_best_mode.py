@@ -1,11 +1,12 @@
 """Best mode against best mode: what a precision wins at all, and up to which batch."""
 
 import msgspec
+from analyses import rows_of
 import pytest
 from conftest import ROOT
 
 from orchestrator.analysis.best_mode import Best, best_modes, leads
-from orchestrator.analysis.metrics import CellMetrics, summarize
+from orchestrator.analysis.metrics import CellMetrics
 from orchestrator.records.store import read_run
 from orchestrator.report.best_table import best_table
 from orchestrator.report.summary import as_json, as_markdown
@@ -88,4 +89,4 @@ def test_every_form_of_the_report_tells_of_it() -> None:
     run = read_run(ROOT / "results/h100-precisions-7b")
     assert "| awq | 0.76×, graph |" in as_markdown(run)
     told = msgspec.json.decode(as_json(run))["best"]
-    assert msgspec.convert(told, list[Best]) == best_modes(summarize(run.cells, run.peaks))
+    assert msgspec.convert(told, list[Best]) == best_modes(rows_of(run))

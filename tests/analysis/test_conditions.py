@@ -6,12 +6,12 @@ Trials last a second here: prefill at whole seconds, decode 0.2 s later, the nex
 from typing import Any
 
 import msgspec
+from analyses import warnings_of
 import pytest
 from sample_records import DONE, edge, make_cell, make_job, make_run, make_trial, sample
 
 from orchestrator.analysis.conditions import TrialConditions, flags, trial_conditions
 from orchestrator.records.names import cell_name
-from orchestrator.report.warnings import run_warnings
 from schemas.frames import Failed, WarmedUp
 from schemas.job import Workload
 from schemas.record import CellRecord, GpuState, MemoryReading, PhaseEdge
@@ -61,7 +61,7 @@ def cell_of(
 
 
 def the_lines(cell: CellRecord) -> list[str]:
-    return run_warnings(make_run(cell))
+    return warnings_of(make_run(cell))
 
 
 # Conditions
@@ -297,14 +297,14 @@ def test_a_warm_up_tells_its_length_and_how_far_apart_its_last_trials_were() -> 
 def test_what_holds_for_several_cells_is_said_once() -> None:
     restless: dict[str, Any] = {"warmed_up": WarmedUp(trial_s=[9.0, 1.0, 1.25], settled=False)}
     cells = [cell_of(0.4, 0.4, 0.45, precision="fp16"), cell_of(0.4, 0.4, 0.52, precision="int8", **restless)]
-    lines = run_warnings(make_run(*cells))
+    lines = warnings_of(make_run(*cells))
     assert lines[0].startswith("int8: warm-up never settled")
     assert lines[1:] == [
         "decode time per token differs by more than 10% between trials of fp16 (12%), int8 (30%); all are "
         "kept, so read small differences between rows with care"
     ]
     both = [cell_of(0.4, 0.4, precision=name, **restless) for name in ("fp16", "int8")]
-    assert run_warnings(make_run(*both)) == [
+    assert warnings_of(make_run(*both)) == [
         "warm-up never settled: the last two of its trials still differed in fp16 (25%), int8 (25%); the "
         "timed trials after it are kept"
     ]
@@ -312,7 +312,7 @@ def test_what_holds_for_several_cells_is_said_once() -> None:
 
 def test_throttling_is_told_of_each_cell() -> None:
     hot = [cell_of(0.4, samples=[sample(5, gpu=state("hw_slowdown"))], precision=name) for name in ("a", "b")]
-    assert [line.split(":")[0] for line in run_warnings(make_run(*hot))] == ["a", "b"]
+    assert [line.split(":")[0] for line in warnings_of(make_run(*hot))] == ["a", "b"]
 
 
 # All together
@@ -335,7 +335,7 @@ def test_lines_name_their_cell_and_stand_after_general_things() -> None:
     cell = cell_of(0.8, 0.4, 0.4, job=job)
     skewed = msgspec.structs.replace(DONE, trials_planned=5)
     budget = make_cell("int8", outcome=skewed, job=make_job("int8", budget_s=5))
-    lines = run_warnings(make_run(cell, budget))
+    lines = warnings_of(make_run(cell, budget))
     assert [line.split(": ")[0] for line in lines] == ["int8", "fp16 graph", "fp16 graph"]
 
 

@@ -1,11 +1,12 @@
 """The ledger of torch against NVML: which edge belongs to which phase, peaks, and what lies outside torch."""
 
+from analyses import memory_of
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sample_records import MIB, edge, make_cell, make_ready, sample, torch_memory
 
-from orchestrator.analysis.memory.phases import PhaseMemory, phase_memory, summarize_memory
+from orchestrator.analysis.memory.phases import PhaseMemory, phase_memory
 from schemas.frames import Phase
 from schemas.record import CellRecord, PhaseEdge, SamplerStats
 
@@ -116,11 +117,11 @@ def test_a_hidden_process_leaves_the_outside_unknown() -> None:
 def test_without_two_edges_there_is_no_phase(count: int) -> None:
     cell = make_cell(edges=EDGES[:count])
     assert phase_memory(cell) == []
-    assert summarize_memory(cell).loaded_bytes is None
+    assert memory_of(cell).loaded_bytes is None
 
 
 def test_summary_on_a_gpu_is_torchs_footprint_and_the_peaks_after_load() -> None:
-    summary = summarize_memory(make_cell(edges=EDGES))
+    summary = memory_of(make_cell(edges=EDGES))
     assert summary.on_gpu
     assert summary.loaded_bytes == 1000
     assert summary.peak_bytes == 1390  # not the 1500 of loading
@@ -137,7 +138,7 @@ def test_nvmls_peak_is_the_highest_of_all_edges_after_load() -> None:
         edge("decode", 5, process=30, trial=1),
         edge("end", 6, process=25),
     ]
-    assert summarize_memory(make_cell(edges=edges)).nvml_peak_bytes == 90
+    assert memory_of(make_cell(edges=edges)).nvml_peak_bytes == 90
 
 
 def test_summary_on_a_cpu_is_the_resident_set() -> None:
@@ -149,7 +150,7 @@ def test_summary_on_a_cpu_is_the_resident_set() -> None:
         edge("end", 40, process=74),
     ]
     samples = [sample(5, process=990), sample(15, process=95)]
-    summary = summarize_memory(make_cell(edges=edges, samples=samples, ready=make_ready(uuid=None)))
+    summary = memory_of(make_cell(edges=edges, samples=samples, ready=make_ready(uuid=None)))
     assert not summary.on_gpu
     assert (summary.loaded_bytes, summary.peak_bytes, summary.nvml_peak_bytes) == (70, 95, None)
 
@@ -157,12 +158,12 @@ def test_summary_on_a_cpu_is_the_resident_set() -> None:
 def test_a_resident_set_whose_samples_are_lost_has_no_peak() -> None:
     edges = [edge("load", 0, process=5), edge("warmup", 10, process=70), edge("end", 40, process=74)]
     sampler = SamplerStats(source="resident-set", samples=2, period_s=0.1, cpu_s=0, wall_s=1)
-    summary = summarize_memory(make_cell(edges=edges, sampler=sampler, ready=make_ready(uuid=None)))
+    summary = memory_of(make_cell(edges=edges, sampler=sampler, ready=make_ready(uuid=None)))
     assert (summary.loaded_bytes, summary.peak_bytes) == (70, None)
 
 
 def test_a_worker_that_died_while_loading_has_neither_footprint_nor_peak() -> None:
-    summary = summarize_memory(make_cell(edges=EDGES[:3]))
+    summary = memory_of(make_cell(edges=EDGES[:3]))
     assert (summary.loaded_bytes, summary.peak_bytes, summary.nvml_peak_bytes) == (None, None, None)
 
 

@@ -3,12 +3,13 @@
 from typing import Any
 
 import msgspec
+from analyses import rows_of
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sample_records import DONE, MIB, edge, make_cell, make_loaded, make_ready, make_trial, torch_memory
+from sample_records import DONE, MIB, edge, make_cell, make_loaded, make_ready, make_run, make_trial, torch_memory
 
-from orchestrator.analysis.metrics import CellMetrics, end_to_end_tok_s, measure_cell, summarize
+from orchestrator.analysis.metrics import CellMetrics, end_to_end_tok_s, measure_cell
 from schemas.frames import Failed, Trial
 from schemas.record import CellRecord, Skipped
 
@@ -67,7 +68,7 @@ def test_one_token_has_no_decode() -> None:
     assert row.ttft_s == 0.1
     assert row.end_to_end_tok_s == pytest.approx(1 / 0.1, rel=1e-3)
     other = make_cell("int8", trials=[make_trial()])
-    assert summarize([make_cell(trials=[trial]), other])[1].decode_versus_baseline is None
+    assert rows_of(make_run(make_cell(trials=[trial]), other))[1].decode_versus_baseline is None
 
 
 def test_a_trial_cut_short_counts_the_tokens_that_it_made() -> None:
@@ -76,8 +77,8 @@ def test_a_trial_cut_short_counts_the_tokens_that_it_made() -> None:
 
 
 def test_ratios_and_savings_are_against_fp16_wherever_it_stands() -> None:
-    rows = summarize(
-        [loaded_gpu_cell("int8", 600 * MIB, decode_s=0.8), loaded_gpu_cell("fp16", 1000 * MIB, decode_s=0.4)]
+    rows = rows_of(
+        make_run(loaded_gpu_cell("int8", 600 * MIB, decode_s=0.8), loaded_gpu_cell("fp16", 1000 * MIB, decode_s=0.4))
     )
     int8, fp16 = rows
     assert int8.decode_versus_baseline == pytest.approx(0.5)
@@ -89,7 +90,7 @@ def test_ratios_and_savings_are_against_fp16_wherever_it_stands() -> None:
 
 
 def test_what_takes_more_than_fp16_saves_less_than_nothing() -> None:
-    rows = summarize([loaded_gpu_cell("fp16", 100, 0.4), loaded_gpu_cell("fp32", 200, 0.4)])
+    rows = rows_of(make_run(loaded_gpu_cell("fp16", 100, 0.4), loaded_gpu_cell("fp32", 200, 0.4)))
     assert rows[1].saved_versus_baseline == -1
 
 
@@ -100,14 +101,14 @@ def test_on_a_cpu_savings_are_reckoned_in_weights() -> None:
             precision, ready=make_ready(uuid=None), loaded=make_loaded(weight_bytes), edges=edges
         )
 
-    row = summarize([cell("fp16", 1000), cell("awq", 300)])[1]
+    row = rows_of(make_run(cell("fp16", 1000), cell("awq", 300)))[1]
     assert row.saved_versus_baseline == pytest.approx(0.7)
     assert (row.weight_bytes, row.footprint_bytes, row.loaded_bytes) == (300, 300, 950)
     assert row.nvml_peak_bytes is None
 
 
 def test_without_fp16_there_are_no_ratios() -> None:
-    for row in summarize([make_cell("int8"), make_cell("awq")]):
+    for row in rows_of(make_run(make_cell("int8"), make_cell("awq"))):
         assert row.decode_versus_baseline is row.end_to_end_versus_baseline is None
         assert row.saved_versus_baseline is None
         assert row.decode_tok_s is not None
@@ -115,7 +116,7 @@ def test_without_fp16_there_are_no_ratios() -> None:
 
 @pytest.mark.parametrize("outcome", [FAILED, Skipped(reason="the budget is spent")])
 def test_a_failed_baseline_gives_no_ratios_either(outcome: Failed | Skipped) -> None:
-    fp16, int8 = summarize([make_cell("fp16", outcome=outcome), make_cell("int8")])
+    fp16, int8 = rows_of(make_run(make_cell("fp16", outcome=outcome), make_cell("int8")))
     assert fp16.reason
     assert int8.decode_versus_baseline is int8.saved_versus_baseline is None
 
@@ -207,7 +208,7 @@ def cells(draw: st.DrawFn) -> CellRecord:
 
 @given(st.lists(cells(), min_size=1, max_size=4))
 def test_no_zero_is_invented(measured: list[CellRecord]) -> None:
-    rows = summarize(measured)
+    rows = rows_of(make_run(*measured))
     assert len(rows) == len(measured)
     for row, cell in zip(rows, measured, strict=True):
         values = {name: getattr(row, name) for name in FIGURES if name != "saved_versus_baseline"}

@@ -13,6 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from xml.etree import ElementTree
 
+from analyses import memory_of
 import pytest
 from click.testing import CliRunner
 from conftest import ROOT
@@ -20,12 +21,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sample_records import MIB, edge, make_cell, make_ready, make_run, sample, torch_memory
 
-from orchestrator.analysis.memory.phases import phase_memory, summarize_memory
+from orchestrator.analysis.memory.phases import phase_memory
 from orchestrator.analysis.memory.timeline import Timeline, timelines
 from orchestrator.cli.memory import show_memory
 from orchestrator.errors import BadInput
 from orchestrator.records.store import read_run
-from orchestrator.report.placing import Name, spread
+from orchestrator.report.label_layout import Name, spread
 from orchestrator.report.plot import as_html, as_png, title
 from schemas.frames import Failed
 from schemas.record import CellRecord, MemoryReading, Run
@@ -123,7 +124,7 @@ def test_the_highest_mark_of_torch_is_the_peak_of_the_table(recorded: Run) -> No
         cells = [cell for cell in recorded.cells if cell.precision == line.precision]
         own = {"load", "prepare", "context", "start", "profile"}
         marks = [span.peak_allocated_bytes or 0 for span in line.phases if span.phase not in own]
-        assert max(marks) == max(summarize_memory(cell).peak_bytes or 0 for cell in cells)
+        assert max(marks) == max(memory_of(cell).peak_bytes or 0 for cell in cells)
         # The device holds all that torch does and more.
         assert line.highest_bytes == max(point.held_bytes or 0 for point in line.sampled)
 

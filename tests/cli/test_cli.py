@@ -16,12 +16,12 @@ from typing import IO, NamedTuple
 
 import msgspec
 import psutil
+from analyses import rows_of
 import pytest
 from commands import COLOUR, command, environment, run, run_on_terminal
 from conftest import Qbench
 
 import orchestrator
-from orchestrator.analysis.metrics import summarize
 from orchestrator.precisions.catalog import find_precisions
 from orchestrator.records.names import cell_name
 from orchestrator.records.store import read_run
@@ -301,7 +301,7 @@ def test_a_run_is_not_written_over(qbench: Qbench, measured: Measured) -> None:
 
 @pytest.mark.slow
 def test_the_report_says_in_four_forms_what_the_records_say(qbench: Qbench, measured: Measured) -> None:
-    rows = {row.precision: row for row in summarize(measured.run.cells)}
+    rows = {row.precision: row for row in rows_of(measured.run)}
     forms = {
         form: qbench("report", measured.folder, "--format", form).stdout
         for form in ("table", "md", "csv", "json")
@@ -338,7 +338,7 @@ def test_memory_by_phase(qbench: Qbench, measured: Measured) -> None:
         assert phase["sampled_peak_bytes"] >= phase["process_bytes"] > 0
         assert phase["allocated_bytes"] is None  # torch keeps no ledger on a CPU
     loaded = phases[2]["process_bytes"]
-    assert loaded == summarize(measured.run.cells)[1].loaded_bytes
+    assert loaded == rows_of(measured.run)[1].loaded_bytes
 
 
 @pytest.mark.slow

@@ -1,10 +1,10 @@
 """What a reader is told below the table; and nothing is said where there is nothing to say."""
 
 import msgspec
+from analyses import warnings_of
 import pytest
 from sample_records import DONE, edge, make_cell, make_job, make_ready, make_run, make_trial, torch_memory
 
-from orchestrator.report.warnings import run_warnings
 from schemas.frames import Done, Failed
 from schemas.job import RANDOM_WEIGHTS_WARNING, ModelSource, Workload
 from schemas.record import Run, Skipped
@@ -14,18 +14,18 @@ HIDDEN = "NVML lists no process 7: it has no CUDA context, or a container hides 
 
 
 def test_a_plain_run_needs_no_warning() -> None:
-    assert run_warnings(make_run(make_cell("fp16"), make_cell("int8"))) == []
+    assert warnings_of(make_run(make_cell("fp16"), make_cell("int8"))) == []
 
 
 def test_a_notice_is_repeated_once_however_many_jobs() -> None:
     jobs = [make_job(name, model=RANDOM) for name in ("fp16", "int8")]
-    assert run_warnings(make_run(jobs=jobs)) == [RANDOM_WEIGHTS_WARNING]
+    assert warnings_of(make_run(jobs=jobs)) == [RANDOM_WEIGHTS_WARNING]
 
 
 @pytest.mark.parametrize("reason", [None, "no NVIDIA driver library"])
 def test_a_cpu_is_named_with_the_reason(reason: str | None) -> None:
     jobs = [make_job(name, device="cpu") for name in ("fp16", "int8")]
-    (line,) = run_warnings(make_run(jobs=jobs, gpu_reason=reason))
+    (line,) = warnings_of(make_run(jobs=jobs, gpu_reason=reason))
     assert line.startswith("no NVIDIA GPU was used")
     assert ("(no NVIDIA driver library)" in line) == (reason is not None)
     assert "resident set" in line
@@ -36,7 +36,7 @@ def test_a_row_of_other_versions_than_the_baselines_is_named_with_both(package: 
     versions = {"fp16": "1.0", "int8": "2.0", "awq": "1.0"}
     cells = [make_cell(name, ready=make_ready(**{package: each})) for name, each in versions.items()]
     cells.append(cells[1])  # another row of the same worker
-    assert run_warnings(make_run(*cells)) == [
+    assert warnings_of(make_run(*cells)) == [
         f"int8 ran with {package} 2.0 (fp16: 1.0): what differs between them is not the precision alone"
     ]
 
@@ -44,7 +44,7 @@ def test_a_row_of_other_versions_than_the_baselines_is_named_with_both(package: 
 def test_two_packages_of_a_row_stand_in_one_line() -> None:
     base = make_cell("fp16", ready=make_ready(torch="1", transformers="5", bitsandbytes="1"))
     other = make_cell("int8", ready=make_ready(torch="2", transformers="6", bitsandbytes="2"))
-    (line,) = run_warnings(make_run(base, other))
+    (line,) = warnings_of(make_run(base, other))
     assert line.startswith("int8 ran with torch 2 (fp16: 1) and transformers 6 (fp16: 5): ")
 
 
@@ -52,7 +52,7 @@ def test_two_packages_of_a_row_stand_in_one_line() -> None:
 def test_without_a_baseline_a_mix_of_versions_names_who_has_which(package: str) -> None:
     versions = {"bf16": "1.0", "int8": "2.0", "awq": "1.0"}
     cells = [make_cell(name, ready=make_ready(**{package: each})) for name, each in versions.items()]
-    assert run_warnings(make_run(*cells)) == [
+    assert warnings_of(make_run(*cells)) == [
         f"{package} differs between rows: 1.0 in bf16, awq; 2.0 in int8"
     ]
 
@@ -61,31 +61,31 @@ def test_other_packages_may_differ_and_silent_workers_are_no_mix() -> None:
     first = make_cell("fp16", ready=make_ready(torch="1", bitsandbytes="1"))
     second = make_cell("int8", ready=make_ready(torch="1", bitsandbytes="2"))
     dead = make_cell("awq", ready=None, outcome=Failed(kind="crashed", message="gone"))
-    assert run_warnings(make_run(first, second, dead)) == []
+    assert warnings_of(make_run(first, second, dead)) == []
 
 
 def test_trials_that_did_not_fit_are_counted() -> None:
     outcome = Done(at_ns=0, trials_planned=20, trials_measured=6, sample_text=None)
     cell = make_cell(outcome=outcome, job=make_job(budget_s=32.5))
-    assert run_warnings(make_run(cell)) == ["fp16: 6 of 20 trials fitted into its 32 s of the budget"]
+    assert warnings_of(make_run(cell)) == ["fp16: 6 of 20 trials fitted into its 32 s of the budget"]
 
 
 def test_a_first_trial_cut_short_tells_its_tokens() -> None:
     outcome = Done(at_ns=0, trials_planned=20, trials_measured=1, sample_text=None)
     trial = make_trial(new_tokens=9, token_s=[0.1] * 8, cut_short=True)
     job = make_job("awq", budget_s=70, workload=Workload(prompts=["one"] * 20, new_tokens=128))
-    assert run_warnings(make_run(make_cell("awq", outcome=outcome, trials=[trial], job=job))) == [
+    assert warnings_of(make_run(make_cell("awq", outcome=outcome, trials=[trial], job=job))) == [
         "awq: 1 of 20 trials, 9 of 128 tokens fitted into its 1 min 10 s of the budget"
     ]
     whole = msgspec.structs.replace(DONE, trials_planned=1)
-    (line,) = run_warnings(make_run(make_cell("awq", outcome=whole, trials=[trial], job=job)))
+    (line,) = warnings_of(make_run(make_cell("awq", outcome=whole, trials=[trial], job=job)))
     assert "1 of 1 trials, 9 of 128 tokens" in line  # the only trial there was, and not a whole one
 
 
 def test_what_was_left_out_is_named_but_a_failure_is_the_tables_to_tell() -> None:
     skipped = make_cell("int8", outcome=Skipped(reason="the budget of 5 s is spent"), job=None, trials=[])
     failed = make_cell("awq", outcome=Failed(kind="error", message="boom"), trials=[])
-    assert run_warnings(make_run(skipped, failed)) == ["int8: left out, the budget of 5 s is spent"]
+    assert warnings_of(make_run(skipped, failed)) == ["int8: left out, the budget of 5 s is spent"]
 
 
 def hidden_run(uuid: str | None) -> Run:
@@ -97,17 +97,17 @@ def hidden_run(uuid: str | None) -> Run:
 
 
 def test_hidden_pids_are_told_once_per_precision() -> None:
-    assert run_warnings(hidden_run("GPU-1")) == [f"fp16: NVML process bytes are missing: {HIDDEN}"]
+    assert warnings_of(hidden_run("GPU-1")) == [f"fp16: NVML process bytes are missing: {HIDDEN}"]
 
 
 def test_the_resident_sets_own_reason_is_no_warning() -> None:
-    assert run_warnings(hidden_run(None)) == []
+    assert warnings_of(hidden_run(None)) == []
 
 
 def test_general_things_come_first() -> None:
     outcome = Done(at_ns=0, trials_planned=2, trials_measured=1, sample_text=None)
     job = make_job(model=RANDOM, device="cpu", budget_s=5)
-    lines = run_warnings(make_run(make_cell(outcome=outcome, job=job), gpu_reason="no driver"))
+    lines = warnings_of(make_run(make_cell(outcome=outcome, job=job), gpu_reason="no driver"))
     assert [line.split()[0] for line in lines] == ["random", "no", "fp16:"]
 
 
@@ -116,12 +116,12 @@ def test_rows_on_different_prompts_are_named(lengths: tuple[int, int], warned: b
     trials = [make_trial(prompt_tokens=length) for length in lengths]
     part = Done(at_ns=0, trials_planned=2, trials_measured=1, sample_text=None)
     run = make_run(make_cell("fp16", trials=trials), make_cell("awq", trials=trials[:1], outcome=part))
-    assert any("1 to 2 prompts of different length" in line for line in run_warnings(run)) == warned
-    assert run_warnings(make_run(make_cell("fp16", trials=trials), make_cell("awq", trials=trials))) == []
+    assert any("1 to 2 prompts of different length" in line for line in warnings_of(run)) == warned
+    assert warnings_of(make_run(make_cell("fp16", trials=trials), make_cell("awq", trials=trials))) == []
 
 
 def test_larger_batches_make_fewer_trials_of_the_same_prompts() -> None:
     trials = [make_trial(prompt_tokens=length) for length in (10, 90)]
     assert (
-        run_warnings(make_run(make_cell("fp16", trials=trials), make_cell("fp16", trials=trials[1:]))) == []
+        warnings_of(make_run(make_cell("fp16", trials=trials), make_cell("fp16", trials=trials[1:]))) == []
     )

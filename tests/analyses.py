@@ -1,0 +1,19 @@
+"""Figures of made-up and recorded runs, as the commands compute them."""
+
+from orchestrator.analysis.memory.phases import MemorySummary, phase_memory, summarize_memory
+from orchestrator.analysis.metrics import CellMetrics, analyze_cells, summarize
+from orchestrator.report.warnings import run_warnings
+from schemas.record import CellRecord, Run
+
+
+def rows_of(run: Run) -> list[CellMetrics]:
+    """A row for each cell, in order."""
+    return summarize(analyze_cells(run))
+
+
+def warnings_of(run: Run) -> list[str]:
+    return run_warnings(run, [phase_memory(cell) for cell in run.cells])
+
+
+def memory_of(cell: CellRecord) -> MemorySummary:
+    return summarize_memory(cell, phase_memory(cell))
