@@ -108,7 +108,7 @@ def _shortened_cell(cell: CellRecord, done: Done, name: str) -> Iterator[str]:
         return
     if cell.job is None or cell.job.budget_s is None:
         return
-    share = f"its {duration(cell.job.budget_s)} of the budget"
+    share = f"its {duration(cell.job.budget_s)} share of the budget"
     trials = f"{done.trials_measured} of {done.trials_planned} trials"
     if cell.trials[0].cut_short:
         trials += f", {cell.trials[0].new_tokens} of {cell.job.workload.new_tokens} tokens"
