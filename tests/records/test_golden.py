@@ -8,8 +8,8 @@ means that old runs are read differently now.
 import json
 from pathlib import Path
 
-from analyses import rows_of
 import pytest
+from analyses import rows_of
 from golden_text import Golden
 
 from orchestrator.analysis.memory.cell_memory import cell_memories

@@ -1,8 +1,8 @@
 """What a reader is told below the table; and nothing is said where there is nothing to say."""
 
 import msgspec
-from analyses import warnings_of
 import pytest
+from analyses import warnings_of
 from sample_records import DONE, edge, make_cell, make_job, make_ready, make_run, make_trial, torch_memory
 
 from schemas.frames import Done, Failed
@@ -52,9 +52,7 @@ def test_two_packages_of_a_row_stand_in_one_line() -> None:
 def test_without_a_baseline_a_mix_of_versions_names_who_has_which(package: str) -> None:
     versions = {"bf16": "1.0", "int8": "2.0", "awq": "1.0"}
     cells = [make_cell(name, ready=make_ready(**{package: each})) for name, each in versions.items()]
-    assert warnings_of(make_run(*cells)) == [
-        f"{package} differs between rows: 1.0 in bf16, awq; 2.0 in int8"
-    ]
+    assert warnings_of(make_run(*cells)) == [f"{package} differs between rows: 1.0 in bf16, awq; 2.0 in int8"]
 
 
 def test_other_packages_may_differ_and_silent_workers_are_no_mix() -> None:
@@ -122,6 +120,4 @@ def test_rows_on_different_prompts_are_named(lengths: tuple[int, int], warned: b
 
 def test_larger_batches_make_fewer_trials_of_the_same_prompts() -> None:
     trials = [make_trial(prompt_tokens=length) for length in (10, 90)]
-    assert (
-        warnings_of(make_run(make_cell("fp16", trials=trials), make_cell("fp16", trials=trials[1:]))) == []
-    )
+    assert warnings_of(make_run(make_cell("fp16", trials=trials), make_cell("fp16", trials=trials[1:]))) == []
