@@ -1,5 +1,9 @@
 """Figures of made-up and recorded runs, as the commands compute them."""
 
+from sample_records import make_run
+
+from orchestrator.analysis.memory.by_purpose import MemoryByPurpose
+from orchestrator.analysis.memory.cell_memory import CellMemory, cell_memories
 from orchestrator.analysis.memory.phases import MemorySummary, phase_memory, summarize_memory
 from orchestrator.analysis.metrics import CellMetrics, analyze_cells, summarize
 from orchestrator.report.warnings import run_warnings
@@ -13,6 +17,15 @@ def rows_of(run: Run) -> list[CellMetrics]:
 
 def warnings_of(run: Run) -> list[str]:
     return run_warnings(run, [phase_memory(cell) for cell in run.cells])
+
+
+def cell_memory_of(cell: CellRecord) -> CellMemory:
+    (found,) = cell_memories(make_run(cell))
+    return found
+
+
+def by_purpose_of(cell: CellRecord) -> MemoryByPurpose | None:
+    return cell_memory_of(cell).by_purpose
 
 
 def memory_of(cell: CellRecord) -> MemorySummary:

@@ -4,8 +4,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-from analyses import rows_of
 import pytest
+from analyses import rows_of
 from commands import command, environment, run
 
 from orchestrator.analysis.metrics import CellMetrics

@@ -74,7 +74,7 @@ def _mixed_versions(run: Run) -> Iterator[str]:
             if package in MIXED_PACKAGES and here.get(package, there) != there
         )
         if mix:
-            yield f"{cell.precision} ran with {mix}: the comparison is not of precisions alone"
+            yield f"{cell.precision} ran with {mix}: the two differ in more than their precision"
 
 
 def _mixed_without_baseline(run: Run) -> Iterator[str]:

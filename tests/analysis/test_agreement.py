@@ -5,8 +5,8 @@ import io
 import json
 
 import msgspec
-from analyses import rows_of
 import pytest
+from analyses import rows_of
 from hypothesis import given
 from hypothesis import strategies as st
 from sample_records import make_cell, make_job, make_run, make_trial

@@ -1,8 +1,8 @@
 """Best mode against best mode: what a precision wins at all, and up to which batch."""
 
 import msgspec
-from analyses import rows_of
 import pytest
+from analyses import rows_of
 from conftest import ROOT
 
 from orchestrator.analysis.best_mode import Best, best_modes, leads

@@ -91,7 +91,7 @@ def test_shares_may_be_0_and_have_no_ratio_over_0() -> None:
     assert (lost.ratio, lost.low, lost.high, lost.verdict) == (0, 0, 0, "slower")
     few = compare_shares([0.0] * 4, [0.5] * 4)
     assert few is not None
-    assert (few.verdict, few.why) == ("can't tell", "4 prompts are too few, 5 the least")
+    assert (few.verdict, few.why) == ("can't tell", "4 prompts are too few, at least 5 are needed")
     one_of_many = compare_shares([0.0] * 5, [0.0] * 4 + [0.5])
     assert one_of_many is not None
     assert one_of_many.verdict == "can't tell"
@@ -114,10 +114,10 @@ def test_few_rounds_have_an_interval_and_no_verdict() -> None:
     [
         ([1.84, 1.85, 1.83, 1.84, 1.85], 0.0, "faster", "1.84× [1.8"),
         ([0.50, 0.51, 0.50, 0.49, 0.50], 0.0, "slower", "0.50× [0.4"),
-        ([1.001, 0.999, 1.002, 1.0, 0.998], 0.0, "same", "lies within 2% of 1"),
+        ([1.001, 0.999, 1.002, 1.0, 0.998], 0.0, "same", "is within 2% of 1"),
         ([1.03, 1.04, 1.03, 1.04, 1.03], 0.06, "can't tell", "differed from itself by 6.0%"),
-        ([0.9, 1.2, 1.1, 0.8, 1.3], 0.0, "can't tell", "holds 1"),
-        ([1.01, 1.2, 1.01, 1.01, 1.01], 0.0, "can't tell", "prove nothing"),
+        ([0.9, 1.2, 1.1, 0.8, 1.3], 0.0, "can't tell", "includes 1"),
+        ([1.01, 1.2, 1.01, 1.01, 1.01], 0.0, "can't tell", "too few for their variation"),
         ([1.5] * 5, 0.0, "faster", "[1.500, 1.500] over 5 rounds"),
     ],
 )

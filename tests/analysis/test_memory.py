@@ -1,7 +1,7 @@
 """The ledger of torch against NVML: which edge belongs to which phase, peaks, and what lies outside torch."""
 
-from analyses import memory_of
 import pytest
+from analyses import memory_of
 from hypothesis import given
 from hypothesis import strategies as st
 from sample_records import MIB, edge, make_cell, make_ready, sample, torch_memory

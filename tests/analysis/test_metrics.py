@@ -3,11 +3,21 @@
 from typing import Any
 
 import msgspec
-from analyses import rows_of
 import pytest
+from analyses import rows_of
 from hypothesis import given
 from hypothesis import strategies as st
-from sample_records import DONE, MIB, edge, make_cell, make_loaded, make_ready, make_run, make_trial, torch_memory
+from sample_records import (
+    DONE,
+    MIB,
+    edge,
+    make_cell,
+    make_loaded,
+    make_ready,
+    make_run,
+    make_trial,
+    torch_memory,
+)
 
 from orchestrator.analysis.metrics import CellMetrics, end_to_end_tok_s, measure_cell
 from schemas.frames import Failed, Trial
@@ -78,7 +88,10 @@ def test_a_trial_cut_short_counts_the_tokens_that_it_made() -> None:
 
 def test_ratios_and_savings_are_against_fp16_wherever_it_stands() -> None:
     rows = rows_of(
-        make_run(loaded_gpu_cell("int8", 600 * MIB, decode_s=0.8), loaded_gpu_cell("fp16", 1000 * MIB, decode_s=0.4))
+        make_run(
+            loaded_gpu_cell("int8", 600 * MIB, decode_s=0.8),
+            loaded_gpu_cell("fp16", 1000 * MIB, decode_s=0.4),
+        )
     )
     int8, fp16 = rows
     assert int8.decode_versus_baseline == pytest.approx(0.5)

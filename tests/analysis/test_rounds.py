@@ -10,13 +10,15 @@ from plans import bad_input, plan_of
 from sample_records import DONE, H100, make_cell, make_job, make_run, make_trial
 
 from orchestrator.analysis.intervals import Comparison
-from orchestrator.analysis.rounds import comparisons, is_precise, noise_floor, summarize_rounds, typical_run
+from orchestrator.analysis.rounds import is_precise, typical_run
+from orchestrator.analysis.run_analysis import analyze_run
 from orchestrator.planning.estimate import Estimate
 from orchestrator.planning.plan import MOST_ROUNDS, Plan
 from orchestrator.records.names import cell_name, file_stem
 from orchestrator.records.store import read_run
 from orchestrator.report.listing import print_plan
-from orchestrator.report.summary import as_csv, as_markdown, notes
+from orchestrator.report.notes import notes
+from orchestrator.report.summary import as_csv, as_markdown
 from schemas.frames import Failed
 from schemas.record import CellRecord, Run
 
@@ -95,7 +97,8 @@ def test_what_compares_needs_the_baseline(option: dict[str, object]) -> None:
 def test_a_row_is_the_round_of_the_median_speed_and_its_ratio_that_of_all() -> None:
     speeds = {"fp16": [100, 104, 98, 102, 96], "int8": [50, 53, 48, 51, 49]}
     run = run_of(lambda name, round_, _: speeds[name][round_], lambda _: ["int8", "fp16"], 5)
-    rows = {row.precision: row for row in summarize_rounds(run)}
+    analysis = analyze_run(run)
+    rows = {row.precision: row for row in analysis.rows}
     assert {name: round(row.decode_tok_s or 0) for name, row in rows.items()} == {"fp16": 100, "int8": 50}
     int8 = rows["int8"]
     assert int8.rounds == 5
@@ -103,7 +106,7 @@ def test_a_row_is_the_round_of_the_median_speed_and_its_ratio_that_of_all() -> N
     assert 0.48 < (int8.decode_versus_low or 0) < 0.502 < (int8.decode_versus_high or 0) < 0.52
     assert int8.verdict == "slower"
     assert "| int8 | 100 | 50.0 | 0.50× [0." in as_markdown(run)
-    assert any(line.startswith("int8: slower, 0.50× [0.4") for line in notes(run, list(rows.values())))
+    assert any(line.startswith("int8: slower, 0.50× [0.4") for line in notes(analysis))
     assert ",slower," in as_csv(run)
 
 
@@ -111,8 +114,9 @@ def test_fp16_against_itself_is_the_noise_floor() -> None:
     twins = [measured("fp16", 104 + round_ % 2, round=round_, twin=True) for round_ in range(6)]
     run = run_of(lambda name, *_: 103.0 if name == "int8" else 100.0, lambda _: ["fp16", "int8"], 6)
     run = msgspec.structs.replace(run, cells=[*run.cells, *twins])
-    assert noise_floor(run) == pytest.approx(0.045, abs=0.001)
-    (found,) = comparisons(run).values()
+    analysis = analyze_run(run)
+    assert analysis.noise_floor == pytest.approx(0.045, abs=0.001)
+    (found,) = analysis.comparisons.values()
     assert found.verdict == "can't tell"
     assert "FP16 differed from itself by 4.5%" in found.why
     assert [cell_name(cell) for cell in typical_run(run).cells] == ["fp16", "int8"]
@@ -120,23 +124,25 @@ def test_fp16_against_itself_is_the_noise_floor() -> None:
 
 def test_one_round_says_that_it_has_no_interval() -> None:
     run = run_of(lambda name, *_: 50 if name == "int8" else 100, lambda _: ["fp16", "int8"], 1)
-    rows = summarize_rounds(run)
+    analysis = analyze_run(run)
+    rows = analysis.rows
     assert rows[1].decode_versus_low is rows[1].verdict is None
-    assert any(line.startswith("one round: ") for line in notes(run, rows))
+    assert any(line.startswith("one round: ") for line in notes(analysis))
 
 
 def test_rounds_that_failed_are_left_out_and_told_of() -> None:
     run = run_of(lambda *_: 100, lambda _: ["fp16", "int8"], 3)
     lost = msgspec.structs.replace(run.cells[1], outcome=Failed(kind="crashed", message="gone"), trials=[])
     run = msgspec.structs.replace(run, cells=[run.cells[0], lost, *run.cells[2:]])
-    (found,) = comparisons(run).values()
+    analysis = analyze_run(run)
+    (found,) = analysis.comparisons.values()
     assert found.rounds == 2
-    assert "int8: measured in 2 of 3 rounds" in notes(run, summarize_rounds(run))
+    assert "int8: measured in 2 of 3 rounds" in notes(analysis)
 
 
 def test_precise_is_when_every_interval_is_narrow() -> None:
     run = run_of(lambda name, round_, _: 100 + round_ * (name == "awq"), lambda _: PRECISIONS, 5)
-    widths = [each.half_width or 0 for each in comparisons(run).values()]
+    widths = [each.half_width or 0 for each in analyze_run(run).comparisons.values()]
     assert is_precise(run, max(widths))
     assert not is_precise(run, max(widths) / 2)
     assert not is_precise(make_run(), 0.5)
@@ -152,11 +158,11 @@ def test_interleaving_cancels_a_drift_that_blocks_would_report() -> None:
         return 100 * 0.99**at
 
     planned = turns(plan_of([H100], precision=["fp16", "int8"], rounds=10, decode=["eager"]))
-    shuffled = comparisons(run_of(drifting, lambda round_: planned[round_], 10))
+    shuffled = analyze_run(run_of(drifting, lambda round_: planned[round_], 10)).comparisons
     assert {each.verdict for each in shuffled.values()} <= {"same", "can't tell"}
     block = [measured("fp16", drifting("", 0, at), round=at) for at in range(10)]
     block += [measured("int8", drifting("", 0, 10 + at), round=at) for at in range(10)]
-    found: list[Comparison] = list(comparisons(make_run(*block)).values())
+    found: list[Comparison] = list(analyze_run(make_run(*block)).comparisons.values())
     assert [each.verdict for each in found] == ["slower"]
 
 
@@ -171,7 +177,7 @@ def test_a_run_of_rounds(qbench: Qbench, tiny_llama: Path, tmp_path: Path) -> No
     done = qbench("orchestrate", *named, "--rounds", "2", "--aa", "--budget", "90", "--out", "run")
     assert done.returncode == 0, done.stderr
     assert "FP16 differed from itself by" in done.stdout
-    assert "fp32: can't tell, 2 rounds are too few, 5 the least" in done.stdout
+    assert "fp32: can't tell, 2 rounds are too few" in done.stdout
     run = read_run(tmp_path / "run")
     assert sorted(map(cell_name, run.cells)) == ["fp16", "fp16", "fp16 (A/A)", "fp16 (A/A)", "fp32", "fp32"]
     assert len({cell.ready.pid for cell in run.cells if cell.ready}) == 6

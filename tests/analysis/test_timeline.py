@@ -13,8 +13,8 @@ from itertools import pairwise
 from pathlib import Path
 from xml.etree import ElementTree
 
-from analyses import memory_of
 import pytest
+from analyses import memory_of
 from click.testing import CliRunner
 from conftest import ROOT
 from hypothesis import given

@@ -16,8 +16,8 @@ from typing import IO, NamedTuple
 
 import msgspec
 import psutil
-from analyses import rows_of
 import pytest
+from analyses import rows_of
 from commands import COLOUR, command, environment, run, run_on_terminal
 from conftest import Qbench
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from analyses import memory_of, warnings_of
 import pytest
+from analyses import memory_of, warnings_of
 from fake_nvml import (  # noqa: F401
     GPU_UUID,
     ONE_GPU,
@@ -60,10 +60,9 @@ def test_a_stranger_is_named_with_what_it_held(fake_nvml: FakeNvml, tmp_path: Pa
     assert seen["decode"].others == expected
     assert seen["decode"].process_bytes == 1600 * MIB
     assert {sample.others for sample in cell.samples} == {None}  # who is there is asked at edges alone
-    assert warnings_of(make_run(cell)) == [
-        "fp16: not alone on the GPU while it was measured: pids 17, 18, at most 50 MiB and an unknown rest "
-        "at once; speed and memory may be theirs too"
-    ]
+    (line,) = warnings_of(make_run(cell))
+    assert line.startswith("fp16: ")
+    assert "pids 17, 18, at most 50 MiB plus an unknown amount at once" in line
 
 
 def test_what_the_worker_started_is_no_stranger(fake_nvml: FakeNvml, tmp_path: Path) -> None:
@@ -120,7 +119,7 @@ def test_a_hidden_pid_leaves_an_estimate_that_says_so(fake_nvml: FakeNvml, tmp_p
     assert phases["load"].device_over_baseline_bytes == 1600 * MIB - 1_000_000
     (line,) = warnings_of(make_run(cell))
     assert "a container hides pids" in line
-    assert "as an estimate, the whole device held up to 1,699 MiB more than just before" in line
+    assert "up to 1,699 MiB more than just before" in line
 
 
 def test_the_estimate_is_the_highest_of_a_precisions_cells() -> None:
@@ -191,10 +190,9 @@ def test_what_a_worker_left_behind_is_waited_for_once_and_told(fake_nvml: FakeNv
     assert third.leftover.waited_s < 0.1
     assert second.baseline_device_bytes == 1700 * MIB
     (line,) = warnings_of(make_run(second))
-    assert line == (
-        "fp16: when its worker was started, the GPU still held 1,699 MiB more than before the run (NVML "
-        f"lists pid {first.ready.pid}); speed and the room for memory may suffer from it"
-    )
+    assert line.startswith("fp16: ")
+    assert "1,699 MiB more " in line
+    assert f"(NVML lists pid {first.ready.pid})" in line
 
 
 def test_memory_that_comes_back_late_is_no_leftover(fake_nvml: FakeNvml, tmp_path: Path) -> None:
@@ -260,7 +258,7 @@ def test_without_nvml_there_is_nothing_to_wait_for() -> None:
 @pytest.mark.parametrize(
     ("holders", "told"),
     [
-        (None, "NVML would not list who holds it"),
+        (None, "NVML did not list the processes that hold it"),
         ([], "NVML lists no process"),
         ([ForeignProcess(pid=17), ForeignProcess(pid=18)], "NVML lists pids 17, 18"),
     ],
@@ -268,7 +266,8 @@ def test_without_nvml_there_is_nothing_to_wait_for() -> None:
 def test_a_leftover_is_told_once_per_precision(holders: list[ForeignProcess] | None, told: str) -> None:
     left = Leftover(over_baseline_bytes=900 * MIB, waited_s=10, holders=holders)
     (line,) = warnings_of(make_run(make_cell(leftover=left), make_cell(leftover=left)))
-    assert f"still held 900 MiB more than before the run ({told})" in line
+    assert "900 MiB more " in line
+    assert f"than before the run ({told})" in line
 
 
 # MIG
@@ -348,7 +347,7 @@ def ready_in_slice():
 def test_an_unknown_slice_makes_it_the_whole_gpus_memory() -> None:
     cell = make_cell(nvml_uuid=GPU_UUID, ready=make_ready(GPU_UUID))
     (line,) = warnings_of(in_run(cell, mig=True))
-    assert "NVML's device bytes are the whole GPU's, neighbours included" in line
+    assert "NVML's device bytes are the whole GPU's, including other slices" in line
     assert warnings_of(in_run(cell)) == []
 
 
@@ -363,7 +362,7 @@ def test_a_v1_only_driver_is_said_to_count_its_own_in(fake_nvml: FakeNvml, tmp_p
     assert readings(cell)["decode"].device_bytes == 1700 * MIB + 500_000_000
     assert warnings_of(in_run(cell)) == []
     (line,) = warnings_of(in_run(cell, memory_info_version=1))
-    assert line.startswith("the driver is too old to tell what it reserves for itself")
+    assert line.startswith("the driver is too old to report the memory it reserves for itself")
 
 
 @pytest.mark.parametrize(
@@ -371,7 +370,7 @@ def test_a_v1_only_driver_is_said_to_count_its_own_in(fake_nvml: FakeNvml, tmp_p
     [
         ("cuda:1", {}, None),
         ("cuda:0", {"cuda_visible_devices": "1"}, "CUDA_VISIBLE_DEVICES=1"),
-        ("cuda:0", {}, "CUDA counts the fastest first"),
+        ("cuda:0", {}, "CUDA numbers the fastest first"),
         (
             "cuda:0",
             {"cuda_visible_devices": GPU_UUID, "cuda_device_order": "PCI_BUS_ID"},
@@ -384,7 +383,7 @@ def test_cudas_number_and_nvmls_are_told_apart(
 ) -> None:
     ready = msgspec.structs.replace(make_ready(GPU_UUID), device=device, **variables)
     lines = warnings_of(in_run(make_cell(ready=ready), index=1))
-    assert lines == ([] if told is None else [f"{device} is GPU 1 to NVML and nvidia-smi ({told})"])
+    assert lines == ([] if told is None else [f"{device} is GPU 1 in NVML and nvidia-smi ({told})"])
 
 
 def test_a_worker_tells_what_cuda_was_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -445,14 +444,9 @@ def stats(**fields: Any) -> SamplerStats:
 )
 def test_many_missed_samples_are_told(fields: dict[str, Any], warned: bool) -> None:
     lines = warnings_of(make_run(make_cell(sampler=stats(**fields))))
-    assert lines == (
-        [
-            "fp16: 11 samples of memory were missed and 100 taken, the slowest in 500 ms: peaks between "
-            "phases may have been higher"
-        ]
-        if warned
-        else []
-    )
+    assert len(lines) == warned
+    for line in lines:
+        assert line.startswith("fp16: 11 memory samples were missed and 100 taken, the slowest in 500 ms: ")
 
 
 # Old records

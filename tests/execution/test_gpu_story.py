@@ -8,8 +8,8 @@ import os
 import sys
 from pathlib import Path
 
-from analyses import warnings_of
 import pytest
+from analyses import warnings_of
 from commands import command, environment, run
 from fake_nvml import GPU_UUID, ONE_GPU, FakeNvml, fake_nvml_fixture  # noqa: F401
 from played_worker import WHOLE_LIFE, play

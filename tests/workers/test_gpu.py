@@ -8,8 +8,8 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from analyses import memory_of, rows_of
 import pytest
+from analyses import memory_of, rows_of
 from conftest import ROOT
 from worker_runs import make_job, run_jobs
 
