@@ -1,5 +1,5 @@
-"""What crosses a boundary, as msgspec Structs: options, jobs, frames, records.
+"""All data that crosses a process or file boundary, as msgspec Structs: options, jobs, frames, records.
 
-Every other module of the project decodes to one of these at its edge and trusts it inside.
-This package depends on msgspec alone, so that any worker environment can import it.
+Other packages decode to these at their edges and trust them inside. This package depends on msgspec alone,
+so that every worker environment can import it.
 """

@@ -1,19 +1,19 @@
-"""Frames: what a worker tells its parent, one JSON object a line, in this order.
+"""Frames: messages from a worker to its parent, one JSON object per line, in this order.
 
-    once a worker   Phase("start") · [Phase("prepare")] · [Phase("build")] · Phase("context") · Ready ·
+    per worker      Phase("start") · [Phase("prepare")] · [Phase("build")] · Phase("context") · Ready ·
                     Phase("load") · Loaded · [Phase("cublas")]
-    for each job    Phase("setup") · SetUp · Phase("warmup") · WarmedUp ·
-                    for each trial Phase("prefill") · Phase("decode") · Trial ·
+    per job         Phase("setup") · SetUp · Phase("warmup") · WarmedUp ·
+                    per trial Phase("prefill") · Phase("decode") · Trial ·
                     Phase("profile") · Profile · Phase("end") · Done
 
-A job that fails ends in Failed instead of Done, at any place; Progress may stand anywhere. A worker that is
-still of use after it says Waiting and reads another Job, which must differ in its workload alone.
+A job that fails ends with Failed instead of Done, at any point; Progress may come at any point. A worker that
+can still be used sends Waiting and reads another Job, which may differ only in its workload.
 
-The worker that measures the device's peaks says Phase("start") · Phase("context") · Ready · Peaks. One that
-is only to prepare says Phase("start") · [Phase("prepare")] · Prepared.
+The worker that measures the device's peaks sends Phase("start") · Phase("context") · Ready · Peaks. One that
+only prepares weights sends Phase("start") · [Phase("prepare")] · Prepared.
 
-Times are nanoseconds of CLOCK_MONOTONIC, which parent and worker share on one host, so that the
-parent's memory samples and the worker's phases can be laid over each other.
+Times are nanoseconds of CLOCK_MONOTONIC, which parent and worker share on one host, so the parent's memory
+samples and the worker's phases have one time axis.
 """
 
 from typing import Literal
@@ -41,9 +41,9 @@ FailureKind = Literal[
 
 
 class TorchMemory(msgspec.Struct, frozen=True, kw_only=True):
-    """The CUDA caching allocator at one synchronised instant, from `torch.cuda.memory_stats()`.
+    """The CUDA caching allocator at one synchronized instant, from `torch.cuda.memory_stats()`.
 
-    All in bytes. allocated ≤ active ≤ reserved; requested ≤ allocated (blocks are rounded up).
+    allocated ≤ active ≤ reserved; requested ≤ allocated, since block sizes are rounded up.
     """
 
     requested_bytes: int
@@ -52,55 +52,55 @@ class TorchMemory(msgspec.Struct, frozen=True, kw_only=True):
     inactive_split_bytes: int
     reserved_bytes: int
     peak_allocated_bytes: int
-    """Highest `allocated` since the previous phase edge, where it was reset."""
+    """Highest `allocated` since the previous phase edge, which reset it."""
     peak_reserved_bytes: int
     private_pool_bytes: int | None = None
-    """Of `reserved`: pools of their own, as every CUDA graph has. None in records of before it was read."""
+    """Part of `reserved`: private pools, such as those of CUDA graphs. None in older records."""
     expandable_bytes: int | None = None
-    """Of `reserved`: mapped into segments that grow, see PYTORCH_ALLOC_CONF."""
+    """Part of `reserved`: in expandable segments, see PYTORCH_ALLOC_CONF."""
 
 
 class Frame(msgspec.Struct, frozen=True, kw_only=True, tag_field="frame", tag=str.lower):
-    """Base of all frames: the JSON field `frame` tells them apart."""
+    """Base of all frames; the JSON field `frame` is the tag."""
 
 
 class Phase(Frame, frozen=True, kw_only=True):
-    """The worker enters a phase; everything before this instant belongs to the previous one.
+    """The worker enters a phase; everything up to this instant belongs to the previous one.
 
-    The device is synchronised, and the worker waits for a line on stdin (or its end) before it goes
-    on, so that the parent reads NVML at the very instant `torch` was read.
+    The device is synchronized, and the worker waits for a line on stdin (or its end) before it continues, so
+    the parent reads NVML at the same instant as `torch` was read.
     """
 
     name: PhaseName
     at_ns: int
     trial: int | None = None
-    """Which timed trial a prefill or decode belongs to."""
+    """Index of the timed trial that a prefill or decode belongs to."""
     torch: TorchMemory | None = None
     """None before the CUDA context exists, and on a CPU."""
 
 
 class Ready(Frame, frozen=True, kw_only=True):
-    """Packages are imported and the device answers; nothing is loaded yet."""
+    """Packages are imported and the device responds; nothing is loaded yet."""
 
     pid: int
     at_ns: int
     python: str
     versions: dict[str, str]
-    """Distribution → version, of the packages that were really imported."""
+    """Distribution → version, of the packages actually imported."""
     device: str
     device_name: str
     device_uuid: str | None = None
-    """As NVML spells it, `GPU-…`; None on a CPU."""
+    """In NVML's form, `GPU-…`; None on a CPU."""
     allocator_settings: str | None = None
-    """PYTORCH_ALLOC_CONF or its older name, since it shifts every memory figure."""
+    """PYTORCH_ALLOC_CONF, or the variable's older name. It affects every memory figure."""
     cuda_visible_devices: str | None = None
-    """CUDA_VISIBLE_DEVICES as the worker has it: indices, UUIDs or MIG ids. `device` counts in its order."""
+    """The worker's CUDA_VISIBLE_DEVICES: indices, UUIDs or MIG ids. `device` is an index into it."""
     cuda_device_order: str | None = None
-    """CUDA_DEVICE_ORDER: by speed unless it says PCI_BUS_ID, which is how NVML counts."""
+    """CUDA_DEVICE_ORDER: fastest first, unless it is PCI_BUS_ID, the order of NVML's indices."""
 
 
 class Progress(Frame, frozen=True, kw_only=True):
-    """A line for whoever watches; never evidence."""
+    """A line to show while the worker runs; it is not recorded."""
 
     message: str
     done: int | None = None
@@ -108,16 +108,16 @@ class Progress(Frame, frozen=True, kw_only=True):
 
 
 class Calibration(msgspec.Struct, frozen=True, kw_only=True):
-    """What quantized weights were calibrated with, and how long it took."""
+    """How quantized weights were calibrated, and how long that took."""
 
     text: str
-    """Name of the text's file."""
+    """The text's file name."""
     text_sha256: str
     samples: int
     sample_tokens: int
     group_size: int
     took_s: float
-    """All of it: search and packing, or packing alone where the findings were there."""
+    """Search and packing, or packing alone if the search results were cached."""
 
     def __str__(self) -> str:
         return (
@@ -127,24 +127,25 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Prepared(Frame, frozen=True, kw_only=True):
-    """Weights lie ready: the last word of a worker that was only to prepare them."""
+    """The weights are ready: the last frame of a worker that only prepares them."""
 
     folder: str
     calibration: Calibration
     anew: bool
-    """Whether this worker made them."""
+    """Whether this worker made them; otherwise they were cached."""
 
 
 class ForwardCosts(msgspec.Struct, frozen=True, kw_only=True):
-    """What a forward pass must at least move and multiply, counted off the loaded modules."""
+    """The least a forward pass must read and multiply, counted from the loaded modules."""
 
     step_weight_bytes: int
-    """Weights with their scales that one decode step reads: all but input embeddings, of which it reads
-    a row; an output head that is tied to them counts once."""
+    """Weights and scales that one decode step reads: all but the input embeddings, of which it reads one row.
+    An output head tied to them counts once."""
     kv_bytes_per_token: int
-    """Keys and values of all layers for one position of one sequence."""
+    """Keys and values of all layers for one token of one sequence."""
     linear_parameters: int
-    """Weights, unquantized count, of the linear layers that every token passes: all but the head."""
+    """Weights in the linear layers that every token passes through: all but the head. Counted as if
+    unquantized."""
     head_parameters: int
     """Weights of the output head, which multiplies one position per sequence."""
     attention_width: int
@@ -152,57 +153,57 @@ class ForwardCosts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Loaded(Frame, frozen=True, kw_only=True):
-    """What is in memory after load, read off the modules themselves: the proof of what can run."""
+    """What is in memory after loading, read from the modules themselves: evidence of what can run."""
 
     weight_bytes: dict[str, int]
-    """Bytes of distinct parameter and buffer storage by dtype, e.g. {"int8": …, "float16": …}."""
+    """Dtype → bytes of distinct parameter and buffer storage, e.g. {"int8": …, "float16": …}."""
     linear_classes: dict[str, int]
-    """Class name of every linear layer, its weight's in brackets where that is a tensor subclass → how many;
-    shows which kernels can run."""
+    """Class name of a linear layer, with its weight's in brackets if that is a tensor subclass → count. Shows
+    which kernels can run."""
     compute_dtype: str
     parameters: int
-    """Elements of the unquantized architecture, tied weights once."""
+    """Of the unquantized architecture; tied weights count once."""
     weight_kinds: dict[str, int] = {}
-    """The same bytes by what they are for too, e.g. {"matrices int8": …, "scales float32": …}."""
+    """The same bytes by purpose and dtype, e.g. {"matrices int8": …, "scales float32": …}."""
     module_classes: dict[str, int] = {}
-    """The same of every module without children."""
+    """Class name of a module without children → count."""
     unquantized_linears: dict[str, int] = {}
-    """Plain linear layers beside quantized ones: name, with `*` for layer numbers → how many."""
+    """Linear layers left unquantized in a quantized model: name, with `*` for layer numbers → count."""
     off_device: list[str] = []
     """Parameters and buffers that are not on the job's device."""
     settings: dict[str, str] = {}
-    """What decides on kernels, in the libraries' words, e.g. {"llm_int8_threshold": "6.0"}."""
+    """Library settings that determine the kernels, e.g. {"llm_int8_threshold": "6.0"}."""
     costs: ForwardCosts | None = None
-    """None in records of before they were counted."""
+    """None in older records."""
 
 
 class SetUp(Frame, frozen=True, kw_only=True):
     """What the decode mode needed before its first token: shapes, compilation, capture."""
 
     setup_s: float
-    """All of it, compilation included; part of no other figure."""
+    """Total, compilation included; not part of any other figure."""
     compile_s: float | None = None
-    """The first compiled step, Inductor's work and autotuning in it; None where nothing is compiled."""
+    """The first compiled step, including Inductor and autotuning; None if nothing is compiled."""
     graph_breaks: int | None = None
-    """Where torch.compile had to fall back to Python, in the whole step; None where nothing is compiled."""
+    """How often torch.compile falls back to Python in a step; None if nothing is compiled."""
     cache_tokens: int | None = None
-    """Positions of the static KV cache; None where the cache grows."""
+    """Length of the static KV cache; None for a growing one."""
 
 
 class WarmedUp(Frame, frozen=True, kw_only=True):
-    """The untimed trials: how many it took until two in a row agreed."""
+    """The untimed trials, which are repeated until two in a row agree."""
 
     trial_s: list[float]
-    """Wall time of each, prefill and decode, in order."""
+    """Wall time of each, prefill and decode together, in order."""
     settled: bool | None
-    """Whether the last two agreed; None where there were not two."""
+    """Whether the last two agreed; None if there were fewer than two."""
 
 
 class Trial(Frame, frozen=True, kw_only=True):
-    """One timed generation: a batch of prompts, prefill and decode timed apart.
+    """One timed generation of a batch of prompts, with prefill and decode timed separately.
 
-    The wall spans lie between two device synchronisations. `token_s` has one entry per decode step,
-    from CUDA events (on a CPU: the host clock) recorded without a synchronisation in the loop.
+    Wall times are measured between device synchronizations. `token_s` has one entry per decode step, from
+    CUDA events (on a CPU, the host clock) recorded without synchronizing in the loop.
     """
 
     index: int
@@ -210,22 +211,22 @@ class Trial(Frame, frozen=True, kw_only=True):
     prompt_tokens: int
     """Per sequence, padding included."""
     new_tokens: int
-    """Per sequence; the first comes from prefill, the others from `new_tokens − 1` decode steps."""
+    """Per sequence: the first from prefill, the rest from `new_tokens − 1` decode steps."""
     prefill_s: float
     decode_s: float
     token_s: list[float]
     enqueue_s: float
-    """Host time spent issuing the decode steps; near `decode_s` means that the host set the pace."""
+    """Host time spent issuing the decode steps; if close to `decode_s`, decode is host-bound."""
     token_ids: list[int]
-    """What the first sequence of the batch was given."""
+    """Tokens generated for the first sequence of the batch."""
     cut_short: bool = False
-    """The budget ended this trial before all its tokens were made."""
+    """The budget ran out before all tokens were generated."""
     kv_bytes: int | None = None
-    """Keys and values that the cache's tensors held at the end; None where the cache isn't ours to see."""
+    """Size of the KV cache's tensors at the end; None if the cache is not accessible."""
 
 
 class Kernel(msgspec.Struct, frozen=True, kw_only=True):
-    """All runs of one GPU kernel, or one kind of copy, in a trace."""
+    """All executions of one GPU kernel, or one kind of copy, in a trace."""
 
     name: str
     count: int
@@ -233,53 +234,53 @@ class Kernel(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class KernelTimes(msgspec.Struct, frozen=True, kw_only=True):
-    """What the GPU did in `steps` decode steps, or in that many prefills."""
+    """GPU activity in `steps` decode steps, or in that many prefills."""
 
     steps: int
     busy_s: float
-    """Time in which at least one kernel ran: the union of their intervals, over all steps."""
+    """Time in which at least one kernel ran, over all steps: the union of their intervals."""
     launches: int
-    """Kernels and copies that ran, over all steps."""
+    """Kernels and copies executed, over all steps."""
     kernels: list[Kernel]
-    """Those that took longest, longest first."""
+    """Those with the longest total time, longest first."""
 
 
 class Profile(Frame, frozen=True, kw_only=True):
-    """A pass under the profiler, which slows the host: kernel times hold, wall times don't."""
+    """A pass under the profiler. It slows the host, so kernel times are valid but wall times are not."""
 
     prefill: KernelTimes | None = None
     decode: KernelTimes | None = None
     reason: str | None = None
-    """Why there are no kernel times."""
+    """Why there are no kernel times, if there are none."""
 
 
 class Peaks(Frame, frozen=True, kw_only=True):
-    """What this device reached when nothing but moving or multiplying was asked of it."""
+    """The device's measured bandwidth and matrix rates."""
 
     read_bytes_per_s: float
-    """Reading memory far larger than any cache, as a decode step reads weights."""
+    """For reads of memory far larger than any cache, which is how a decode step reads weights."""
     copy_bytes_per_s: float
-    """Reading and writing, both counted."""
+    """Reads and writes both count."""
     matrix_flop_per_s: dict[str, float]
-    """Torch dtype → multiplications and additions of a large square matrix product."""
+    """Torch dtype → rate of a large square matrix product, multiplications and additions both counted."""
     missing: dict[str, str] = {}
-    """Torch dtype → why there is no rate of it."""
+    """Torch dtype → why its rate was not measured."""
     measured_s: float
-    """What the measurements took, imports apart."""
+    """Duration of the measurements, without imports."""
 
 
 class Done(Frame, frozen=True, kw_only=True):
-    """The worker measured what it was asked for, or what its budget let it."""
+    """The worker measured the whole job, or as much as its budget allowed."""
 
     at_ns: int
     trials_planned: int
     trials_measured: int
     sample_text: str | None
-    """How the answer to the first prompt begins; None for random weights."""
+    """Beginning of the answer to the first prompt; None for random weights."""
 
 
 class Failed(Frame, frozen=True, kw_only=True):
-    """Why there is no figure. A failure is a row of the table, never a lost run."""
+    """Why there are no figures. A failure is a row of the table; it does not end the run."""
 
     kind: FailureKind
     message: str
@@ -288,7 +289,7 @@ class Failed(Frame, frozen=True, kw_only=True):
 
 
 class Waiting(Frame, frozen=True, kw_only=True):
-    """The model is still loaded and the device sound: another Job can follow, or the end of stdin."""
+    """The model is still loaded and the device usable: another Job may follow, or the end of stdin."""
 
 
 AnyFrame = (

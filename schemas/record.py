@@ -1,4 +1,4 @@
-"""Records: the raw facts of a run as they lie on disk. Every figure is derived from them."""
+"""Records: the raw facts of a run, as stored on disk. Every figure is derived from them."""
 
 import msgspec
 
@@ -22,34 +22,33 @@ SCHEMA_VERSION = 1
 
 
 class GpuState(msgspec.Struct, frozen=True, kw_only=True):
-    """How a GPU runs at one instant, from NVML; None for what it would not tell."""
+    """A GPU's state at one instant, from NVML; None for values that NVML does not report."""
 
     sm_clock_mhz: int | None = None
     memory_clock_mhz: int | None = None
     temperature_c: int | None = None
     power_w: float | None = None
     clock_limits: list[str] | None = None
-    """What holds the clocks down, by NVML's names in lower case, e.g. `sw_power_cap`; idling is not among
-    them."""
+    """What throttles the clocks, by NVML's names in lower case, e.g. `sw_power_cap`; idling is left out."""
     power_limited_s: float | None = None
-    """NVML's counter of time spent under the power limit's restraint; read at phase edges alone."""
+    """NVML's counter of time throttled by the power limit; read only at phase edges."""
     thermal_limited_s: float | None = None
-    """The same for temperature."""
+    """The same counter for thermal throttling."""
 
 
 class ForeignProcess(msgspec.Struct, frozen=True, kw_only=True):
-    """A process on the GPU that is no part of the worker."""
+    """A process on the GPU that does not belong to the worker."""
 
     pid: int
     used_bytes: int | None = None
-    """None where the driver won't say."""
+    """None if the driver does not report it."""
 
 
 class MemoryReading(msgspec.Struct, frozen=True, kw_only=True):
-    """One look at memory from outside the worker.
+    """One reading of memory from outside the worker.
 
-    `process_bytes` and `device_bytes` come from NVML, or, without an NVIDIA GPU, `process_bytes` is
-    the worker's resident set. What could not be read is None and `reason` says why.
+    `process_bytes` and `device_bytes` are NVML's; without an NVIDIA GPU, `process_bytes` is the worker's
+    resident set. Values that could not be read are None, and `reason` says why.
     """
 
     at_ns: int
@@ -57,21 +56,21 @@ class MemoryReading(msgspec.Struct, frozen=True, kw_only=True):
     device_bytes: int | None = None
     reason: str | None = None
     others: list[ForeignProcess] | None = None
-    """Who else was on the GPU; None where it was not asked for, as in samples, or can't be told from the
-    worker, since its pid is hidden."""
+    """Other processes on the GPU; None if they were not listed, as in samples, or when the worker's pid is
+    hidden and it may be one of them."""
     gpu: GpuState | None = None
     """None without an NVIDIA GPU."""
 
 
 class PhaseEdge(msgspec.Struct, frozen=True, kw_only=True):
-    """The worker's view and the parent's view of one synchronised instant."""
+    """The worker's and the parent's view of one synchronized instant."""
 
     phase: Phase
     reading: MemoryReading | None = None
 
 
 class SamplerStats(msgspec.Struct, frozen=True, kw_only=True):
-    """What the sampling cost and achieved; `source` is `nvml` or `resident-set`."""
+    """Cost and quality of the sampling; `source` is `nvml` or `resident-set`."""
 
     source: str
     samples: int
@@ -81,32 +80,32 @@ class SamplerStats(msgspec.Struct, frozen=True, kw_only=True):
     """CPU time of the sampling thread."""
     wall_s: float
     median_call_s: float | None = None
-    """How long a sample took to read; None in records of before it was timed."""
+    """Time to read one sample; None in older records."""
     longest_call_s: float | None = None
     missed: int | None = None
-    """Samples that fell into gaps of over twice the period asked for."""
+    """Samples missing from gaps longer than twice the requested period."""
     enumerations: int | None = None
-    """How often processes were listed, for which the driver takes a lock."""
+    """How often processes were listed, which takes a lock in the driver."""
 
 
 class Leftover(msgspec.Struct, frozen=True, kw_only=True):
-    """Memory that the GPU had not given back when a worker was started, though it was waited for."""
+    """GPU memory still in use when a worker was started, despite waiting for its release."""
 
     over_baseline_bytes: int
-    """More than before the run's first worker."""
+    """In excess of the use before the run's first worker."""
     waited_s: float
     holders: list[ForeignProcess] | None = None
-    """All that NVML listed then; None where it would not."""
+    """All processes that NVML listed then; None if it could not list them."""
 
 
 class Skipped(msgspec.Struct, frozen=True, kw_only=True, tag_field="frame", tag="skipped"):
-    """The cell was left out before a worker was started."""
+    """The cell was skipped without starting a worker."""
 
     reason: str
 
 
 class CellRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything known of one precision on one workload: a line of `records.jsonl`."""
+    """Everything recorded about a cell: a line of `records.jsonl`."""
 
     precision: str
     label: str
@@ -123,24 +122,24 @@ class CellRecord(msgspec.Struct, frozen=True, kw_only=True):
     setup: SetUp | None = None
     warmed_up: WarmedUp | None = None
     edges: list[PhaseEdge] = []
-    """Those of the worker up to its first set-up, then the cell's own."""
+    """The worker's up to its first set-up, then the cell's own."""
     trials: list[Trial] = []
     profile: Profile | None = None
     samples: list[MemoryReading] = []
     baseline_device_bytes: int | None = None
-    """NVML's device-wide use just before the worker was started."""
+    """Memory in use on the whole device, by NVML, just before the worker was started."""
     leftover: Leftover | None = None
-    """None where the GPU was as empty as when the run began."""
+    """None if no more memory was in use than when the run began."""
     nvml_uuid: str | None = None
-    """What NVML was asked about: the GPU that the worker named, or the MIG slice of it, `MIG-…`."""
+    """The device that NVML read: the GPU that the worker named, or its MIG slice, `MIG-…`."""
     sampler: SamplerStats | None = None
     log: str | None = None
-    """Worker's log, relative to the run folder; cells of one worker share it."""
+    """The worker's log, relative to the run folder; all cells of a worker share it."""
     schema_version: int = SCHEMA_VERSION
 
 
 class Datasheet(msgspec.Struct, frozen=True, kw_only=True):
-    """What the vendor publishes for a GPU: dense rates at boost clock."""
+    """The vendor's published figures for a GPU: dense rates at boost clock."""
 
     source: str
     read_bytes_per_s: float
@@ -153,27 +152,27 @@ class PeaksRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     outcome: Peaks | Failed
     wall_s: float
-    """Of the whole process, imports included."""
+    """Of the whole process, including imports."""
     ready: Ready | None = None
     datasheet: Datasheet | None = None
-    """None where the GPU is not among those known."""
+    """None for an unknown GPU."""
 
 
 class RunPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run set out to do: `plan.json` of a run folder."""
+    """What a run is to measure: `plan.json` of a run folder."""
 
     command: list[str]
     options: Options
     jobs: list[Job]
     skipped: dict[str, str]
-    """Precision → why it is not among the jobs."""
+    """Precision → why it has no jobs."""
     cwd: str | None = None
-    """Where it was started, from which relative paths in the options are meant."""
+    """Working directory of the run; relative paths in the options start there."""
     schema_version: int = SCHEMA_VERSION
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
-    """A run folder, read back."""
+    """The contents of a run folder."""
 
     plan: RunPlan
     environment: Environment

@@ -10,6 +10,11 @@ from pathlib import Path
 import pytest
 from fake_nvml import fake_nvml_fixture  # noqa: F401
 from golden_text import golden  # noqa: F401
+from hypothesis import HealthCheck, settings
+
+# A loaded machine draws examples slowly, which is no fault of the tests.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

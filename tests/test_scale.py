@@ -22,7 +22,7 @@ from orchestrator.analysis.run_analysis import analyze_run
 from orchestrator.execution.resume import check_plan, is_complete, left_of
 from orchestrator.planning.estimate import estimate
 from orchestrator.planning.plan import Plan
-from orchestrator.records.names import file_stem
+from orchestrator.records.keys import key_of
 from orchestrator.records.store import RunFolder, read_run
 from orchestrator.report.notes import notes
 from schemas.job import Job
@@ -93,7 +93,7 @@ def folder(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (path / "records.jsonl").write_bytes(b"".join(line + b"\n" for line in encoded))
     samples = b"".join(msgspec.json.encode(sample(at)) + b"\n" for at in range(20))
     for job in run.plan.jobs:
-        (path / "samples" / f"{file_stem(job)}.jsonl").write_bytes(samples)
+        (path / "samples" / f"{key_of(job).stem}.jsonl").write_bytes(samples)
     return path
 
 
@@ -115,7 +115,7 @@ def test_what_is_left_is_worked_out(plan: Plan, folder: Path) -> None:
 
     left = timely(work_out)
     assert left.cells == plan.cells[CELLS // 2 :]
-    timely(lambda: RunFolder(folder).mend([]))
+    timely(lambda: RunFolder(folder).repair([]))
 
 
 def test_its_time_is_told(plan: Plan, run: Run) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import msgspec
 
 from orchestrator.analysis.metrics import CellMetrics
-from orchestrator.records.workloads import BASELINE
+from orchestrator.records.keys import BASELINE, WorkloadKey
 from orchestrator.units import ratio
 from schemas.job import DecodeMode
 
@@ -35,31 +35,31 @@ class Best(msgspec.Struct, frozen=True, kw_only=True):
     host_bound: bool
     """One of the two waits for the host, so that their ratio is not the precision's."""
 
+    @property
+    def workload(self) -> WorkloadKey:
+        return WorkloadKey(self.prompt_tokens, self.depth, self.batch_size, self.new_tokens or 0)
+
 
 def best_modes(rows: list[CellMetrics]) -> list[Best]:
     """One for each precision and workload that was measured, in the order of `rows`."""
-    fastest: dict[tuple[object, ...], CellMetrics] = {}
+    fastest: dict[tuple[str, WorkloadKey], CellMetrics] = {}
     for row in rows:
-        key = (row.precision, *_workload(row))
+        key = (row.precision, row.workload)
         if row.decode_tok_s and row.decode_tok_s > (fastest[key].decode_tok_s or 0 if key in fastest else 0):
             fastest[key] = row
-    return [_best(row, fastest.get((BASELINE, *_workload(row)))) for row in fastest.values()]
+    return [_best(row, fastest.get((BASELINE, row.workload))) for row in fastest.values()]
 
 
 def leads(bests: list[Best]) -> Iterator[str]:
     """A sentence for each precision that leads FP16 at some batch size and no more at a larger one."""
-    groups: dict[tuple[object, ...], list[Best]] = {}
+    groups: dict[tuple[str, WorkloadKey], list[Best]] = {}
     for best in bests:
         if best.versus_baseline is not None and not best.host_bound and best.precision != BASELINE:
-            alike = (best.precision, best.prompt_tokens, best.depth, best.new_tokens)
-            groups.setdefault(alike, []).append(best)
+            any_batch = best.workload._replace(batch_size=1)
+            groups.setdefault((best.precision, any_batch), []).append(best)
     for group in groups.values():
         if line := _lead(sorted(group, key=lambda best: best.batch_size)):
             yield line
-
-
-def _workload(row: CellMetrics) -> tuple[int | None, ...]:
-    return row.prompt_tokens, row.depth, row.batch_size, row.new_tokens
 
 
 def _best(row: CellMetrics, baseline: CellMetrics | None) -> Best:

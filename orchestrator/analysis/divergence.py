@@ -6,7 +6,7 @@ it. So a difference is not an error, but a reader must know that the texts diffe
 
 import msgspec
 
-from orchestrator.records.workloads import WorkloadKey, by_workload, decode_mode
+from orchestrator.records.keys import WorkloadKey, by_workload, key_of
 from schemas.frames import Done
 from schemas.job import DecodeMode
 from schemas.record import CellRecord
@@ -43,10 +43,10 @@ def first_divergence(cells: list[CellRecord]) -> list[Divergence]:
     Tokens are compared over the shorter length, since a budget may cut a trial short.
     """
     done = [cell for cell in cells if isinstance(cell.outcome, Done)]
-    eager = next((cell for cell in done if decode_mode(cell) == "eager"), None)
+    eager = next((cell for cell in done if key_of(cell).decode == "eager"), None)
     if eager is None:
         return []
-    others = (cell for cell in done if decode_mode(cell) != "eager")
+    others = (cell for cell in done if key_of(cell).decode != "eager")
     return [found for cell in others if (found := _diverge(cell, eager))]
 
 
@@ -70,7 +70,7 @@ def _diverge(cell: CellRecord, eager: CellRecord) -> Divergence | None:
         return None
     return Divergence(
         precision=cell.precision,
-        decode=decode_mode(cell),
+        decode=key_of(cell).decode,
         trial=min(differing),
         token=differing[min(differing)],
         trials_differing=len(differing),

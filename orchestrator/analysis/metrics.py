@@ -17,12 +17,13 @@ from typing import NamedTuple
 import msgspec
 
 from orchestrator.analysis.agreement import agreements, mean_agreement
+from orchestrator.analysis.baselines import baseline_of, find_baselines
 from orchestrator.analysis.bounds import Bound, Pace, decode_pace, prefill_pace
 from orchestrator.analysis.intervals import Verdict
 from orchestrator.analysis.memory.phases import MemorySummary, PhaseMemory, phase_memory, summarize_memory
 from orchestrator.analysis.peaks import bandwidth_bytes_per_s, matrix_flop_per_s
 from orchestrator.analysis.roofs import roof_tok_s
-from orchestrator.records.workloads import baseline_of, find_baselines
+from orchestrator.records.keys import WorkloadKey
 from schemas.frames import Done, Failed, Trial
 from schemas.job import DecodeMode
 from schemas.record import CellRecord, PeaksRecord, Run, Skipped
@@ -90,6 +91,10 @@ class CellMetrics(msgspec.Struct, frozen=True, kw_only=True):
     """1 − footprint over FP16's."""
     agreement_with_baseline: float | None = None
     """Share of tokens before the first that differs from FP16's; None for random weights."""
+
+    @property
+    def workload(self) -> WorkloadKey:
+        return WorkloadKey(self.prompt_tokens, self.depth, self.batch_size, self.new_tokens or 0)
 
 
 class CellAnalysis(NamedTuple):

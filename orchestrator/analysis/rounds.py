@@ -5,44 +5,22 @@ would be a cell that nobody measured. Its ratio to FP16 is of all rounds.
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import msgspec
 
+from orchestrator.analysis.baselines import baseline_of, find_baselines
 from orchestrator.analysis.intervals import Comparison, compare_all, of_ratios
 from orchestrator.analysis.metrics import CellMetrics, decode_tok_s
-from orchestrator.records.workloads import (
-    BASELINE,
-    WorkloadKey,
-    baseline_of,
-    decode_mode,
-    find_baselines,
-    full_names,
-    is_twin,
-    round_of,
-    workload_key,
-)
+from orchestrator.records.keys import BASELINE, CellKey, key_of
+from orchestrator.records.names import full_names
 from orchestrator.units import ratio
 from schemas.frames import Done
-from schemas.job import DecodeMode
 from schemas.record import CellRecord, Run
-
-
-class RowKey(NamedTuple):
-    """What stands in one row, whichever round it is of."""
-
-    precision: str
-    decode: DecodeMode
-    workload: WorkloadKey
-
-
-def row_key(cell: CellRecord) -> RowKey:
-    return RowKey(cell.precision, decode_mode(cell), workload_key(cell))
 
 
 def rounds_of(run: Run) -> int:
     """How many rounds have been begun."""
-    return 1 + max(map(round_of, run.cells), default=0)
+    return 1 + max((key_of(cell).round for cell in run.cells), default=0)
 
 
 def typical_run(run: Run) -> Run:
@@ -53,25 +31,25 @@ def typical_run(run: Run) -> Run:
     return msgspec.structs.replace(run, cells=[_typical(cells) for cells in _cells_of_rows(run).values()])
 
 
-def _cells_of_rows(run: Run) -> dict[RowKey, list[CellRecord]]:
-    """The cells of all rounds by row, twins apart, in the order of the table."""
-    rows: dict[RowKey, list[CellRecord]] = {}
+def _cells_of_rows(run: Run) -> dict[CellKey, list[CellRecord]]:
+    """The cells of all rounds by row, A/A controls apart, in the order of the table."""
+    rows: dict[CellKey, list[CellRecord]] = {}
     for cell in run.cells:
-        if not is_twin(cell):
-            rows.setdefault(row_key(cell), []).append(cell)
+        if not key_of(cell).aa_control:
+            rows.setdefault(key_of(cell).without_round, []).append(cell)
     if rounds_of(run) > 1:  # whose order was shuffled
         rows = dict(sorted(rows.items(), key=lambda row: _rank(row[1][0], run)))
     return rows
 
 
 def rows_with_intervals(
-    run: Run, typical: Run, rows: list[CellMetrics], found: dict[RowKey, Comparison]
+    run: Run, typical: Run, rows: list[CellMetrics], found: dict[CellKey, Comparison]
 ) -> list[CellMetrics]:
     """The rows of the typical run's cells, with the ratio to FP16 taken over all rounds."""
     if rounds_of(run) == 1:
         return rows
     return [
-        _with_comparison(row, found[key]) if (key := row_key(cell)) in found else row
+        _with_comparison(row, found[key]) if (key := key_of(cell).without_round) in found else row
         for cell, row in zip(typical.cells, rows, strict=True)
     ]
 
@@ -87,7 +65,7 @@ def _with_comparison(row: CellMetrics, found: Comparison) -> CellMetrics:
     )
 
 
-def comparisons(run: Run, floor: float) -> dict[RowKey, Comparison]:
+def comparisons(run: Run, floor: float) -> dict[CellKey, Comparison]:
     """Row → its decode speed over FP16's in the same mode, taken round by round; without FP16 itself.
 
     `floor` is the noise floor, below which there is no verdict.
@@ -99,17 +77,17 @@ def comparisons(run: Run, floor: float) -> dict[RowKey, Comparison]:
 
 def noise_floor(run: Run) -> float:
     """By how much FP16 differed from itself at most, over all workloads and modes; 0 without `--aa`."""
-    found = _ratios(run, [cell for cell in run.cells if is_twin(cell)]).values()
+    found = _ratios(run, [cell for cell in run.cells if key_of(cell).aa_control]).values()
     return max((abs(of_ratios(each).ratio - 1) for each in found), default=0.0)
 
 
-def round_notes(run: Run, found: dict[RowKey, Comparison], floor: float) -> Iterator[str]:
+def round_notes(run: Run, found: dict[CellKey, Comparison], floor: float) -> Iterator[str]:
     """Notes on rounds: their number, the noise floor, verdicts, and rounds that failed."""
     if rounds_of(run) == 1:
         if found:
             yield "one round: the ratios have no interval (--rounds 7 gives them one)"
         return
-    if any(map(is_twin, run.cells)):
+    if any(key_of(cell).aa_control for cell in run.cells):
         yield f"FP16 differed from itself by {floor:.1%}: no verdict is given below that"
     rows, name = _cells_of_rows(run), full_names(run.cells)
     for key, each in found.items():
@@ -140,18 +118,18 @@ def _typical(cells: list[CellRecord]) -> CellRecord:
     return by_speed[(len(by_speed) - 1) // 2]
 
 
-def _ratios(run: Run, cells: list[CellRecord]) -> dict[RowKey, list[float]]:
+def _ratios(run: Run, cells: list[CellRecord]) -> dict[CellKey, list[float]]:
     """Row → decode speed over FP16's of the same round, for each round that has both."""
     rounds: dict[int, list[CellRecord]] = {}
     for cell in run.cells:
-        rounds.setdefault(round_of(cell), []).append(cell)
+        rounds.setdefault(key_of(cell).round, []).append(cell)
     baselines = {round_: find_baselines(alike) for round_, alike in rounds.items()}
-    found: dict[RowKey, list[float]] = {}
+    found: dict[CellKey, list[float]] = {}
     for cell in cells:
-        baseline = baseline_of(cell, baselines[round_of(cell)])
+        baseline = baseline_of(cell, baselines[key_of(cell).round])
         if baseline is None or baseline is cell:
             continue
         speed, reference = decode_tok_s(cell), decode_tok_s(baseline)
         if speed and reference:
-            found.setdefault(row_key(cell), []).append(speed / reference)
+            found.setdefault(key_of(cell).without_round, []).append(speed / reference)
     return found

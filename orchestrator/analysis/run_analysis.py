@@ -6,8 +6,8 @@ from orchestrator.analysis.best_mode import Best, best_modes
 from orchestrator.analysis.divergence import Divergence, divergences
 from orchestrator.analysis.intervals import Comparison
 from orchestrator.analysis.metrics import CellAnalysis, CellMetrics, analyze_cells, summarize
-from orchestrator.analysis.rounds import RowKey, comparisons, noise_floor, rows_with_intervals, typical_run
-from orchestrator.records.workloads import WorkloadKey
+from orchestrator.analysis.rounds import comparisons, noise_floor, rows_with_intervals, typical_run
+from orchestrator.records.keys import CellKey, WorkloadKey
 from schemas.record import Run
 
 
@@ -20,7 +20,7 @@ class RunAnalysis(NamedTuple):
     """One cell for each row."""
     cells: list[CellAnalysis]
     rows: list[CellMetrics]
-    comparisons: dict[RowKey, Comparison]
+    comparisons: dict[CellKey, Comparison]
     """Decode speed over FP16's, over all rounds."""
     noise_floor: float
     """How far FP16 differed from itself."""

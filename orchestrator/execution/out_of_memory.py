@@ -1,4 +1,4 @@
-"""Which workloads there is no room for: those no smaller, in anything, than one that ran out of memory.
+"""Which workloads cannot fit: those at least as large, in every dimension, as one that ran out of memory.
 
 Weights are the same for all workloads of a precision. Keys and values grow with rows and with the tokens of
 each, activations with rows and with the tokens of a prompt; and a decode mode has its own buffers on top.
@@ -6,7 +6,8 @@ each, activations with rows and with the tokens of a prompt; and a decode mode h
 
 from collections.abc import Iterable
 
-from orchestrator.records.workloads import WorkloadKey, key_of, workload_labels
+from orchestrator.records.keys import WorkloadKey, key_of
+from orchestrator.records.names import workload_labels
 from schemas.frames import Failed
 from schemas.job import Job
 from schemas.record import CellRecord
@@ -20,16 +21,15 @@ def ran_out(record: CellRecord) -> bool:
 
 def why_no_room(job: Job, too_large: Iterable[Job]) -> str | None:
     """Which of the jobs that ran out of memory says that this one would too; None where none does."""
-    key = key_of(job.workload)
-    for other in too_large:
-        alike = (other.precision, other.workload.decode) == (job.precision, job.workload.decode)
-        limit = key_of(other.workload)
-        if alike and _no_smaller(key, limit):
-            return f"{workload_labels({limit, key})[limit] or 'in an earlier process it'} ran out of memory"
+    key = key_of(job)
+    for other in map(key_of, too_large):
+        if other.variant == key.variant and _at_least_as_large(key.workload, other.workload):
+            label = workload_labels({other.workload, key.workload})[other.workload]
+            return f"{label or 'in an earlier process it'} ran out of memory"
     return None
 
 
-def _no_smaller(key: WorkloadKey, limit: WorkloadKey) -> bool:
-    if (key.prompt_tokens is None) != (limit.prompt_tokens is None):
+def _at_least_as_large(workload: WorkloadKey, limit: WorkloadKey) -> bool:
+    if (workload.prompt_tokens is None) != (limit.prompt_tokens is None):
         return False  # prompts of natural length may be longer or shorter
-    return all((mine or 0) >= (others or 0) for mine, others in zip(key, limit, strict=True))
+    return all((size or 0) >= (limited or 0) for size, limited in zip(workload, limit, strict=True))

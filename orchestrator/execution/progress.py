@@ -10,8 +10,8 @@ from rich.live import Live
 from rich.text import Text
 
 from orchestrator.analysis.metrics import end_to_end_tok_s, measure_cell
-from orchestrator.records.names import job_name
-from orchestrator.records.workloads import job_names
+from orchestrator.records.keys import key_of
+from orchestrator.records.names import full_names
 from orchestrator.units import duration, mib, rate
 from schemas.frames import AnyFrame, Done, Phase, Progress, Trial
 from schemas.job import Job
@@ -27,7 +27,11 @@ class Watcher:
     """Follows a run and tells of it in plain lines: one when a cell begins, one when it ends."""
 
     def __init__(
-        self, console: Console, cells: int, begun: int = 0, name: Callable[[Job], str] = job_name
+        self,
+        console: Console,
+        cells: int,
+        begun: int = 0,
+        name: Callable[[Job], str] = lambda job: key_of(job).name,
     ) -> None:
         self.console = console
         self.cells = cells
@@ -133,4 +137,4 @@ class LiveWatcher(Watcher):
 def watcher(console: Console, jobs: Collection[Job], begun: int) -> Watcher:
     """The watcher that fits where the messages go, for a run of these jobs."""
     kind = LiveWatcher if console.is_terminal else Watcher
-    return kind(console, len(jobs), begun, job_names(jobs))
+    return kind(console, len(jobs), begun, full_names(jobs))

@@ -16,7 +16,7 @@ from packaging.utils import canonicalize_name
 
 from orchestrator.errors import BadInput, flag
 from orchestrator.planning.plan import Plan
-from orchestrator.records.names import file_stem, job_name
+from orchestrator.records.keys import CellKey, key_of
 from schemas.environment import Environment
 from schemas.frames import Ready
 from schemas.options import Options
@@ -33,17 +33,17 @@ LONGEST_SHOWN = 100
 def is_complete(run: Run) -> bool:
     """Whether every cell that was planned has a record."""
     left_out = run.plan.skipped.keys() - {cell.precision for cell in run.cells}
-    return not left_out and _stems(run.cells) >= {file_stem(job) for job in run.plan.jobs}
+    return not left_out and _keys(run.cells) >= set(map(key_of, run.plan.jobs))
 
 
 def left_of(plan: Plan, done: Collection[CellRecord]) -> Plan:
     """The plan less the cells that have a record, failures among them."""
-    stems = _stems(done)
-    return plan._replace(cells=[cell for cell in plan.cells if file_stem(cell.job) not in stems])
+    keys = _keys(done)
+    return plan._replace(cells=[cell for cell in plan.cells if key_of(cell.job) not in keys])
 
 
-def _stems(cells: Collection[CellRecord]) -> set[str]:
-    return {file_stem(cell.job) for cell in cells if cell.job}
+def _keys(cells: Collection[CellRecord]) -> set[CellKey]:
+    return {key_of(cell) for cell in cells if cell.job}
 
 
 def take_up(recorded: Options, given: Options, typed: Collection[str]) -> Options:
@@ -113,18 +113,18 @@ def _job_changes(run: Run, plan: Plan) -> list[str]:
     """What differs between jobs, told of the first in which it does; those of `_availability` apart."""
     apart = run.plan.skipped.keys() | plan.left_out.keys()
     old, new = (
-        {file_stem(job): job for job in jobs if job.precision not in apart}
+        {key_of(job): job for job in jobs if job.precision not in apart}
         for jobs in (run.plan.jobs, (cell.job for cell in plan.cells))
     )
     told: dict[str, str] = {}
-    for stem in old | new:
-        if stem not in new:
-            told.setdefault("is not in the plan any more", job_name(old[stem]))
-        elif stem not in old:
-            told.setdefault("was not in the plan", job_name(new[stem]))
-        elif old[stem] != new[stem]:
-            for line in _changes(to_builtins(old[stem]), to_builtins(new[stem])):
-                told.setdefault(line, job_name(old[stem]))
+    for key in old | new:
+        if key not in new:
+            told.setdefault("is not in the plan any more", key.name)
+        elif key not in old:
+            told.setdefault("was not in the plan", key.name)
+        elif old[key] != new[key]:
+            for line in _changes(to_builtins(old[key]), to_builtins(new[key])):
+                told.setdefault(line, key.name)
     return [f"{name}: {line}" for line, name in told.items()]
 
 

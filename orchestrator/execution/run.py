@@ -45,7 +45,7 @@ def run_plan(
     """
     before = read_run(folder.path, samples=False)
     left = left_of(plan, before.cells)
-    folder.mend(cell.job for cell in left.cells)
+    folder.repair(cell.job for cell in left.cells)
     budget = Budget(plan.budget_s, left.cells_to_budget)
     budget.spend(sum(map(measuring_s, before.cells)))
     idle = IdleGpu(nvml)
@@ -61,7 +61,7 @@ def run_plan(
         for round_, cells in groupby(left.cells, key=lambda cell: cell.job.round):
             if plan.precise and round_ >= FEWEST_ROUNDS and _is_enough(round_, plan, folder, budget, watcher):
                 break
-            for _, turn in groupby(cells, key=lambda cell: (cell.precision.name, cell.job.twin)):
+            for _, turn in groupby(cells, key=lambda cell: (cell.precision.name, cell.job.aa_control)):
                 queue = deque(turn)
                 while queue:
                     with Worker(queue[0], lent, folder, watcher, nvml, timeout_s, idle) as worker:

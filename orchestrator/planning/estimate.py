@@ -18,13 +18,12 @@ from statistics import fmean, median
 from typing import NamedTuple
 
 from orchestrator.planning.plan import Plan
-from orchestrator.records.names import job_name
+from orchestrator.records.keys import WorkloadKey, key_of
 from orchestrator.records.timing import measuring_s
-from orchestrator.records.workloads import WorkloadKey, key_of
 from orchestrator.units import duration
 from schemas.environment import Environment
 from schemas.frames import Done
-from schemas.job import DecodeMode, Job
+from schemas.job import DecodeMode, Job, ModelKind
 from schemas.record import CellRecord, Run
 
 
@@ -61,14 +60,14 @@ def estimate(plan: Plan, machine: Environment, runs: Iterable[Run]) -> Estimate:
     known = Known(Past(cell.job, cell) for run in here for cell in run.cells if cell.job is not None)
     jobs = [cell.job for cell in plan.certain]
     times_s = [(job, job_s) for job in jobs if (job_s := known.job_s(job)) is not None]
-    starts_s = {(job.round, job.precision, job.twin): known.start_s(job) for job, _ in times_s}
+    starts_s = {(job.round, job.precision, job.aa_control): known.start_s(job) for job, _ in times_s}
     cells_s = sum(starts_s.values()) + sum(job_s for _, job_s in times_s)
     pauses_s = (plan.cooldown_s + _between_s(here)) * len(times_s)
     return Estimate(
         known_s=min(cells_s, plan.budget_s or cells_s) + pauses_s + _peaks_s(here, jobs),
         known=len(times_s),
         cells=len(jobs),
-        unknown=list(dict.fromkeys(job_name(job) for job in jobs if known.job_s(job) is None)),
+        unknown=list(dict.fromkeys(key_of(job).name for job in jobs if known.job_s(job) is None)),
         budget_s=plan.budget_s,
     )
 
@@ -77,29 +76,29 @@ class Known:
     """What earlier cells took, found by what a job is. Each question is answered once: rounds repeat them."""
 
     def __init__(self, past: Iterable[Past]) -> None:
-        self.sizes: defaultdict[_Alike, dict[WorkloadKey, list[Past]]] = defaultdict(dict)
-        starts_s: defaultdict[_WorkerKey, list[float]] = defaultdict(list)
+        self.sizes: defaultdict[_Predictor, dict[WorkloadKey, list[Past]]] = defaultdict(dict)
+        starts_s: defaultdict[_Loading, list[float]] = defaultdict(list)
         for each in past:
             if (start_s := _started_s(each.cell)) is not None:
-                starts_s[_worker(each.job)].append(start_s)
+                starts_s[_loading(each.job)].append(start_s)
             if isinstance(each.cell.outcome, Done):
                 for alike in _tells_of(each.job):
-                    self.sizes[alike].setdefault(key_of(each.job.workload), []).append(each)
+                    self.sizes[alike].setdefault(key_of(each.job).workload, []).append(each)
         self.starts_s = {worker: median(found) for worker, found in starts_s.items()}
-        self.times_s: dict[tuple[_Alike, WorkloadKey], float | None] = {}
+        self.times_s: dict[tuple[_Predictor, WorkloadKey], float | None] = {}
 
     def job_s(self, job: Job) -> float | None:
         """Its time once its worker runs, by the cells that differ least from it in size; None without any."""
-        question = _tells_of(job)[-1], key_of(job.workload)
+        question = _tells_of(job)[-1], key_of(job).workload
         if question not in self.times_s:
             nearest = self._nearest(*question)
             self.times_s[question] = median(_scaled_s(job, each) for each in nearest) if nearest else None
         return self.times_s[question]
 
     def start_s(self, job: Job) -> float:
-        return self.starts_s.get(_worker(job), 0.0)
+        return self.starts_s.get(_loading(job), 0.0)
 
-    def _nearest(self, alike: "_Alike", key: WorkloadKey) -> list[Past]:
+    def _nearest(self, alike: "_Predictor", key: WorkloadKey) -> list[Past]:
         sizes = self.sizes.get(alike, {})
         if key in sizes:
             return sizes[key]
@@ -112,23 +111,37 @@ def _identity(machine: Environment) -> tuple[str, int | None, list[str]]:
     return machine.cpu, machine.cpu_count, [gpu.uuid for gpu in machine.gpus]
 
 
-_WorkerKey = tuple[object, ...]
-_Alike = tuple[_WorkerKey, DecodeMode, tuple[str, ...] | None]
+class _Loading(NamedTuple):
+    """What a worker loads, and where: how long it takes to start depends on it."""
+
+    precision: str
+    device: str
+    kind: ModelKind
+    location: str
+    outliers: int
 
 
-def _worker(job: Job) -> _WorkerKey:
-    """What decides on how long a worker takes to start."""
-    return job.precision, job.device, job.model.kind, job.model.location, job.model.outliers
+class _Predictor(NamedTuple):
+    """What cells share that predict each other's time: all but the size of the workload."""
+
+    loading: _Loading
+    decode: DecodeMode
+    prompts: tuple[str, ...] | None
 
 
-def _tells_of(job: Job) -> list[_Alike]:
+def _loading(job: Job) -> _Loading:
+    model = job.model
+    return _Loading(job.precision, job.device, model.kind, model.location, model.outliers)
+
+
+def _tells_of(job: Job) -> list[_Predictor]:
     """Under what its time is filed; last what it is itself looked up by.
 
     How long prompts of natural length are, only the same prompts tell.
     """
     load = job.workload
     prompts = [None] if load.prompt_tokens is not None else [None, tuple(load.prompts)]
-    return [(_worker(job), load.decode, each) for each in prompts]
+    return [_Predictor(_loading(job), load.decode, each) for each in prompts]
 
 
 def _distance(size: WorkloadKey, other: WorkloadKey) -> float:

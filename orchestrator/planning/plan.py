@@ -15,7 +15,7 @@ from orchestrator.precisions.availability import why_not
 from orchestrator.precisions.catalog import Precision, choose
 from orchestrator.precisions.environments import find_environment, make_command
 from orchestrator.precisions.interpreter import Interpreter, find_interpreter, own_interpreter
-from orchestrator.records.workloads import BASELINE
+from orchestrator.records.keys import BASELINE
 from schemas.environment import Gpu
 from schemas.job import CalibrationText, Job, ModelSource
 from schemas.options import Options
@@ -112,7 +112,7 @@ def make_plan(
                 calibration=calibration if _will_be_calibrated(turn.precision, options) else None,
                 seed=options.seed,
                 round=round_,
-                twin=turn.twin,
+                aa_control=turn.aa_control,
                 cache_folder=str(cache_folder),
             ),
             obstacles[turn.precision.name],
@@ -131,7 +131,7 @@ class Turn(NamedTuple):
     """A precision's place in a round."""
 
     precision: Precision
-    twin: bool
+    aa_control: bool
 
 
 def _order(chosen: list[Precision], round_: int, options: Options, rounds: int) -> list[Turn]:
@@ -139,9 +139,9 @@ def _order(chosen: list[Precision], round_: int, options: Options, rounds: int) 
 
     A drift over the run then falls on all alike.
     """
-    turns = [Turn(precision, twin=False) for precision in chosen]
+    turns = [Turn(precision, aa_control=False) for precision in chosen]
     if options.aa:
-        turns += [Turn(precision, twin=True) for precision in chosen if precision.name == BASELINE]
+        turns += [Turn(precision, aa_control=True) for precision in chosen if precision.name == BASELINE]
     if rounds > 1:
         random.Random(f"{options.seed}/{round_}").shuffle(turns)
     return turns

@@ -1,1 +1,1 @@
-"""A run on disk, and what a cell of it is called."""
+"""Runs on disk, and the identity of their cells."""

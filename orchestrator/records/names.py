@@ -1,35 +1,48 @@
-"""What a cell is called wherever people read of it: in tables, warnings, progress and file names."""
+"""What people read for a cell when a run has several workloads, in tables, warnings and progress."""
 
+from collections.abc import Callable, Collection, Iterable
+
+from orchestrator.records.keys import NO_WORKLOAD, WorkloadKey, key_of
 from schemas.job import Job
 from schemas.record import CellRecord
 
 
-def cell_name(cell: CellRecord) -> str:
-    """The precision, and how decode steps are issued where that is not the usual way, e.g. `fp16 graph`."""
-    return cell.precision if cell.job is None else job_name(cell.job)
+def full_name(cell: CellRecord, cells: Iterable[CellRecord]) -> str:
+    """A cell's name among the `cells` of its run, with its workload if they have several."""
+    return full_names(cells)(cell)
 
 
-def job_name(job: Job) -> str:
-    """The same of a cell yet to be measured."""
-    decode = job.workload.decode
-    name = job.precision if decode == "eager" else f"{job.precision} {decode}"
-    return f"{name} (A/A)" if job.twin else name
+def full_names(cells: Iterable[Job] | Iterable[CellRecord]) -> Callable[[Job | CellRecord], str]:
+    """The same for many cells; how their workloads differ is worked out once."""
+    workloads = dict.fromkeys(key_of(cell).workload for cell in cells)
+    workloads.pop(NO_WORKLOAD, None)
+    labels = workload_labels(workloads) | {NO_WORKLOAD: ""}
+
+    def name(cell: Job | CellRecord) -> str:
+        key = key_of(cell)
+        label = labels[key.workload]
+        return f"{key.name} ({label})" if label else key.name
+
+    return name
 
 
-def file_stem(job: Job) -> str:
-    """A name that no other cell of the run has, e.g. `fp16-graph-b8-p512-d4096-n64-r3`."""
-    return _stem(job, f"-n{job.workload.new_tokens}")
+def workload_labels(workloads: Collection[WorkloadKey]) -> dict[WorkloadKey, str]:
+    """How each workload differs from the others, e.g. `depth 4,096`; empty if there is only one.
+
+    Prompts of natural length are not mentioned.
+    """
+    columns = dict(zip(WorkloadKey._fields, zip(*workloads, strict=True), strict=False))
+    varying = {name for name, values in columns.items() if len(set(values)) > 1}
+    return {workload: _label(workload, varying) for workload in workloads}
 
 
-def older_file_stem(job: Job) -> str:
-    """The same in runs of before these could have several counts of new tokens."""
-    return _stem(job, "")
-
-
-def _stem(job: Job, new: str) -> str:
-    load = job.workload
-    batch = f"-b{load.batch_size}" if load.batch_size > 1 else ""
-    prompt = "" if load.prompt_tokens is None else f"-p{load.prompt_tokens}"
-    depth = f"-d{load.depth}" if load.depth else ""
-    round_ = f"-r{job.round}" if job.round else ""
-    return f"{job.precision}-{load.decode}{batch}{prompt}{depth}{new}{round_}{'-aa' if job.twin else ''}"
+def _label(workload: WorkloadKey, varying: set[str]) -> str:
+    words = {
+        "batch_size": f"batch {workload.batch_size:,}",
+        "depth": f"depth {workload.depth:,}",
+        "prompt_tokens": f"prompts of {workload.prompt_tokens or 0:,} tokens",
+        "new_tokens": f"{workload.new_tokens:,} new tokens",
+    }
+    return ", ".join(
+        word for name, word in words.items() if name in varying and getattr(workload, name) is not None
+    )

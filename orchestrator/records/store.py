@@ -1,16 +1,16 @@
 """A run on disk: the only module that reads or writes run folders.
 
-    RUN/plan.json           what was asked for
+    RUN/plan.json           what was requested
     RUN/environment.json    the machine
-    RUN/peaks.json          what the device reached, where that was measured
-    RUN/records.jsonl       one CellRecord a line, appended and fsynced when its cell ends
+    RUN/peaks.json          the device's measured peaks, if they were measured
+    RUN/records.jsonl       one CellRecord per line, appended and fsynced when its cell ends
     RUN/samples/NAME.jsonl  the samples of one cell
     RUN/logs/NAME.log       the stderr of one worker
 
-A run that is killed keeps every finished cell; a line torn by the kill is passed over when read. Other files
-are whole or absent, and `plan.json` is written after `environment.json`: with it a run can be gone on with.
+A run that is killed keeps every finished cell; readers ignore a line that the kill truncated. The other files
+are complete or absent. `plan.json` is written after `environment.json`, so a run that has it can be resumed.
 
-Runs are also compared by their records alone, brought from another machine, which is then unknown.
+Records copied from another machine without their folder can still be compared; the machine is then unknown.
 """
 
 import fcntl
@@ -23,7 +23,7 @@ from typing import TypeVar
 import msgspec
 
 from orchestrator.errors import BadInput
-from orchestrator.records.names import file_stem, older_file_stem
+from orchestrator.records.keys import key_of
 from schemas.environment import Environment
 from schemas.job import Job
 from schemas.options import Options
@@ -35,7 +35,7 @@ T = TypeVar("T")
 SAMPLES = msgspec.json.Decoder(MemoryReading)
 
 RUNS_FOLDER = Path("qbench-runs")
-"""Where runs lie that were not told to lie elsewhere, from the folder on that they were started in."""
+"""Where runs are written by default, relative to the working directory."""
 
 
 class RunFolder:
@@ -46,15 +46,15 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: Path, plan: RunPlan, environment: Environment) -> "RunFolder":
-        """Make the folder and write what is known before the first cell. Raises `BadInput` if it is taken."""
+        """Create the folder, with the plan and the machine. Raises `BadInput` if it already holds a run."""
         if (path / "plan.json").exists():
-            raise BadInput("--out", str(path), "holds a run already", "Name a new folder")
+            raise BadInput("--out", str(path), "already holds a run", "Name a new folder")
         try:
             for folder in ("logs", "samples"):
                 (path / folder).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise BadInput(
-                "--out", str(path), f"can't be made: {error.strerror}", "Name another folder"
+                "--out", str(path), f"can't be created: {error.strerror}", "Name another folder"
             ) from error
         _write(path / "environment.json", msgspec.json.format(msgspec.json.encode(environment)))
         _write(path / "plan.json", msgspec.json.format(msgspec.json.encode(plan)))
@@ -62,37 +62,38 @@ class RunFolder:
 
     @contextmanager
     def reserved(self) -> Iterator[None]:
-        """Keep others from writing to the folder meanwhile; the kernel ends that with this process."""
+        """Hold an exclusive lock on the folder; the kernel releases it if this process dies."""
         if not os.access(self.path / "plan.json", os.W_OK):
-            raise BadInput("--resume", str(self.path), "can't be written to", "Resume a copy of it")
-        with (self.path / "plan.json").open("r+b") as file:  # over NFS what is only read can't be locked
+            raise BadInput("--resume", str(self.path), "is read-only", "Resume a copy of it")
+        # Opened for writing, since NFS refuses an exclusive lock otherwise.
+        with (self.path / "plan.json").open("r+b") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 problem = "another process is measuring this run"
-                raise BadInput("--resume", str(self.path), problem, "Wait for that to end") from None
+                raise BadInput("--resume", str(self.path), problem, "Wait for it to finish") from None
             yield
 
-    def mend(self, left: Iterable[Job]) -> None:
-        """Take away what a kill left half done: a torn last line, and samples of cells that are `left`."""
+    def repair(self, left: Iterable[Job]) -> None:
+        """Remove what a kill left unfinished: a truncated last line, and samples of cells that are `left`."""
         records = self.path / RECORDS
         if records.exists():
             os.truncate(records, len(_whole(records.read_bytes())))
         for job in left:
-            (self.path / "samples" / f"{file_stem(job)}.jsonl").unlink(missing_ok=True)
+            (self.path / "samples" / f"{key_of(job).stem}.jsonl").unlink(missing_ok=True)
 
     def new_log(self, name: str) -> Path:
-        """Where a worker's stderr goes; a second worker of the same name gets a file of its own."""
+        """A new file for a worker's stderr, numbered if earlier workers had the same name."""
         logs = self.path / "logs"
-        taken = len([*logs.glob(f"{name}.log"), *logs.glob(f"{name}.*.log")])
-        return logs / (f"{name}.{taken + 1}.log" if taken else f"{name}.log")
+        earlier = len([*logs.glob(f"{name}.log"), *logs.glob(f"{name}.*.log")])
+        return logs / (f"{name}.{earlier + 1}.log" if earlier else f"{name}.log")
 
     def keep_peaks(self, record: PeaksRecord) -> None:
-        """Keep what the device reached, or why that is not known."""
+        """Write the device's peaks, or why they are unknown."""
         _write(self.path / "peaks.json", msgspec.json.format(msgspec.json.encode(record)))
 
     def append(self, record: CellRecord) -> None:
-        """Keep a finished cell: its samples first, so that a record never lacks them."""
+        """Write a finished cell: its samples first, so that no record is without them."""
         samples = b"".join(msgspec.json.encode(sample) + b"\n" for sample in record.samples)
         _write(_samples_file(self.path, record), samples)
         line = msgspec.json.encode(msgspec.structs.replace(record, samples=[])) + b"\n"
@@ -103,15 +104,15 @@ class RunFolder:
 
 
 def read_run(path: Path, samples: bool = True) -> Run:
-    """Read a run folder back. Raises `BadInput` where there is none, or it is not one of ours."""
+    """Read a run folder. Raises `BadInput` if there is none, or another program wrote it."""
     with _bad_input(path):
         return _read_folder(path, samples)
 
 
 def read_records(path: Path, samples: bool = True) -> Run:
-    """The same of a run folder, of the `records.jsonl` in it, or of any file of records by itself.
+    """Read a run folder, the `records.jsonl` in it, or a file of records without its folder.
 
-    Without the `samples`, most of the bytes, it takes a fraction of the time.
+    Without `samples`, which are most of the bytes, this takes a fraction of the time.
     """
     with _bad_input(path):
         return _read_file(path, samples) if path.is_file() else _read_folder(path, samples)
@@ -125,7 +126,7 @@ def _bad_input(path: Path) -> Iterator[None]:
         raise BadInput(
             "RUN",
             str(path),
-            f"is no run folder: no {error.filename}",
+            f"not a run folder: can't open {error.filename}",
             "Name a folder that qbench-orchestrate wrote",
         ) from error
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
@@ -145,22 +146,21 @@ def _read_folder(path: Path, samples: bool) -> Run:
 
 
 def read_runs(folder: Path) -> Iterator[Run]:
-    """The runs in a folder from old to new, by their names; what can't be read is passed over."""
+    """The runs in a folder in order of name, by default that of time; unreadable ones are skipped."""
     for path in sorted(folder.glob("*/plan.json")):
         with suppress(BadInput):
             yield read_run(path.parent)
 
 
 def _read_file(file: Path, samples: bool) -> Run:
-    """The folder where its records were named; else what they tell by themselves."""
+    """The whole run if the file is its `records.jsonl`; otherwise what the records alone contain."""
     beside = [file.parent / name for name in ("plan.json", "environment.json")]
     if file.name == RECORDS and all(each.exists() for each in beside):
         return _read_folder(file.parent, samples)
     cells = _read_cells(file)
     if not cells:
-        raise BadInput(
-            "RUN", str(file), "is no run folder and holds no records", f"Name a folder, or its {RECORDS}"
-        )
+        problem = "neither a run folder nor a file of records"
+        raise BadInput("RUN", str(file), problem, f"Name a run folder, or its {RECORDS}")
     jobs = [cell.job for cell in cells if cell.job is not None]
     plan = RunPlan(command=[], options=Options(), jobs=jobs, skipped={})
     return Run(plan=plan, environment=_unknown_machine(), cells=cells)
@@ -176,7 +176,7 @@ def _unknown_machine() -> Environment:
         cpu_count=None,
         memory_bytes=None,
         gpus=[],
-        gpu_reason="the records lie without their environment.json",
+        gpu_reason="the records were read without their environment.json",
     )
 
 
@@ -185,23 +185,20 @@ def _read_cells(file: Path) -> list[CellRecord]:
 
 
 def _whole(lines: bytes) -> bytes:
-    """Without what a kill left of the last: only what ends in a newline was written whole."""
+    """All complete lines: one without a newline was truncated by a kill."""
     return lines[: lines.rfind(b"\n") + 1]
 
 
 def _read_samples(path: Path, cell: CellRecord) -> list[MemoryReading]:
-    file = _samples_file(path, cell)
-    if not file.exists() and cell.job is not None:
-        file = file.with_name(f"{older_file_stem(cell.job)}.jsonl")
-    if not file.exists():  # there are none, or the record is of before cells had decode modes
-        file = file.with_name(f"{cell.precision}.jsonl")
-    if not file.exists():
-        return []
-    return SAMPLES.decode_lines(file.read_bytes())
+    newest = _samples_file(path, cell)
+    older = (newest.with_name(f"{stem}.jsonl") for stem in key_of(cell).older_stems)
+    file = next((file for file in (newest, *older) if file.exists()), None)
+    return [] if file is None else SAMPLES.decode_lines(file.read_bytes())
 
 
 def _samples_file(path: Path, cell: CellRecord) -> Path:
-    return path / "samples" / f"{cell.precision if cell.job is None else file_stem(cell.job)}.jsonl"
+    stem = cell.precision if cell.job is None else key_of(cell).stem
+    return path / "samples" / f"{stem}.jsonl"
 
 
 def _read(file: Path, kind: type[T]) -> T:
@@ -209,7 +206,7 @@ def _read(file: Path, kind: type[T]) -> T:
 
 
 def _write(file: Path, data: bytes) -> None:
-    """Write a file that is there as a whole or not at all, whenever we are killed."""
+    """Write a file atomically: a kill at any time leaves it complete or absent."""
     draft = file.with_name(f"{file.name}.draft")
     with draft.open("wb") as out:
         out.write(data)

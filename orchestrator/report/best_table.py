@@ -1,7 +1,8 @@
 """The best decode mode of each precision against that of FP16: a row per precision, a column per workload."""
 
 from orchestrator.analysis.best_mode import Best
-from orchestrator.records.workloads import BASELINE, WorkloadKey, workload_labels
+from orchestrator.records.keys import BASELINE
+from orchestrator.records.names import workload_labels
 from orchestrator.units import ABSENT, rate, ratio
 
 HEADING = "best mode of each"
@@ -11,17 +12,13 @@ def best_table(bests: list[Best]) -> list[list[str]]:
     """The heading and the rows, as text; nothing where there is no choice of modes, or nothing to compare."""
     modes = {best.decode for best in bests}
     precisions = list(dict.fromkeys(best.precision for best in bests))
-    keys = list(dict.fromkeys(map(_key, bests)))
+    keys = list(dict.fromkeys(best.workload for best in bests))
     if len(precisions) < 2 or BASELINE not in precisions or (modes == {"eager"} and len(keys) < 2):
         return []
     labels = [label or "against FP16's best" for label in workload_labels(keys).values()]
-    cells = {(best.precision, _key(best)): _show(best) for best in bests}
+    cells = {(best.precision, best.workload): _show(best) for best in bests}
     rows = [[name, *(cells.get((name, key), ABSENT) for key in keys)] for name in precisions]
     return [[HEADING, *labels], *rows]
-
-
-def _key(best: Best) -> WorkloadKey:
-    return WorkloadKey(best.prompt_tokens, best.depth, best.batch_size, best.new_tokens or 0)
 
 
 def _show(best: Best) -> str:

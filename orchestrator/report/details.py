@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from orchestrator.analysis.metrics import CellAnalysis, CellMetrics
-from orchestrator.records.names import cell_name
+from orchestrator.records.keys import key_of
 from orchestrator.report.kernel_names import short_kernel_name
 from orchestrator.units import ABSENT, duration, mib, milliseconds, percent, rate
 from schemas.frames import KernelTimes, Loaded, Peaks
@@ -65,7 +65,7 @@ def _counts(found: dict[str, int]) -> str:
 def _cell(cell: CellRecord, row: CellMetrics) -> Iterator[str]:
     if row.reason:
         return
-    yield f"  {cell_name(cell)}: {_steps(row)}"
+    yield f"  {key_of(cell).name}: {_steps(row)}"
     if cell.setup and cell.setup.compile_s is not None:
         yield f"    compiled in {duration(cell.setup.compile_s)}, {cell.setup.graph_breaks} graph breaks"
     if cell.profile:

@@ -12,20 +12,14 @@ stated once.
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
+from orchestrator.analysis.baselines import baseline_of, find_baselines
 from orchestrator.analysis.bounds import Pace
 from orchestrator.analysis.divergence import Divergence, divergence_sentence
 from orchestrator.analysis.metrics import CellAnalysis
 from orchestrator.analysis.roofs import decode_step_bytes, seconds_per_step
 from orchestrator.analysis.run_analysis import RunAnalysis
-from orchestrator.records.names import cell_name
-from orchestrator.records.workloads import (
-    WorkloadKey,
-    baseline_of,
-    decode_mode,
-    find_baselines,
-    workload_key,
-    workload_labels,
-)
+from orchestrator.records.keys import NO_WORKLOAD, WorkloadKey, key_of
+from orchestrator.records.names import workload_labels
 from orchestrator.report.kernel_names import short_kernel_name
 from orchestrator.units import milliseconds, percent, rate, ratio
 from schemas.frames import Done, KernelTimes
@@ -59,7 +53,7 @@ class DecodeFacts(NamedTuple):
 
     @property
     def waits_for_host(self) -> bool:
-        return self.pace.bound == "launch" and decode_mode(self.cell) in HOST_FED
+        return self.pace.bound == "launch" and key_of(self.cell).decode in HOST_FED
 
     @property
     def copies_back(self) -> float:
@@ -74,8 +68,8 @@ def explanations(analysis: RunAnalysis) -> list[str]:
     """Sentences for below the table: first what invalidates speeds, then causes, then divergences."""
     groups: dict[WorkloadKey, list[CellAnalysis]] = {}
     for each in analysis.cells:
-        if each.cell.job is not None:
-            groups.setdefault(workload_key(each.cell), []).append(each)
+        groups.setdefault(key_of(each.cell).workload, []).append(each)
+    groups.pop(NO_WORKLOAD, None)
     labels = workload_labels(groups)
     ranked = []
     for key, cells in groups.items():
@@ -93,7 +87,7 @@ def decode_facts(analysis: CellAnalysis) -> DecodeFacts | None:
         return None
     return DecodeFacts(
         cell=cell,
-        name=cell_name(cell),
+        name=key_of(cell).name,
         tok_s=tok_s,
         step_s=step_s,
         step_bytes=decode_step_bytes(cell),
@@ -143,7 +137,7 @@ def _copies_back(waiting: list[DecodeFacts]) -> str:
 
 def _remedy(waiting: list[DecodeFacts], cells: list[CellRecord]) -> str:
     """Which rows show the precisions' own speeds, or how to get such rows."""
-    graphs = [cell for cell in cells if decode_mode(cell) == "graph"]
+    graphs = [cell for cell in cells if key_of(cell).decode == "graph"]
     if not graphs:
         return "try --decode graph"
     measured = {cell.precision for cell in graphs if isinstance(cell.outcome, Done)}
@@ -217,7 +211,7 @@ def _waits(one: DecodeFacts, baseline: DecodeFacts) -> str:
     if not idle:
         return ""
     waits = "both wait" if len(idle) == 2 else f"{idle[0]} waits"
-    return f"{waits} {'for the host' if decode_mode(one.cell) in HOST_FED else 'between kernels'}"
+    return f"{waits} {'for the host' if key_of(one.cell).decode in HOST_FED else 'between kernels'}"
 
 
 def _bytes(fewer: float | None, kept: bool) -> str:

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import click
-import msgspec
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
@@ -14,7 +13,7 @@ from orchestrator.planning.plan import Cell, Plan, check, choose_device, choose_
 from orchestrator.precisions.catalog import Precision
 from orchestrator.precisions.environments import outdated_line
 from orchestrator.precisions.interpreter import Interpreter
-from orchestrator.records.names import file_stem, job_name
+from orchestrator.records.keys import CellKey, key_of
 from orchestrator.report.console import open_console
 from orchestrator.units import duration
 from schemas.environment import Gpu
@@ -63,14 +62,14 @@ def print_plan(plan: Plan, estimate: Estimate) -> None:
     if notice := plan.cells[0].job.model.notice:
         click.echo(notice)
     # Of a run that is gone on with, some rounds are behind it, and one may be half done.
-    distinct: dict[str, Cell] = {}
+    distinct: dict[CellKey, Cell] = {}
     for cell in plan.cells:
-        distinct.setdefault(file_stem(msgspec.structs.replace(cell.job, round=0)), cell)
+        distinct.setdefault(key_of(cell.job).without_round, cell)
     for cell in distinct.values():
         job, load = cell.job, cell.job.workload
         if cell.why_not is None:
             click.echo(
-                f"{job_name(job)}: {job.model.name} on {job.device}, {len(load.prompts)} prompts"
+                f"{key_of(job).name}: {job.model.name} on {job.device}, {len(load.prompts)} prompts"
                 f"{_lengths(load)} × {load.new_tokens} new tokens, batch {load.batch_size}, "
                 f"under {cell.interpreter.path}"
             )

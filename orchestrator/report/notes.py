@@ -4,7 +4,7 @@ from orchestrator.analysis.best_mode import leads
 from orchestrator.analysis.metrics import reason
 from orchestrator.analysis.rounds import round_notes
 from orchestrator.analysis.run_analysis import RunAnalysis
-from orchestrator.records.workloads import full_names
+from orchestrator.records.names import full_names
 from orchestrator.report.columns import versus_fp16
 from orchestrator.report.explain import explanations
 from orchestrator.report.warnings import run_warnings

@@ -5,7 +5,8 @@ from collections.abc import Iterator, Sequence
 
 from orchestrator.analysis.conditions import DIFFERENCE, FlagKind, flags
 from orchestrator.analysis.memory.phases import PhaseMemory, on_gpu
-from orchestrator.records.workloads import BASELINE, full_names
+from orchestrator.records.keys import BASELINE
+from orchestrator.records.names import full_names
 from orchestrator.units import duration, mib, milliseconds, percent
 from schemas.frames import Done
 from schemas.record import CellRecord, ForeignProcess, Run, Skipped

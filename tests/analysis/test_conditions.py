@@ -12,7 +12,7 @@ from golden_text import Golden
 from sample_records import DONE, edge, make_cell, make_job, make_run, make_trial, sample
 
 from orchestrator.analysis.conditions import TrialConditions, flags, trial_conditions
-from orchestrator.records.names import cell_name
+from orchestrator.records.keys import key_of
 from schemas.frames import Failed, WarmedUp
 from schemas.job import Workload
 from schemas.record import CellRecord, GpuState, MemoryReading, PhaseEdge
@@ -342,8 +342,8 @@ def test_lines_name_their_cell_and_follow_general_warnings() -> None:
     [("eager", "fp16"), ("graph", "fp16 graph"), ("compile", "fp16 compile"), ("generate", "fp16 generate")],
 )
 def test_a_cell_name_includes_an_unusual_decode_mode(decode: Any, name: str) -> None:
-    assert cell_name(make_cell(job=make_job(workload=Workload(prompts=["one"], decode=decode)))) == name
+    assert key_of(make_cell(job=make_job(workload=Workload(prompts=["one"], decode=decode)))).name == name
 
 
 def test_a_cell_without_a_job_is_named_by_its_precision() -> None:
-    assert cell_name(make_cell(job=None)) == "fp16"
+    assert key_of(make_cell(job=None)).name == "fp16"

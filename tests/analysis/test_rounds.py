@@ -14,7 +14,7 @@ from orchestrator.analysis.rounds import is_precise, typical_run
 from orchestrator.analysis.run_analysis import analyze_run
 from orchestrator.planning.estimate import Estimate
 from orchestrator.planning.plan import MOST_ROUNDS, Plan
-from orchestrator.records.names import cell_name, file_stem
+from orchestrator.records.keys import key_of
 from orchestrator.records.store import read_run
 from orchestrator.report.listing import print_plan
 from orchestrator.report.notes import notes
@@ -29,7 +29,7 @@ def turns(plan: Plan) -> list[list[str]]:
     """Names in the order in which they run, round by round."""
     rounds: dict[int, list[str]] = {}
     for cell in plan.cells:
-        rounds.setdefault(cell.job.round, []).append(cell.precision.name + "=" * cell.job.twin)
+        rounds.setdefault(cell.job.round, []).append(cell.precision.name + "=" * cell.job.aa_control)
     return list(rounds.values())
 
 
@@ -63,10 +63,10 @@ def test_one_round_keeps_the_order_that_was_named() -> None:
     assert turns(plan_of(precision=PRECISIONS, decode=["eager"])) == [PRECISIONS]
 
 
-def test_the_twin_runs_in_every_round() -> None:
+def test_the_aa_control_runs_in_every_round() -> None:
     plan = plan_of(precision=PRECISIONS, rounds=3, aa=True, decode=["eager"])
     assert [sorted(each) for each in turns(plan)] == [sorted([*PRECISIONS, "fp16="])] * 3
-    assert len({file_stem(cell.job) for cell in plan.cells}) == 12
+    assert len({key_of(cell.job).stem for cell in plan.cells}) == 12
 
 
 def test_precise_plans_more_rounds_than_it_will_need_and_shares_the_budget_among_few() -> None:
@@ -111,15 +111,15 @@ def test_a_row_is_the_round_of_the_median_speed_and_its_ratio_that_of_all() -> N
 
 
 def test_fp16_against_itself_is_the_noise_floor() -> None:
-    twins = [measured("fp16", 104 + round_ % 2, round=round_, twin=True) for round_ in range(6)]
+    controls = [measured("fp16", 104 + round_ % 2, round=round_, aa_control=True) for round_ in range(6)]
     run = run_of(lambda name, *_: 103.0 if name == "int8" else 100.0, lambda _: ["fp16", "int8"], 6)
-    run = msgspec.structs.replace(run, cells=[*run.cells, *twins])
+    run = msgspec.structs.replace(run, cells=[*run.cells, *controls])
     analysis = analyze_run(run)
     assert analysis.noise_floor == pytest.approx(0.045, abs=0.001)
     (found,) = analysis.comparisons.values()
     assert found.verdict == "can't tell"
     assert "FP16 differed from itself by 4.5%" in found.why
-    assert [cell_name(cell) for cell in typical_run(run).cells] == ["fp16", "int8"]
+    assert [key_of(cell).name for cell in typical_run(run).cells] == ["fp16", "int8"]
 
 
 def test_one_round_says_that_it_has_no_interval() -> None:
@@ -179,6 +179,13 @@ def test_a_run_of_rounds(qbench: Qbench, tiny_llama: Path, tmp_path: Path) -> No
     assert "FP16 differed from itself by" in done.stdout
     assert "fp32: can't tell, 2 rounds are too few" in done.stdout
     run = read_run(tmp_path / "run")
-    assert sorted(map(cell_name, run.cells)) == ["fp16", "fp16", "fp16 (A/A)", "fp16 (A/A)", "fp32", "fp32"]
+    assert sorted(key_of(cell).name for cell in run.cells) == [
+        "fp16",
+        "fp16",
+        "fp16 (A/A)",
+        "fp16 (A/A)",
+        "fp32",
+        "fp32",
+    ]
     assert len({cell.ready.pid for cell in run.cells if cell.ready}) == 6
     assert [job.round for job in run.plan.jobs] == [0, 0, 0, 1, 1, 1]

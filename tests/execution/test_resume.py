@@ -30,7 +30,7 @@ from orchestrator.execution.run import run_plan
 from orchestrator.planning.plan import Cell, Plan
 from orchestrator.precisions.catalog import Precision
 from orchestrator.precisions.interpreter import Interpreter
-from orchestrator.records.names import file_stem
+from orchestrator.records.keys import key_of
 from orchestrator.records.store import RunFolder, read_run
 from schemas.environment import Environment
 from schemas.frames import AnyFrame, Done
@@ -241,7 +241,7 @@ def test_a_run_that_goes_on_is_nobody_elses(place: Path, cache: Path) -> None:
         refused = resume(place, cache)
         assert contents(place / "run") == before
     assert refused.returncode == 2
-    assert "another process is measuring this run. Wait for that to end." in refused.stderr
+    assert "another process is measuring this run. Wait for it to finish." in refused.stderr
     assert resume(place, cache).returncode == 0  # the lock went with the process
 
 
@@ -367,7 +367,7 @@ def test_an_option_that_differs_is_refused(copied: Path, cache: Path, typed: lis
 def test_what_is_no_run_cannot_be_resumed(tmp_path: Path, cache: Path) -> None:
     refused = resume(tmp_path, cache)
     assert refused.returncode == 2
-    assert "RUN run: is no run folder" in refused.stderr
+    assert "RUN run: not a run folder" in refused.stderr
 
 
 # Budgets and rounds
@@ -428,7 +428,7 @@ def test_samples_without_a_record_are_dropped(place: Path) -> None:
     folder = begin_in(place, plan)
     go_on(folder, plan, Impatient(1))
     kept = contents(folder.path / "samples")
-    (folder.path / "samples" / f"{file_stem(plan.cells[3].job)}.jsonl").write_text('{"at_ns": 1, "proc')
+    (folder.path / "samples" / f"{key_of(plan.cells[3].job).stem}.jsonl").write_text('{"at_ns": 1, "proc')
     go_on(folder, plan, Impatient(0))
     assert contents(folder.path / "samples") == kept
 

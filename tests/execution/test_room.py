@@ -17,9 +17,9 @@ from schemas.record import CellRecord, Skipped
 NO_ROOM = Failed(kind="out-of-memory", message="CUDA out of memory")
 
 
-def job(precision: str = "fp16", twin: bool = False, round_: int = 0, **load: Any) -> Job:
+def job(precision: str = "fp16", aa_control: bool = False, round_: int = 0, **load: Any) -> Job:
     workload = Workload(prompts=["one"], **({"batch_size": 16, "new_tokens": 8, "depth": 4} | load))
-    return make_job(precision, workload=workload, twin=twin, round=round_)
+    return make_job(precision, workload=workload, aa_control=aa_control, round=round_)
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ def job(precision: str = "fp16", twin: bool = False, round_: int = 0, **load: An
         (job(depth=5), "depth 4 ran out of memory"),
         (job(batch_size=32, new_tokens=9), "batch 16, 8 new tokens ran out of memory"),
         (job(round_=1), "in an earlier process it ran out of memory"),
-        (job(twin=True), "in an earlier process it ran out of memory"),
+        (job(aa_control=True), "in an earlier process it ran out of memory"),
     ],
 )
 def test_what_is_no_smaller_has_no_room(larger: Job, why: str) -> None:

@@ -20,7 +20,7 @@ from orchestrator.planning.plan import (
     make_plan,
     read_prompts,
 )
-from orchestrator.records.names import file_stem
+from orchestrator.records.keys import key_of
 from schemas.environment import Gpu
 from schemas.job import CalibrationText, ModelSource
 from schemas.options import Options
@@ -170,7 +170,7 @@ def test_every_workload_of_a_precision_follows_the_other() -> None:
     loads = [cell.job.workload for cell in cells[:5]]
     shapes = [(load.batch_size, load.prompt_tokens, load.depth, load.new_tokens) for load in loads]
     assert shapes == [(1, 8, 0, 2), (1, 8, 0, 128), (1, 8, 5, 2), (1, 8, 5, 128), (1, 16, 0, 2)]
-    assert len({file_stem(cell.job) for cell in cells}) == 32
+    assert len({key_of(cell.job).stem for cell in cells}) == 32
 
 
 def test_the_compute_capability_is_that_of_the_gpu_asked_for() -> None:

@@ -12,7 +12,7 @@ from golden_text import Golden
 from orchestrator.analysis.conditions import trial_conditions
 from orchestrator.analysis.metrics import CellMetrics, analyze_cells
 from orchestrator.analysis.run_analysis import analyze_run
-from orchestrator.records.names import cell_name
+from orchestrator.records.keys import key_of
 from orchestrator.records.store import read_run
 from orchestrator.report.details import details
 from orchestrator.report.notes import notes
@@ -25,7 +25,7 @@ RESULTS = ROOT / "results"
 
 def rows_of(run: Run) -> dict[str, CellMetrics]:
     rows = analyses.rows_of(run)
-    return {cell_name(cell): row for cell, row in zip(run.cells, rows, strict=True)}
+    return {key_of(cell).name: row for cell, row in zip(run.cells, rows, strict=True)}
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def modes() -> Run:
 
 
 def test_an_unsupported_decode_mode_is_a_failed_row(precisions: Run) -> None:
-    outcomes = {cell_name(cell): cell.outcome for cell in precisions.cells}
+    outcomes = {key_of(cell).name: cell.outcome for cell in precisions.cells}
     refused = outcomes.pop("int8 graph")
     assert isinstance(refused, Failed)
     assert refused.kind == "unsupported"
@@ -51,7 +51,7 @@ def test_an_unsupported_decode_mode_is_a_failed_row(precisions: Run) -> None:
 
 def test_one_worker_measured_all_modes_of_a_precision(modes: Run) -> None:
     assert len({cell.ready.pid for cell in modes.cells if cell.ready}) == 1
-    assert [cell_name(cell) for cell in modes.cells] == [
+    assert [key_of(cell).name for cell in modes.cells] == [
         "fp16 generate",
         "fp16",
         "fp16 graph",

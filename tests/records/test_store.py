@@ -1,4 +1,4 @@
-"""What is on disk: read back as it was written, whole cells only, and never one run over another."""
+"""Run folders are read as they were written: complete cells only, and no run overwrites another."""
 
 import os
 import shutil
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from golden_text import Golden
 from sample_records import DONE, MIB, edge, make_cell, make_run, sample, torch_memory
 
 from orchestrator.errors import BadInput
@@ -25,7 +26,7 @@ FP16 = make_cell(
     wall_s=1.5,
     log="logs/fp16.log",
 )
-INT8 = make_cell("int8", outcome=Failed(kind="out-of-memory", message="no room"), trials=[], ready=None)
+INT8 = make_cell("int8", outcome=Failed(kind="out-of-memory", message="out of memory"), trials=[], ready=None)
 AWQ = make_cell("awq", outcome=Skipped(reason="the budget is spent"), job=None, trials=[])
 
 APPEND_FOREVER = """
@@ -80,18 +81,18 @@ def cells_of(folder: RunFolder) -> list[CellRecord]:
     return read_run(folder.path).cells
 
 
-def test_a_run_comes_back_as_it_was(folder: RunFolder) -> None:
+def test_a_run_is_read_as_it_was_written(folder: RunFolder) -> None:
     for cell in (FP16, INT8, AWQ):
         folder.append(cell)
     run = make_run(FP16)
     assert read_run(folder.path) == msgspec.structs.replace(run, cells=[FP16, INT8, AWQ])
 
 
-def test_a_run_without_a_finished_cell_can_be_read(folder: RunFolder) -> None:
+def test_a_run_without_finished_cells_is_read(folder: RunFolder) -> None:
     assert cells_of(folder) == []
 
 
-def test_samples_have_a_file_of_their_own(folder: RunFolder) -> None:
+def test_samples_are_in_a_separate_file(folder: RunFolder) -> None:
     folder.append(FP16)
     assert len((folder.path / "samples" / "fp16-eager-n5.jsonl").read_bytes().splitlines()) == 3
     line = msgspec.json.decode((folder.path / "records.jsonl").read_bytes())
@@ -100,43 +101,46 @@ def test_samples_have_a_file_of_their_own(folder: RunFolder) -> None:
     assert cells_of(folder)[0].samples == FP16.samples
 
 
-def test_samples_of_before_new_tokens_were_in_their_name_are_found(folder: RunFolder) -> None:
+@pytest.mark.parametrize("older", ["fp16-eager", "fp16"])
+def test_samples_are_found_by_older_file_names(folder: RunFolder, older: str) -> None:
     folder.append(FP16)
     samples = folder.path / "samples" / "fp16-eager-n5.jsonl"
-    samples.rename(samples.with_name("fp16-eager.jsonl"))
+    samples.rename(samples.with_name(f"{older}.jsonl"))
     assert cells_of(folder) == [FP16]
 
 
-def test_lost_samples_do_not_cost_the_record(folder: RunFolder) -> None:
+def test_a_record_without_its_samples_is_still_read(folder: RunFolder) -> None:
     folder.append(FP16)
     (folder.path / "samples" / "fp16-eager-n5.jsonl").unlink()
     assert cells_of(folder) == [msgspec.structs.replace(FP16, samples=[])]
 
 
 @pytest.mark.parametrize("kept_bytes", [1, 100, -1])
-def test_a_torn_last_line_is_passed_over(folder: RunFolder, kept_bytes: int) -> None:
+def test_a_truncated_last_line_is_ignored(folder: RunFolder, kept_bytes: int) -> None:
     folder.append(FP16)
     whole = (folder.path / "records.jsonl").read_bytes()
     (folder.path / "records.jsonl").write_bytes(whole + whole[:kept_bytes])
     assert cells_of(folder) == [FP16]
 
 
-def test_a_spoilt_line_in_between_is_named_not_passed_over(folder: RunFolder) -> None:
+def test_an_invalid_line_elsewhere_is_an_error(folder: RunFolder, golden: Golden) -> None:
     folder.append(FP16)
     records = folder.path / "records.jsonl"
     records.write_bytes(b'{"precision": 5}\n' + records.read_bytes())
-    with pytest.raises(BadInput, match="can't be read"):
+    with pytest.raises(BadInput) as caught:
         read_run(folder.path)
+    assert (caught.value.option, caught.value.value) == ("RUN", str(folder.path))
+    golden(caught.value.problem.partition(":")[0])
 
 
-def test_records_named_in_place_of_their_folder_are_the_folder(folder: RunFolder) -> None:
+def test_a_runs_records_file_stands_for_its_folder(folder: RunFolder) -> None:
     folder.append(FP16)
     assert read_records(folder.path / "records.jsonl") == read_run(folder.path)
 
 
 @pytest.mark.parametrize("name", ["records.jsonl", "theirs.jsonl"])
-def test_records_by_themselves_are_a_run_of_an_unknown_machine(
-    folder: RunFolder, tmp_path: Path, name: str
+def test_records_without_their_folder_are_a_run_of_an_unknown_machine(
+    folder: RunFolder, tmp_path: Path, golden: Golden, name: str
 ) -> None:
     folder.append(FP16)
     folder.append(INT8)
@@ -148,43 +152,49 @@ def test_records_by_themselves_are_a_run_of_an_unknown_machine(
     assert run.plan.jobs == [FP16.job, INT8.job]
     machine = run.environment
     assert (machine.commit, machine.cpu_count, machine.gpus) == (None, None, [])
-    assert machine.gpu_reason == "the records lie without their environment.json"
+    assert machine.gpu_reason
+    golden(machine.gpu_reason)
 
 
-def test_a_file_of_another_name_is_no_part_of_the_folder_it_lies_in(folder: RunFolder) -> None:
+def test_a_file_of_another_name_does_not_stand_for_its_folder(folder: RunFolder) -> None:
     folder.append(FP16)
     shutil.copy(folder.path / "records.jsonl", folder.path / "theirs.jsonl")
     assert read_records(folder.path / "theirs.jsonl").environment.cpu_count is None
 
 
-def test_a_file_without_records_is_bad_input(tmp_path: Path) -> None:
+def test_a_file_without_records_is_bad_input(tmp_path: Path, golden: Golden) -> None:
     (tmp_path / "empty").write_text("")
-    with pytest.raises(BadInput, match="is no run folder and holds no records"):
+    with pytest.raises(BadInput) as caught:
         read_records(tmp_path / "empty")
+    assert (caught.value.option, caught.value.value) == ("RUN", str(tmp_path / "empty"))
+    golden([caught.value.problem, caught.value.fix])
 
 
 @pytest.mark.parametrize("content", [b"no records\n", b'{"precision": "\xff"}\n'])
-def test_a_file_of_something_else_is_bad_input(tmp_path: Path, content: bytes) -> None:
+def test_a_file_of_another_format_is_bad_input(tmp_path: Path, golden: Golden, content: bytes) -> None:
     (tmp_path / "notes.txt").write_bytes(content)
-    with pytest.raises(BadInput, match="can't be read"):
+    with pytest.raises(BadInput) as caught:
         read_records(tmp_path / "notes.txt")
+    assert (caught.value.option, caught.value.value) == ("RUN", str(tmp_path / "notes.txt"))
+    golden([caught.value.problem.partition(":")[0], caught.value.fix])
 
 
-def test_samples_are_left_out_where_they_are_not_wanted(folder: RunFolder) -> None:
+def test_samples_are_read_only_on_request(folder: RunFolder) -> None:
     folder.append(FP16)
     assert read_records(folder.path, samples=False).cells == [msgspec.structs.replace(FP16, samples=[])]
 
 
-def test_a_taken_folder_is_refused_and_left_as_it_is(folder: RunFolder) -> None:
+def test_a_folder_with_a_run_is_refused_and_unchanged(folder: RunFolder, golden: Golden) -> None:
     before = (folder.path / "plan.json").read_bytes()
     other = make_run(INT8)
-    with pytest.raises(BadInput, match="holds a run already") as caught:
+    with pytest.raises(BadInput) as caught:
         RunFolder.create(folder.path, other.plan, other.environment)
-    assert caught.value.option == "--out"
+    assert (caught.value.option, caught.value.value) == ("--out", str(folder.path))
+    golden([caught.value.problem, caught.value.fix])
     assert (folder.path / "plan.json").read_bytes() == before
 
 
-def test_a_folder_without_a_run_may_be_used(tmp_path: Path) -> None:
+def test_a_folder_without_a_run_can_be_used(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     run = make_run(FP16)
     folder = RunFolder.create(tmp_path, run.plan, run.environment)
@@ -193,49 +203,56 @@ def test_a_folder_without_a_run_may_be_used(tmp_path: Path) -> None:
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
-def test_a_file_in_the_way_is_bad_input(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_bad_input(tmp_path: Path, golden: Golden) -> None:
     (tmp_path / "file").write_text("")
     run = make_run(FP16)
     for path in (tmp_path / "file", tmp_path / "file" / "run"):
-        with pytest.raises(BadInput, match="can't be made"):
+        with pytest.raises(BadInput) as caught:
             RunFolder.create(path, run.plan, run.environment)
+        assert (caught.value.option, caught.value.value) == ("--out", str(path))
+        golden([caught.value.problem, caught.value.fix])
 
 
-def test_what_is_no_run_folder_is_bad_input(tmp_path: Path, folder: RunFolder) -> None:
+def test_anything_but_a_run_folder_is_bad_input(tmp_path: Path, folder: RunFolder, golden: Golden) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "empty", tmp_path / "file", tmp_path / "absent"):
-        with pytest.raises(BadInput, match="is no run folder"):
+        with pytest.raises(BadInput) as caught:
             read_run(path)
+        assert (caught.value.option, caught.value.value) == ("RUN", str(path))
+        golden(str(caught.value).replace(str(tmp_path), ""))
     (folder.path / "environment.json").unlink()
-    with pytest.raises(BadInput, match=r"no .*environment\.json"):
+    with pytest.raises(BadInput) as caught:
         read_run(folder.path)
+    assert str(folder.path / "environment.json") in caught.value.problem
 
 
-def test_a_plan_of_another_make_is_bad_input(folder: RunFolder) -> None:
+def test_a_plan_in_another_format_is_bad_input(folder: RunFolder, golden: Golden) -> None:
     (folder.path / "plan.json").write_text('{"command": 5}')
-    with pytest.raises(BadInput, match="Read it with the version that wrote it"):
+    with pytest.raises(BadInput) as caught:
         read_run(folder.path)
+    assert (caught.value.option, caught.value.value) == ("RUN", str(folder.path))
+    golden([caught.value.problem.partition(":")[0], caught.value.fix])
 
 
 def test_every_appended_cell_survives_a_kill(tmp_path: Path) -> None:
-    """A writer is killed at full speed: what it had said it wrote is there, and nothing half."""
+    """A writer is killed at full speed: every cell it reported is there, and none is incomplete."""
     writer = start(APPEND_FOREVER, tmp_path / "run")
     assert writer.stdout is not None
     for line in writer.stdout:
         if int(line) >= 30:
             break
     writer.send_signal(signal.SIGKILL)
-    said = [int(line) for line in writer.stdout]
+    reported = [int(line) for line in writer.stdout]
     writer.wait()
     cells = read_run(tmp_path / "run").cells
     assert [cell.bits_per_weight for cell in cells] == list(range(len(cells)))
-    assert len(cells) >= (said[-1] if said else 30) + 1
+    assert len(cells) >= (reported[-1] if reported else 30) + 1
     assert all(cell.outcome == DONE and len(cell.samples) == 20 for cell in cells)
 
 
-def test_no_file_is_ever_seen_half_written(tmp_path: Path) -> None:
-    """A kill may come at any time: while a file is written again and again, it is whole at every look."""
+def test_files_are_written_atomically(tmp_path: Path) -> None:
+    """A kill may come at any time: while a file is rewritten repeatedly, every reader sees it complete."""
     peaks = tmp_path / "run" / "peaks.json"
     sizes = set()
     with start(KEEP_PEAKS, tmp_path / "run") as writer:

@@ -15,7 +15,7 @@ from worker_runs import make_job, run_jobs
 
 from orchestrator.analysis.conditions import trial_conditions
 from orchestrator.analysis.memory.phases import phase_memory
-from orchestrator.records.names import cell_name
+from orchestrator.records.keys import key_of
 from orchestrator.records.store import read_run
 from schemas.frames import Done, Failed, Profile, Trial
 from schemas.record import CellRecord, Run
@@ -44,7 +44,7 @@ def measured(run: Run) -> list[CellRecord]:
 
 
 def test_all_methods_of_the_seed_run_in_both_modes(run: Run) -> None:
-    outcomes = {cell_name(cell): cell.outcome for cell in run.cells}
+    outcomes = {key_of(cell).name: cell.outcome for cell in run.cells}
     assert list(outcomes) == [name for each in PRECISIONS for name in (each, f"{each} graph")]
     refused = outcomes.pop("int8 graph")
     assert isinstance(refused, Failed)

@@ -148,7 +148,7 @@ def calibrate(
 
 
 def _command(job: Job) -> str:
-    words = ["qbench-worker", "awq", "--calibrate", "--model", job.model.name]
+    words = ["qbench-worker", job.precision, "--calibrate", "--model", job.model.name]
     return shlex.join(words + ([] if job.calibration is None else ["--calibration", text_path(job).name]))
 
 

@@ -18,9 +18,9 @@ import msgspec
 from orchestrator.analysis.agreement import agreements
 from orchestrator.analysis.intervals import Comparison, Sample, compare_all, of_shares, of_two
 from orchestrator.analysis.metrics import CellMetrics, measure_cell, reason
-from orchestrator.records.workloads import BASELINE, is_twin
+from orchestrator.records.keys import CellKey, WorkloadKey, key_of
 from schemas.frames import Done
-from schemas.job import DecodeMode
+from schemas.job import DecodeMode, Job
 from schemas.record import CellRecord, Run
 
 FIGURES = {
@@ -40,22 +40,23 @@ EXACT = {*MEMORY, TOKENS}
 """Figures that don't vary from one process to the next: one round tells all of them."""
 
 
-class Measured(NamedTuple):
-    """What was measured: cells are compared where all of it is the same. Field names are words for people."""
+class CrossRunKey(NamedTuple):
+    """The identity of a cell among several runs, which may be of different models and prompts."""
 
-    precision: str
-    decode_mode: DecodeMode
+    cell: CellKey
+    """Without the round."""
     model: str
     outliers: int
     prompts: str
-    prompt_tokens: int | None
-    depth: int
-    batch_size: int
-    new_tokens: int
 
 
-FREE = Measured._fields[2:]
-"""What may differ between cells of one name."""
+SETTINGS = {
+    "model": "model",
+    "outliers": "outliers",
+    "prompts": "prompts",
+    **{name.replace("_", " "): f"cell.workload.{name}" for name in WorkloadKey._fields},
+}
+"""What may differ between cells of one precision and decode mode: name for people → path in the key."""
 
 
 class Pair(msgspec.Struct, frozen=True, kw_only=True):
@@ -102,35 +103,24 @@ def compare_runs(reference: Run, run: Run) -> RunComparison:
     )
 
 
-Groups = dict[Measured, list[CellRecord]]
+Groups = dict[CrossRunKey, list[CellRecord]]
 
 
 def groups_of(run: Run) -> Groups:
     """The cells of all rounds by what was measured."""
     found: Groups = {}
     for cell in run.cells:
-        if cell.job is not None and not is_twin(cell):
-            found.setdefault(_measured(cell), []).append(cell)
+        if cell.job is not None and not cell.job.aa_control:
+            found.setdefault(_cross_run_key(cell.job), []).append(cell)
     return found
 
 
-def _measured(cell: CellRecord) -> Measured:
-    assert cell.job
-    load, model = cell.job.workload, cell.job.model
+def _cross_run_key(job: Job) -> CrossRunKey:
+    load, model = job.workload, job.model
     digest = hashlib.sha256("\n".join(load.prompts).encode()).hexdigest()[:8]
     # A random model has no texts: its prompts are drawn, and only their number counts.
     prompts = f"{len(load.prompts)} {'drawn' if model.is_random else f'({digest})'}"
-    return Measured(
-        precision=cell.precision,
-        decode_mode=load.decode,
-        model=model.name,
-        outliers=model.outliers,
-        prompts=prompts,
-        prompt_tokens=load.prompt_tokens,
-        depth=load.depth,
-        batch_size=load.batch_size,
-        new_tokens=load.new_tokens,
-    )
+    return CrossRunKey(key_of(job).without_round, model.name, model.outliers, prompts)
 
 
 class _Draft(NamedTuple):
@@ -149,8 +139,8 @@ def _drawn(drafts: list[_Draft]) -> list[Pair]:
     ]
 
 
-def _drafts(key: Measured, workload: str, theirs: Groups, ours: Groups) -> Iterator[_Draft]:
-    pair = partial(Pair, precision=key.precision, decode=key.decode_mode, workload=workload)
+def _drafts(key: CrossRunKey, workload: str, theirs: Groups, ours: Groups) -> Iterator[_Draft]:
+    pair = partial(Pair, precision=key.cell.precision, decode=key.cell.decode, workload=workload)
     rows, reference_rows = (list(_rows(groups[key])) for groups in (ours, theirs))
     for figure, field in FIGURES.items():
         values, references = (
@@ -162,7 +152,9 @@ def _drafts(key: Measured, workload: str, theirs: Groups, ours: Groups) -> Itera
     yield from _token_drafts(key, pair, theirs, ours)
 
 
-def _token_drafts(key: Measured, pair: Callable[..., Pair], theirs: Groups, ours: Groups) -> Iterator[_Draft]:
+def _token_drafts(
+    key: CrossRunKey, pair: Callable[..., Pair], theirs: Groups, ours: Groups
+) -> Iterator[_Draft]:
     """How far tokens agree with FP16's in either run, and with each other over both."""
     before, now = qualities(key, theirs), qualities(key, ours)
     if prompts := [at for at in now if at in before]:
@@ -177,34 +169,34 @@ def _token_drafts(key: Measured, pair: Callable[..., Pair], theirs: Groups, ours
         yield _Draft(partial(pair, figure=TOKENS, reference=1.0, value=found.ratio), found)
 
 
-def qualities(key: Measured, groups: Groups) -> dict[int, float]:
+def qualities(key: CrossRunKey, groups: Groups) -> dict[int, float]:
     """Index of a prompt → agreement with FP16 of the same run, decode mode and workload; none of FP16."""
-    if key.precision == BASELINE:
+    if key.cell.is_baseline:
         return {}
-    return agreements(groups[key], groups.get(key._replace(precision=BASELINE), []))
+    return agreements(groups[key], groups.get(key._replace(cell=key.cell.baseline), []))
 
 
 def _rows(cells: list[CellRecord]) -> Iterator[CellMetrics]:
     return (measure_cell(cell) for cell in cells if isinstance(cell.outcome, Done))
 
 
-def what_tells(keys: Collection[Measured]) -> dict[Measured, str]:
+def what_tells(keys: Collection[CrossRunKey]) -> dict[CrossRunKey, str]:
     """The words in which the workload of each differs from those of others; none where nothing does."""
-    telling = [name for name in FREE if len({getattr(key, name) for key in keys}) > 1]
+    telling = [name for name, path in SETTINGS.items() if len(set(map(attrgetter(path), keys))) > 1]
     return {key: ", ".join(_words(key, telling)) for key in keys}
 
 
-def _words(key: Measured, names: Iterable[str]) -> Iterator[str]:
+def _words(key: CrossRunKey, names: Iterable[str]) -> Iterator[str]:
     for name in names:
-        if (value := getattr(key, name)) is not None:
-            yield f"{name.replace('_', ' ')} {value}"
+        if (value := _setting(key, name)) is not None:
+            yield f"{name} {value}"
 
 
 def _unmatched(ours: Groups, theirs: Groups, other: str) -> Iterator[str]:
     """A line for each of `ours` that the `other` run lacks, or in which one of the two failed."""
     nearest = _nearest([key for key in ours if key not in theirs], list(theirs))
     for key, cells in ours.items():
-        name = f"{key.precision} {key.decode_mode}"
+        name = " ".join(key.cell.variant)
         if key not in theirs:
             yield f"{name}: {_why_lacking(key, nearest.get(key), other)}"
         elif not _has_figures(theirs[key]) and _has_figures(cells):
@@ -217,36 +209,41 @@ def _has_figures(cells: list[CellRecord]) -> bool:
     return any(isinstance(cell.outcome, Done) for cell in cells)
 
 
-def _nearest(lacking: list[Measured], theirs: list[Measured]) -> dict[Measured, Measured]:
+def _nearest(lacking: list[CrossRunKey], theirs: list[CrossRunKey]) -> dict[CrossRunKey, CrossRunKey]:
     """For each key that they lack, that of theirs of the same name which differs in the fewest fields.
 
     It is looked up without one field after the other, then without two: to hold each against each takes
     minutes where there are thousands.
     """
-    found: dict[Measured, Measured] = {}
-    named = {key[:2] for key in theirs}
-    left = [key for key in lacking if key[:2] in named]
-    for differing in (names for count in range(len(FREE)) for names in combinations(FREE, count + 1)):
-        rest = attrgetter("precision", "decode_mode", *(name for name in FREE if name not in differing))
+    found: dict[CrossRunKey, CrossRunKey] = {}
+    variants = {key.cell.variant for key in theirs}
+    left = [key for key in lacking if key.cell.variant in variants]
+    for differing in (names for count in range(len(SETTINGS)) for names in combinations(SETTINGS, count + 1)):
+        same = (path for name, path in SETTINGS.items() if name not in differing)
+        rest = attrgetter("cell.variant", *same)
         known = {rest(key): key for key in reversed(theirs)} if left else {}
         found |= {key: known[rest(key)] for key in left if rest(key) in known}
         left = [key for key in left if key not in found]
     return found
 
 
-def _without_ratio(shared: list[Measured], theirs: Groups, ours: Groups) -> Iterator[str]:
+def _setting(key: CrossRunKey, name: str) -> object:
+    return attrgetter(SETTINGS[name])(key)
+
+
+def _without_ratio(shared: list[CrossRunKey], theirs: Groups, ours: Groups) -> Iterator[str]:
     for key in shared:
         before = qualities(key, theirs)
         if before and not any(before.values()) and qualities(key, ours):
-            yield f"{key.precision} {key.decode_mode}: quality has no ratio, since it is 0% in the first run"
+            yield f"{' '.join(key.cell.variant)}: quality has no ratio, since it is 0% in the first run"
 
 
-def _why_lacking(key: Measured, nearest: Measured | None, other: str) -> str:
+def _why_lacking(key: CrossRunKey, nearest: CrossRunKey | None, other: str) -> str:
     if nearest is None:
         return f"is not in {other} run"
-    differing = [name for name in Measured._fields if getattr(nearest, name) != getattr(key, name)]
-    told = (f"{name.replace('_', ' ')} {getattr(nearest, name)}" for name in differing)
-    wanted = (str(getattr(key, name)) for name in differing)
+    differing = [name for name in SETTINGS if _setting(nearest, name) != _setting(key, name)]
+    told = (f"{name} {_setting(nearest, name)}" for name in differing)
+    wanted = (str(_setting(key, name)) for name in differing)
     return f"{other} run has it with {', '.join(told)}, not {', '.join(wanted)}"
 
 

@@ -7,11 +7,10 @@ kernel must convert, and a format can only save bytes.
 import msgspec
 
 from orchestrator.analysis.best_mode import Best, best_modes
-from orchestrator.analysis.comparison.compare import Measured, groups_of, what_tells
+from orchestrator.analysis.comparison.compare import CrossRunKey, groups_of, what_tells
 from orchestrator.analysis.memory.phases import on_gpu
 from orchestrator.analysis.metrics import analyze_cells
 from orchestrator.analysis.rounds import typical_run
-from orchestrator.records.workloads import WorkloadKey
 from schemas.frames import Done
 from schemas.record import CellRecord, Run
 
@@ -44,7 +43,7 @@ def gpu_speedups(runs: dict[str, Run]) -> list[GpuSpeedups]:
     return [_row(name, runs[name], key, list(measured.values())) for name, key in measured.items()]
 
 
-def _first_measured(run: Run) -> Measured | None:
+def _first_measured(run: Run) -> CrossRunKey | None:
     """The first cell on a GPU that has figures: all of its workload stand in the row."""
     groups = groups_of(run).items()
     return next((key for key, cells in groups if any(map(_has_figures, cells))), None)
@@ -54,7 +53,7 @@ def _has_figures(cell: CellRecord) -> bool:
     return isinstance(cell.outcome, Done) and on_gpu(cell)
 
 
-def _row(name: str, run: Run, measured: Measured, all_measured: list[Measured]) -> GpuSpeedups:
+def _row(name: str, run: Run, measured: CrossRunKey, all_measured: list[CrossRunKey]) -> GpuSpeedups:
     ready = next(cell.ready for cell in run.cells if cell.ready and cell.ready.device_uuid)
     gpu = next((each for each in run.environment.gpus if each.uuid == ready.device_uuid), None)
     capability = gpu.compute_capability if gpu else None
@@ -67,7 +66,7 @@ def _row(name: str, run: Run, measured: Measured, all_measured: list[Measured]) 
         best={
             best.precision: best
             for best in best_modes([each.row for each in analyze_cells(typical_run(run))])
-            if all(getattr(best, name) == getattr(measured, name) for name in WorkloadKey._fields)
+            if best.workload == measured.cell.workload
         },
     )
 

@@ -15,8 +15,8 @@ import msgspec
 from orchestrator.analysis.comparison.compare import (
     FIGURES,
     QUALITY,
+    CrossRunKey,
     Groups,
-    Measured,
     groups_of,
     qualities,
     what_tells,
@@ -24,8 +24,8 @@ from orchestrator.analysis.comparison.compare import (
 from orchestrator.analysis.intervals import Comparison, Sample, compare, of_shares, of_two
 from orchestrator.analysis.metrics import measure_cell
 from orchestrator.errors import BadInput
+from orchestrator.records.keys import key_of
 from orchestrator.records.store import RECORDS, read_records
-from orchestrator.records.workloads import round_of
 from schemas.job import DecodeMode, ModelSource
 from schemas.record import CellRecord, Run
 
@@ -78,11 +78,11 @@ class History(msgspec.Struct, frozen=True, kw_only=True):
     """Why a run could not be read, a line each."""
 
 
-class _Alike(NamedTuple):
-    """What stands in one table."""
+class _SeriesKey(NamedTuple):
+    """What one table shows."""
 
     gpu: str
-    measured: Measured
+    measured: CrossRunKey
 
 
 class _Reading(NamedTuple):
@@ -98,13 +98,13 @@ class _Reading(NamedTuple):
 
 def history(folder: Path, wanted: Wanted) -> History:
     """What all runs below `folder` say of a figure. Raises `BadInput` where none says anything."""
-    tables: dict[_Alike, list[_Reading]] = {}
-    seen: set[_Alike] = set()
+    tables: dict[_SeriesKey, list[_Reading]] = {}
+    seen: set[_SeriesKey] = set()
     passed_over: list[str] = []
     for name, run in _readable_runs(folder, wanted.figure, passed_over):
         groups = groups_of(run)
         for measured, cells in groups.items():
-            alike = _Alike(_gpu(run, cells), measured)
+            alike = _SeriesKey(_gpu(run, cells), measured)
             seen.add(alike)
             if _is_wanted(alike, cells, wanted) and (values := _values(measured, groups, wanted.figure)):
                 tables.setdefault(alike, []).append(_reading(name, run, cells, values))
@@ -132,13 +132,13 @@ def _gpu(run: Run, cells: list[CellRecord]) -> str:
     return run.environment.cpu if names == {"CPU"} else ", ".join(sorted(names))
 
 
-def _is_wanted(alike: _Alike, cells: list[CellRecord], wanted: Wanted) -> bool:
+def _is_wanted(alike: _SeriesKey, cells: list[CellRecord], wanted: Wanted) -> bool:
     model = cells[0].job.model if cells[0].job else None
     return (
         model is not None
         and _names(wanted.model, model)
         and wanted.gpu.casefold() in alike.gpu.casefold()
-        and (not wanted.precisions or alike.measured.precision in wanted.precisions)
+        and (not wanted.precisions or alike.measured.cell.precision in wanted.precisions)
     )
 
 
@@ -148,23 +148,23 @@ def _names(part: str, model: ModelSource) -> bool:
     return any(part.casefold() in name.casefold() for name in names)
 
 
-def _has(seen: set[_Alike], passed_over: list[str]) -> str:
+def _has(seen: set[_SeriesKey], passed_over: list[str]) -> str:
     if not seen:
         other = "Name a folder above those that qbench-orchestrate wrote"
         return next(iter(passed_over), other).removesuffix(".")
     has = (
         {alike.measured.model for alike in seen},
-        {alike.measured.precision for alike in seen},
+        {alike.measured.cell.precision for alike in seen},
         {alike.gpu for alike in seen} - {""},
     )
     models, precisions, gpus = (", ".join(sorted(names)) for names in has)
     return f"Its runs are of {models}, with {precisions}, on {gpus}; random weights have no quality"
 
 
-def _values(measured: Measured, groups: Groups, figure: str) -> dict[int, float]:
+def _values(measured: CrossRunKey, groups: Groups, figure: str) -> dict[int, float]:
     if figure == QUALITY:
         return qualities(measured, groups)
-    found = {round_of(cell): getattr(measure_cell(cell), FIGURES[figure]) for cell in groups[measured]}
+    found = {key_of(cell).round: getattr(measure_cell(cell), FIGURES[figure]) for cell in groups[measured]}
     return {at: value for at, value in found.items() if value}
 
 
@@ -179,15 +179,15 @@ def _reading(name: str, run: Run, cells: list[CellRecord], values: dict[int, flo
     )
 
 
-def _series(alike: _Alike, tables: dict[_Alike, list[_Reading]], figure: str) -> Series:
+def _series(alike: _SeriesKey, tables: dict[_SeriesKey, list[_Reading]], figure: str) -> Series:
     gpu, measured = alike
     beside = [each.measured for each in tables if (each.gpu, each.measured.model) == (gpu, measured.model)]
     readings = sorted(tables[alike], key=lambda reading: (reading.started_at or "", reading.run))
     return Series(
         gpu=gpu,
         model=measured.model,
-        precision=measured.precision,
-        decode=measured.decode_mode,
+        precision=measured.cell.precision,
+        decode=measured.cell.decode,
         workload=what_tells(beside)[measured],
         points=list(_points(readings, figure)),
     )

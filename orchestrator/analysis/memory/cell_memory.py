@@ -6,7 +6,7 @@ from orchestrator.analysis.memory.by_purpose import MemoryByPurpose, memory_by_p
 from orchestrator.analysis.memory.ledger import Ledger, ledgers
 from orchestrator.analysis.memory.peak_gap import PeakGap, peak_gap
 from orchestrator.analysis.memory.phases import PhaseMemory, phase_memory, summarize_memory
-from orchestrator.records.workloads import full_names
+from orchestrator.records.names import full_names
 from schemas.frames import PhaseName
 from schemas.record import CellRecord, Run
 

@@ -15,7 +15,7 @@ from itertools import pairwise
 import msgspec
 
 from orchestrator.analysis.memory.phases import on_gpu
-from orchestrator.records.workloads import full_names
+from orchestrator.records.names import full_names
 from schemas.frames import Failed, PhaseName
 from schemas.record import CellRecord, MemoryReading, PhaseEdge, Run
 
