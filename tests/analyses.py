@@ -1,5 +1,11 @@
 """Figures of made-up and recorded runs, as the commands compute them."""
 
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from inspect import unwrap
+
 from sample_records import make_run
 
 from orchestrator.analysis.memory.by_purpose import MemoryByPurpose
@@ -30,3 +36,20 @@ def by_purpose_of(cell: CellRecord) -> MemoryByPurpose | None:
 
 def memory_of(cell: CellRecord) -> MemorySummary:
     return summarize_memory(cell, phase_memory(cell))
+
+
+@contextmanager
+def counted(*functions: Callable[..., object]) -> Iterator[Counter[str]]:
+    """How often each of these is called, by its name, whoever imported it."""
+    names = {unwrap(function).__code__: function.__name__ for function in functions}
+    counts: Counter[str] = Counter()
+
+    def count(frame: object, event: str, _: object) -> None:
+        if event == "call" and (name := names.get(frame.f_code)):  # type: ignore[attr-defined]
+            counts[name] += 1
+
+    sys.setprofile(count)
+    try:
+        yield counts
+    finally:
+        sys.setprofile(None)

@@ -214,7 +214,7 @@ def end_to_end_tok_s(trials: Iterable[Trial]) -> float | None:
 def reason(outcome: Failed | Skipped) -> str:
     """Why a cell has no figures, in one line."""
     if isinstance(outcome, Skipped):
-        return f"left out: {outcome.reason}"
+        return f"skipped: {outcome.reason}"
     hint = f" ({outcome.hint})" if outcome.hint else ""
     return f"{outcome.kind}: {outcome.message}{hint}"
 

@@ -1,7 +1,7 @@
-"""Several rounds of a run made into one table: a row each, ratios with intervals, and verdicts.
+"""One table from the rounds of a run: one row per cell, ratios with intervals, and verdicts.
 
-A row shows one of the rounds as it was, the one in which decode ran at the median speed; a mean of rounds
-would be a cell that nobody measured. Its ratio to FP16 is of all rounds.
+A row shows one of the rounds unchanged, the one with the median decode speed; a mean over rounds would be a
+cell that nobody measured. Its ratio to FP16 is taken over all rounds.
 """
 
 from collections.abc import Iterator
@@ -19,14 +19,14 @@ from schemas.record import CellRecord, Run
 
 
 def rounds_of(run: Run) -> int:
-    """How many rounds have been begun."""
+    """The number of rounds that have started."""
     return 1 + max((key_of(cell).round for cell in run.cells), default=0)
 
 
 def typical_run(run: Run) -> Run:
-    """The run with one cell for each row, that of the median decode speed, in the order of the first round.
+    """The run with one cell for each row, the one with the median decode speed.
 
-    A cell that failed stands for its row only where it failed in every round.
+    A row shows a failed cell only if the cell failed in every round.
     """
     return msgspec.structs.replace(run, cells=[_typical(cells) for cells in _cells_of_rows(run).values()])
 
@@ -76,7 +76,7 @@ def comparisons(run: Run, floor: float) -> dict[CellKey, Comparison]:
 
 
 def noise_floor(run: Run) -> float:
-    """By how much FP16 differed from itself at most, over all workloads and modes; 0 without `--aa`."""
+    """The largest difference between FP16 and itself, over all workloads and modes; 0 without `--aa`."""
     found = _ratios(run, [cell for cell in run.cells if key_of(cell).aa_control]).values()
     return max((abs(of_ratios(each).ratio - 1) for each in found), default=0.0)
 
@@ -85,10 +85,10 @@ def round_notes(run: Run, found: dict[CellKey, Comparison], floor: float) -> Ite
     """Notes on rounds: their number, the noise floor, verdicts, and rounds that failed."""
     if rounds_of(run) == 1:
         if found:
-            yield "one round: the ratios have no interval (--rounds 7 gives them one)"
+            yield "one round: the ratios have no interval (--rounds 7 adds one)"
         return
     if any(key_of(cell).aa_control for cell in run.cells):
-        yield f"FP16 differed from itself by {floor:.1%}: no verdict is given below that"
+        yield f"FP16 differed from itself by {floor:.1%}: smaller differences get no verdict"
     rows, name = _cells_of_rows(run), full_names(run.cells)
     for key, each in found.items():
         yield f"{name(rows[key][0])}: {each.verdict or 'one round'}, {each.why or ratio(each.ratio)}"
@@ -99,13 +99,13 @@ def round_notes(run: Run, found: dict[CellKey, Comparison], floor: float) -> Ite
 
 
 def is_precise(run: Run, half_width: float) -> bool:
-    """Whether every ratio's interval is at most so wide on either side."""
+    """Whether every ratio's interval is at most this wide on either side, relative to the ratio."""
     widths = [each.half_width for each in comparisons(run, noise_floor(run)).values()]
     return bool(widths) and all(width is not None and width <= half_width for width in widths)
 
 
 def _rank(cell: CellRecord, run: Run) -> tuple[float, str]:
-    """As the precisions were named, else from many bits to few."""
+    """In the order of `--precision`, otherwise from many bits to few."""
     named = run.plan.options.precision
     return (named.index(cell.precision) if cell.precision in named else -cell.bits_per_weight), cell.precision
 
@@ -119,7 +119,7 @@ def _typical(cells: list[CellRecord]) -> CellRecord:
 
 
 def _ratios(run: Run, cells: list[CellRecord]) -> dict[CellKey, list[float]]:
-    """Row → decode speed over FP16's of the same round, for each round that has both."""
+    """Row → decode speed over FP16's of the same round, for each round with both."""
     rounds: dict[int, list[CellRecord]] = {}
     for cell in run.cells:
         rounds.setdefault(key_of(cell).round, []).append(cell)

@@ -21,7 +21,7 @@ from orchestrator.records.store import read_run
 from orchestrator.report.ledger_table import print_ledgers
 from orchestrator.report.live_lines import print_live
 from orchestrator.report.memory_table import print_memory
-from orchestrator.report.plot import REQUIREMENT, forms, title
+from orchestrator.report.plot import REQUIREMENT, formats, title
 from orchestrator.report.purpose_table import print_by_purpose
 from orchestrator.report.warnings import run_warnings
 from schemas.frames import PhaseName
@@ -111,9 +111,9 @@ def show_memory(
 
 def draw(file: Path, run: Run, cells: list[CellRecord], name: str) -> None:
     """Draw these cells of the run of this name. Raises `BadInput` where there can be no such file."""
-    form = forms().get(file.suffix.lower())
+    form = formats().get(file.suffix.lower())
     if form is None:
-        endings = " or ".join(forms())
+        endings = " or ".join(formats())
         raise BadInput("--plot", str(file), "has an ending that says no form", f"End it in {endings}")
     try:
         file.write_bytes(form(timelines(run, cells), title(run, name)))

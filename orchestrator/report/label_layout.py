@@ -1,4 +1,4 @@
-"""Where names stand in a picture: as near to what they name as can be, and none over another."""
+"""Layout of labels in a plot: as close as possible to what they label, without overlap."""
 
 from collections.abc import Iterable, Iterator
 from itertools import accumulate
@@ -8,8 +8,8 @@ LETTER = 0.052
 """Mean width of small text, in inches."""
 
 
-class Stretch(NamedTuple):
-    """Something that lasts, with its name; where it lies on the axis of time, in inches."""
+class Interval(NamedTuple):
+    """A labelled interval on the time axis, in inches."""
 
     text: str
     start: float
@@ -20,39 +20,39 @@ class Stretch(NamedTuple):
         return self.end - self.start
 
 
-class Name(NamedTuple):
-    """A text that wants to stand at a place along one direction, in inches, and the room it takes there."""
+class Label(NamedTuple):
+    """A text, its preferred position along one direction, and the space it takes there, in inches."""
 
     text: str
-    wanted: float
+    preferred: float
     room: float
 
 
-def placed(stretches: Iterable[Stretch], width: float) -> Iterator[tuple[Name, float]]:
-    """Names and where they stand. Where there is no room for all, the longest stretches have theirs."""
-    shown = sorted(stretches, key=lambda stretch: stretch.length, reverse=True)
-    while sum(room_of(stretch.text) for stretch in shown) > width:
+def placed(intervals: Iterable[Interval], width: float) -> Iterator[tuple[Label, float]]:
+    """Labels and their positions. If there is no space for all, the longest intervals are labelled."""
+    shown = sorted(intervals, key=lambda interval: interval.length, reverse=True)
+    while sum(room_of(interval.text) for interval in shown) > width:
         shown.pop()
-    shown.sort(key=lambda stretch: stretch.start)
-    names = [Name(one.text, (one.start + one.end) / 2, room_of(one.text)) for one in shown]
-    return zip(names, spread(names, 0.0, width), strict=True)
+    shown.sort(key=lambda interval: interval.start)
+    labels = [Label(one.text, (one.start + one.end) / 2, room_of(one.text)) for one in shown]
+    return zip(labels, spread(labels, 0.0, width), strict=True)
 
 
 def room_of(text: str) -> float:
     return LETTER * (len(text) + 3)
 
 
-def spread(names: list[Name], low: float, high: float) -> list[float]:
-    """Where names stand, as near as can be to where they want to, in their order, none over another.
+def spread(labels: list[Label], low: float, high: float) -> list[float]:
+    """Positions of labels, as close as possible to the preferred ones, in order and without overlap.
 
-    Least squares: with the room before each taken off, places may only rise, so that neighbours who
-    would cross share the mean of what they want (isotonic regression by pooling).
+    Least squares: after subtracting the space before each label, positions must be non-decreasing, so labels
+    that would cross share the mean of their preferred positions (isotonic regression by pooling).
     """
-    rooms = [name.room for name in names]
+    rooms = [label.room for label in labels]
     before = [total - room / 2 for total, room in zip(accumulate(rooms), rooms, strict=True)]
     pools: list[list[float]] = []
-    for name, offset in zip(names, before, strict=True):
-        pools.append([name.wanted - offset])
+    for label, offset in zip(labels, before, strict=True):
+        pools.append([label.preferred - offset])
         while len(pools) > 1 and _mean(pools[-2]) > _mean(pools[-1]):
             crossing = pools.pop()
             pools[-1] += crossing

@@ -1,4 +1,4 @@
-"""The ledger comes out even to the last byte, on any snapshot and on those of an H100."""
+"""The ledger balances to the last byte, for any snapshot and for those of an H100."""
 
 import json
 from itertools import pairwise
@@ -87,7 +87,7 @@ def test_recorded_runs_balance_and_little_is_unexplained(folder: object) -> None
 
 
 def cell(*process_bytes: int | None) -> CellRecord:
-    """A cell whose torch holds nothing, so that all of it is outside."""
+    """A cell whose torch memory is empty, so all memory is outside torch."""
     nothing = TorchMemory(
         requested_bytes=0,
         allocated_bytes=0,

@@ -1,4 +1,4 @@
-"""Rounds: their order, the table that they make, and what a drift does to it."""
+"""Rounds: their order, the resulting table, and the effect of drift."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -51,7 +51,7 @@ def run_of(speed: Callable[[str, int, int], float], order: Callable[[int], list[
 # The plan
 
 
-def test_each_round_has_each_precision_once_in_an_order_of_its_own() -> None:
+def test_each_round_has_each_precision_once_in_its_own_order() -> None:
     orders = turns(plan_of(precision=PRECISIONS, rounds=6, decode=["eager"]))
     assert [sorted(each) for each in orders] == [sorted(PRECISIONS)] * 6
     assert len({tuple(each) for each in orders}) > 2
@@ -69,24 +69,24 @@ def test_the_aa_control_runs_in_every_round() -> None:
     assert len({key_of(cell.job).stem for cell in plan.cells}) == 12
 
 
-def test_precise_plans_more_rounds_than_it_will_need_and_shares_the_budget_among_few() -> None:
+def test_precise_plans_the_most_rounds_but_budgets_for_the_fewest() -> None:
     plan = plan_of(precision=PRECISIONS, precise=0.01, decode=["eager"])
     assert len(turns(plan)) == MOST_ROUNDS
     assert plan.cells_to_budget == 5 * 3
 
 
-def test_what_is_left_of_rounds_is_listed_once_each(capsys: pytest.CaptureFixture[str]) -> None:
+def test_cells_of_remaining_rounds_are_listed_once(capsys: pytest.CaptureFixture[str]) -> None:
     """Its first round is done, and of the second one cell."""
     plan = plan_of(precision=PRECISIONS, rounds=3, decode=["eager"])
     left = plan._replace(cells=plan.cells[4:])
     print_plan(left, Estimate(0, 0, 5, []))
     told = capsys.readouterr().out.splitlines()
     assert {line.split(":")[0] for line in told if " prompts" in line} == set(PRECISIONS)
-    assert "3 cells, in 2 rounds, each in an order of its own: 5 cells" in told
+    assert "3 cells, in 2 rounds, each in its own random order: 5 cells" in told
 
 
 @pytest.mark.parametrize("option", [{"aa": True}, {"precise": 0.01}])
-def test_what_compares_needs_the_baseline(option: dict[str, object]) -> None:
+def test_options_that_compare_need_the_baseline(option: dict[str, object]) -> None:
     (flag,) = option
     assert bad_input(precision=["int8"], **option).startswith(f"--{flag}: compares with fp16")
 
@@ -94,7 +94,7 @@ def test_what_compares_needs_the_baseline(option: dict[str, object]) -> None:
 # The table
 
 
-def test_a_row_is_the_round_of_the_median_speed_and_its_ratio_that_of_all() -> None:
+def test_a_row_shows_the_median_round_and_the_ratio_over_all_rounds() -> None:
     speeds = {"fp16": [100, 104, 98, 102, 96], "int8": [50, 53, 48, 51, 49]}
     run = run_of(lambda name, round_, _: speeds[name][round_], lambda _: ["int8", "fp16"], 5)
     analysis = analyze_run(run)
@@ -110,7 +110,7 @@ def test_a_row_is_the_round_of_the_median_speed_and_its_ratio_that_of_all() -> N
     assert ",slower," in as_csv(run)
 
 
-def test_fp16_against_itself_is_the_noise_floor() -> None:
+def test_fp16_compared_with_itself_is_the_noise_floor() -> None:
     controls = [measured("fp16", 104 + round_ % 2, round=round_, aa_control=True) for round_ in range(6)]
     run = run_of(lambda name, *_: 103.0 if name == "int8" else 100.0, lambda _: ["fp16", "int8"], 6)
     run = msgspec.structs.replace(run, cells=[*run.cells, *controls])
@@ -130,7 +130,7 @@ def test_one_round_says_that_it_has_no_interval() -> None:
     assert any(line.startswith("one round: ") for line in notes(analysis))
 
 
-def test_rounds_that_failed_are_left_out_and_told_of() -> None:
+def test_failed_rounds_are_ignored_and_noted() -> None:
     run = run_of(lambda *_: 100, lambda _: ["fp16", "int8"], 3)
     lost = msgspec.structs.replace(run.cells[1], outcome=Failed(kind="crashed", message="gone"), trials=[])
     run = msgspec.structs.replace(run, cells=[run.cells[0], lost, *run.cells[2:]])
@@ -140,7 +140,7 @@ def test_rounds_that_failed_are_left_out_and_told_of() -> None:
     assert "int8: measured in 2 of 3 rounds" in notes(analysis)
 
 
-def test_precise_is_when_every_interval_is_narrow() -> None:
+def test_a_run_is_precise_if_every_interval_is_narrow() -> None:
     run = run_of(lambda name, round_, _: 100 + round_ * (name == "awq"), lambda _: PRECISIONS, 5)
     widths = [each.half_width or 0 for each in analyze_run(run).comparisons.values()]
     assert is_precise(run, max(widths))
@@ -151,7 +151,7 @@ def test_precise_is_when_every_interval_is_narrow() -> None:
 # A drift
 
 
-def test_interleaving_cancels_a_drift_that_blocks_would_report() -> None:
+def test_interleaving_cancels_a_drift_that_blocks_would_not() -> None:
     """The machine slows down by 1 % from each cell to the next; both precisions are equally fast."""
 
     def drifting(_name: str, _round: int, at: int) -> float:

@@ -1,13 +1,9 @@
 """Each figure is computed once for a report, however many tables, notes and sentences show it."""
 
-import sys
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from inspect import unwrap
 from pathlib import Path
 
 import pytest
+from analyses import counted
 from click.testing import CliRunner
 from sample_records import H100_PEAKS, MIB, edge, h100_cell, make_job, make_run, torch_memory
 
@@ -28,23 +24,6 @@ from schemas.record import CellRecord
 ROUNDS = 6
 ROWS = 4
 """Two precisions in two decode modes."""
-
-
-@contextmanager
-def counted(*functions: Callable[..., object]) -> Iterator[Counter[str]]:
-    """How often each of these is called, by its name, whoever imported it."""
-    names = {unwrap(function).__code__: function.__name__ for function in functions}
-    counts: Counter[str] = Counter()
-
-    def count(frame: object, event: str, _: object) -> None:
-        if event == "call" and (name := names.get(frame.f_code)):  # type: ignore[attr-defined]
-            counts[name] += 1
-
-    sys.setprofile(count)
-    try:
-        yield counts
-    finally:
-        sys.setprofile(None)
 
 
 def cell(precision: str, decode: DecodeMode, round_: int) -> CellRecord:
