@@ -1,6 +1,5 @@
 """The whole of it with real weights: the embedded SmolLM2 in FP16, INT8 and AWQ, without a model hub."""
 
-from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -89,13 +88,9 @@ def test_emitted_tokens_are_counted(measured: Measured) -> None:
 
 
 def test_awq_was_packed_from_the_shipped_recipe(measured: Measured) -> None:
-    """Calibrating takes minutes, and would have left a recipe in the cache."""
+    """Calibrating would have left a recipe in the cache."""
     assert not (measured.cache / "awq-recipes").exists()
     awq = next(cell for cell in measured.run.cells if cell.precision == "awq")
-    spans = {
-        start.phase.name: (end.phase.at_ns - start.phase.at_ns) / 1e9 for start, end in pairwise(awq.edges)
-    }
-    assert spans["prepare"] < 120
     assert awq.loaded is not None
     assert awq.loaded.linear_classes.get("WQLinear_GEMM") == 30 * 7
 

@@ -56,7 +56,7 @@ def main() -> None:
     "--resume", metavar="RUN", type=click.Path(path_type=Path),
     help="Go on with the interrupted run in this folder, with its options; finished rows stay.",
 )  # fmt: skip
-@click.version_option(package_name="qbench")
+@click.version_option(package_name="qbench-orchestrate")
 def orchestrate(
     json_: bool,
     verbose: bool,
@@ -99,7 +99,7 @@ def go_on(path: Path, given: Options, json_: bool, verbose: bool, dry_run: bool)
         return conclude(path, json_, verbose)
     with ExitStack() as stack:
         nvml, gpu_reason = open_nvml(stack)
-        folder = RunFolder(path.absolute())
+        folder = RunFolder.reopen(path.absolute())
         check_machine(folder.path, begun, describe_machine(nvml, gpu_reason))
         stack.enter_context(chdir(begun.plan.cwd or "."))
         plan = lay_out(options, nvml)

@@ -20,7 +20,7 @@ from orchestrator.report.details import details
 from orchestrator.report.notes import notes
 from schemas.record import PeaksRecord, Run
 
-RUN_FILES = ("records.jsonl", "peaks.json", "samples", "logs")
+RUN_FILES = ("records.jsonl", "records.jsonl.gz", "peaks.json", "samples", "logs")
 
 
 def title(run: Run) -> str:
@@ -63,7 +63,8 @@ def print_summary(run: Run, path: Path, verbose: bool = False) -> None:
             click.echo(line)
     click.echo(f"\nrun folder: {path}")
     for name in RUN_FILES:
-        click.echo(f"  {path / name}")
+        if (path / name).exists():
+            click.echo(f"  {path / name}")
     click.echo(f"memory by phase: qbench-memory {path}")
 
 

@@ -90,7 +90,7 @@ def test_without_a_choice_there_is_no_table(rows: list[CellMetrics]) -> None:
 
 
 def test_every_form_of_the_report_includes_it() -> None:
-    run = read_run(ROOT / "results/h100-precisions-7b")
+    run = read_run(ROOT / "tests/golden/h100-precisions-7b")
     assert "| awq | 0.76×, graph |" in as_markdown(run)
     said = msgspec.json.decode(as_json(run))["best"]
     assert msgspec.convert(said, list[Best]) == best_modes(rows_of(run))

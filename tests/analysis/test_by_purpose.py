@@ -66,7 +66,7 @@ def test_unmeasured_memory_is_none() -> None:
 
 
 @pytest.mark.parametrize(
-    "folder", ["results/h100-precisions-7b", "results/h100-modes/0.5b", "results/h100-smollm2"]
+    "folder", ["tests/golden/h100-precisions-7b", "tests/golden/h100-modes/0.5b", "tests/golden/h100-smollm2"]
 )
 def test_loading_allocates_the_weights_and_nothing_else(folder: str) -> None:
     for cell in read_run(ROOT / folder).cells:
@@ -75,7 +75,7 @@ def test_loading_allocates_the_weights_and_nothing_else(folder: str) -> None:
         assert found.weights_measured_bytes == pytest.approx(found.weights_predicted_bytes, rel=0.01)
 
 
-@pytest.mark.parametrize("folder", ["results/h100-precisions-7b", "results/h100-precisions-0.5b"])
+@pytest.mark.parametrize("folder", ["tests/golden/h100-precisions-7b", "tests/golden/h100-precisions-0.5b"])
 def test_on_an_h100_the_cache_is_as_large_as_predicted(folder: str) -> None:
     found = [by_purpose_of(cell) for cell in read_run(ROOT / folder).cells if cell.trials]
     assert len(found) >= 3

@@ -1,5 +1,6 @@
 """Comparing two runs: cells are matched by their settings, and a gate fails beyond the noise."""
 
+import gzip
 import json
 import shutil
 from pathlib import Path
@@ -20,7 +21,7 @@ from schemas.frames import Failed
 from schemas.job import ModelSource, Workload
 from schemas.record import CellRecord, Run
 
-RESULTS = ROOT / "results"
+RECORDED = ROOT / "tests/golden"
 GOLDEN = ROOT / "tests" / "golden" / "h100-random-0.5b"
 
 
@@ -141,7 +142,7 @@ def test_one_round_breaks_no_speed_limit_but_warns(tmp_path: Path) -> None:
 
 
 def test_memory_needs_no_rounds() -> None:
-    result = invoke(RESULTS / "h100-modes/7b", RESULTS / "h100-modes/7b", "--fail-if", "peak>0.99")
+    result = invoke(RECORDED / "h100-modes/7b", RECORDED / "h100-modes/7b", "--fail-if", "peak>0.99")
     assert result.return_value == 1
     assert "fp16 graph: peak 1.00× breaks peak>0.99" in result.stderr
 
@@ -153,30 +154,30 @@ def test_an_invalid_limit(text: str) -> None:
 
 
 def test_recorded_runs_of_an_h100() -> None:
-    result = invoke(RESULTS / "h100-modes/7b-prompts", RESULTS / "h100-long-prompts")
+    result = invoke(RECORDED / "h100-modes/7b-prompts", RECORDED / "h100-long-prompts")
     assert result.return_value == 0
     row = next(line for line in result.stdout.splitlines() if "2048" in line and "decode, tok/s" in line)
     assert row.split()[-7:] == ["98.8", "126.4", "1.28×", "one", "round:", "no", "interval"]
     assert "commit: 541be5341570 vs. 8ed3b44627bb" in result.stdout
-    told = invoke(RESULTS / "h100-modes/7b-prompts", RESULTS / "h100-long-prompts", "--json").stdout
+    told = invoke(RECORDED / "h100-modes/7b-prompts", RECORDED / "h100-long-prompts", "--json").stdout
     assert len(msgspec.json.decode(told, type=Comparisons).runs) == 1
 
 
 def test_gpus_side_by_side() -> None:
-    run = read_run(RESULTS / "h100-precisions-7b")
+    run = read_run(RECORDED / "h100-precisions-7b")
     (row,) = gpu_speedups({"7b": run})
     assert (row.run, row.measured) == ("7b", "")
     assert row.tensor_cores == ["INT8", "FP8"]
     assert row.best["awq"].versus_baseline == pytest.approx(0.757, abs=0.001)
-    assert "NVIDIA H100 80GB HBM3  INT8, FP8" in invoke(RESULTS / "h100-precisions-7b").stdout
+    assert "NVIDIA H100 80GB HBM3  INT8, FP8" in invoke(RECORDED / "h100-precisions-7b").stdout
     assert gpu_speedups({"none": make_run()}) == []
 
 
 def test_runs_of_several_gpus_make_a_row_each(tmp_path: Path) -> None:
-    source = RESULTS / "h100-precisions-7b"
+    source = RECORDED / "h100-precisions-7b"
     slow = brought(source, tmp_path / "t4", "Tesla T4", (7, 5))
     none = brought(source, tmp_path / "v100", "Tesla V100", (7, 0))
-    small = brought(RESULTS / "h100-precisions-0.5b", tmp_path / "small", "L4", (8, 9))
+    small = brought(RECORDED / "h100-precisions-0.5b", tmp_path / "small", "L4", (8, 9))
     alone = tmp_path / "a100.jsonl"
     alone.write_text((slow / "records.jsonl").read_text().replace("Tesla T4", "A100"))
     table = invoke(source, slow, none, alone).stdout.rpartition("limited the speed")[2].splitlines()
@@ -202,6 +203,9 @@ def test_a_row_is_about_one_workload() -> None:
 def brought(source: Path, folder: Path, gpu: str, capability: tuple[int, int]) -> Path:
     """The same run as if from another GPU."""
     shutil.copytree(source, folder)
+    archived = folder / "records.jsonl.gz"
+    (folder / "records.jsonl").write_bytes(gzip.decompress(archived.read_bytes()))
+    archived.unlink()
     for name in ("records.jsonl", "environment.json"):
         file = folder / name
         file.write_text(file.read_text().replace("NVIDIA H100 80GB HBM3", gpu))
@@ -284,9 +288,9 @@ def test_limits_of_quality(
 
 
 def test_recorded_tokens_are_compared_only_for_real_weights() -> None:
-    real = invoke(RESULTS / "h100-smollm2", RESULTS / "h100-smollm2-three").stdout
+    real = invoke(RECORDED / "h100-smollm2", RECORDED / "h100-smollm2-three").stdout
     assert "tokens, as first run          100%                100%  1.00×  the same" in real
-    drawn = invoke(RESULTS / "h100-precisions-7b", RESULTS / "h100-precisions-7b").stdout
+    drawn = invoke(RECORDED / "h100-precisions-7b", RECORDED / "h100-precisions-7b").stdout
     assert "quality" not in drawn
     assert "tokens, as" not in drawn
 
@@ -295,15 +299,15 @@ def test_recorded_tokens_are_compared_only_for_real_weights() -> None:
 
 
 def test_a_records_file_may_be_named_instead_of_its_folder() -> None:
-    one, other = RESULTS / "h100-modes/7b-prompts", RESULTS / "h100-long-prompts"
-    by_file = invoke(one / "records.jsonl", other / "records.jsonl")
+    one, other = RECORDED / "h100-modes/7b-prompts", RECORDED / "h100-long-prompts"
+    by_file = invoke(one / "records.jsonl.gz", other / "records.jsonl.gz")
     assert by_file.stdout == invoke(one, other).stdout
 
 
 def test_records_of_another_machine_need_no_folder(tmp_path: Path) -> None:
-    brought = tmp_path / "theirs.jsonl"
-    shutil.copy(RESULTS / "h100-long-prompts/records.jsonl", brought)
-    result = invoke(RESULTS / "h100-modes/7b-prompts", brought)
+    brought = tmp_path / "theirs.jsonl.gz"
+    shutil.copy(RECORDED / "h100-long-prompts/records.jsonl.gz", brought)
+    result = invoke(RECORDED / "h100-modes/7b-prompts", brought)
     row = next(line for line in result.stdout.splitlines() if "2048" in line and "decode, tok/s" in line)
     assert row.split()[-7:-4] == ["98.8", "126.4", "1.28×"]
     assert "commit: 541be5341570 vs. unknown" in result.stdout
@@ -321,7 +325,7 @@ def test_few_rounds_break_no_limit(tmp_path: Path) -> None:
 def test_records_of_the_first_version_compare_with_current_ones(tmp_path: Path) -> None:
     old = json.loads((GOLDEN / "records.jsonl").read_text().splitlines()[0])
     assert not {"decode", "depth"} & set(old["job"]["workload"])
-    today = keep(read_run(RESULTS / "h100-random-qwen2.5-0.5b"), tmp_path / "today")
+    today = keep(read_run(RECORDED / "h100-random-qwen2.5-0.5b"), tmp_path / "today")
     result = invoke(GOLDEN, today, "--fail-if", "loaded>1.001", "--fail-if", "peak>1.001", "--json")
     assert result.return_value == 0
     (found,) = msgspec.json.decode(result.stdout, type=Comparisons).runs.values()

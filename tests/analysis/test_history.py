@@ -1,23 +1,23 @@
 """A figure over time: which runs share a table, in what order, and which changes get a verdict."""
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import pytest
-from analyses import counted
 from click.testing import CliRunner, Result
 from conftest import ROOT
 from sample_records import make_cell, make_job, make_run, make_trial
 
-from orchestrator.analysis.comparison.compare import groups_of
 from orchestrator.analysis.comparison.history import History
 from orchestrator.cli.compare import compare
 from orchestrator.errors import BadInput
-from orchestrator.records.store import RunFolder, read_records
+from orchestrator.records.store import RunFolder
 from schemas.job import ModelSource, Workload
 from schemas.record import CellRecord, Run
 
-RESULTS = ROOT / "results"
+RECORDED = ROOT / "tests/golden"
 QWEN = ModelSource(kind="hub", location="Qwen/Qwen2.5-7B-Instruct", name="qwen2.5-7b-instruct")
 
 
@@ -144,12 +144,12 @@ def test_a_run_that_cannot_be_read_is_reported_and_skipped(tmp_path: Path) -> No
         ([], "A B…: is missing. Name run folders, or take --history DIR"),
         (["A", "--model", "x"], "--model x: chooses from a history. Add --history DIR"),
         (["A", "--figure", "ttft"], "--figure ttft: chooses from a history"),
-        (["A", "--history", RESULTS], "takes no runs and no limit"),
-        (["--history", RESULTS, "--fail-if", "decode<1"], "takes no runs and no limit"),
+        (["A", "--history", RECORDED], "takes no runs and no limit"),
+        (["--history", RECORDED, "--fail-if", "decode<1"], "takes no runs and no limit"),
         (["--history", "nowhere"], "has no such decode figure. Name a folder that contains"),
         (
-            ["--history", RESULTS, "-m", "gpt"],
-            "Its runs are of random-qwen2.5-0.5b, random-qwen2.5-14b, random-qwen2.5-7b, random-shallow",
+            ["--history", RECORDED, "-m", "gpt"],
+            "Its runs are of random-qwen2.5-0.5b, random-qwen2.5-7b, smollm2-135m-instruct",
         ),
     ],
 )
@@ -169,7 +169,7 @@ def test_bad_input_is_a_one_line_error(arguments: list[object], problem: str) ->
     ],
 )
 def test_recorded_runs_of_an_h100(figure: str, first: str, second: str) -> None:
-    shown = invoke("--history", RESULTS, "-m", "7b", "-p", "fp16", "--figure", figure).stdout
+    shown = invoke("--history", RECORDED, "-m", "7b", "-p", "fp16", "--figure", figure).stdout
     title = f"{figure} of fp16 graph (prompts 3 drawn, prompt tokens 2048, batch size 1, new tokens 64)"
     table = shown.partition(title)[2]
     rows = [line.split() for line in table.splitlines() if "2026-" in line][:2]
@@ -179,14 +179,35 @@ def test_recorded_runs_of_an_h100(figure: str, first: str, second: str) -> None:
     ]
 
 
-def test_each_of_hundreds_of_runs_is_read_and_measured_once(tmp_path: Path) -> None:
-    source = RESULTS / "h100-precisions-7b"
-    for at in range(200):
-        folder = tmp_path / f"run{at}"
-        folder.mkdir()
-        for name in ("plan.json", "environment.json", "records.jsonl"):
-            (folder / name).symlink_to(source / name)
-    with counted(read_records, groups_of) as calls:
-        found = told("--history", tmp_path)
-    assert calls == {"read_records": 200, "groups_of": 200}
-    assert len(found.series[0].points) == 200
+def copies(source: Path, folder: Path, count: int) -> Path:
+    """A folder with so many runs, all of them links to one."""
+    for at in range(count):
+        run = folder / f"run{at}"
+        run.mkdir(parents=True)
+        for file in source.glob("*.*"):
+            (run / file.name).symlink_to(file)
+    return folder
+
+
+def calls_of(task: Callable[[], object]) -> int:
+    """How many functions a task calls, in Python and in C."""
+    calls = 0
+
+    def count(_frame: object, event: str, _argument: object) -> None:
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    sys.setprofile(count)
+    try:
+        task()
+    finally:
+        sys.setprofile(None)
+    return calls
+
+
+def test_work_grows_in_proportion_to_the_runs(tmp_path: Path) -> None:
+    """`benchmarks/parent_speed.py` prints how long hundreds of runs take."""
+    source = RECORDED / "h100-modes/0.5b"
+    few, many = (copies(source, tmp_path / str(count), count) for count in (20, 40))
+    assert len(told("--history", many).series[0].points) == 40
+    assert calls_of(lambda: told("--history", many)) < 2.5 * calls_of(lambda: told("--history", few))

@@ -175,7 +175,7 @@ def test_bars_share_one_scale() -> None:
 
 
 def test_the_command_prints_the_ledger_of_a_phase() -> None:
-    folder = str(ROOT / "results/h100-precisions-7b")
+    folder = str(ROOT / "tests/golden/h100-precisions-7b")
     shown = (
         CliRunner().invoke(show_memory, [folder, "-p", "int8", "-p", "fp16"], standalone_mode=False).output
     )

@@ -63,7 +63,7 @@ def test_without_both_peaks_there_is_no_gap(cell: CellRecord) -> None:
 
 
 def test_on_an_h100_only_the_drivers_memory_is_unexplained() -> None:
-    for cell in read_run(ROOT / "results/h100-precisions-7b").cells:
+    for cell in read_run(ROOT / "tests/golden/h100-precisions-7b").cells:
         gap = cell_memory_of(cell).gap
         if gap:
             assert gap.phase != "profile"

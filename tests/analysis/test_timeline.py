@@ -31,7 +31,7 @@ from orchestrator.report.plot import as_html, as_png, title
 from schemas.frames import Failed
 from schemas.record import CellRecord, MemoryReading, Run
 
-SEVEN_B = ROOT / "results/h100-precisions-7b"
+SEVEN_B = ROOT / "tests/golden/h100-precisions-7b"
 HALF_B = ROOT / "tests/golden/h100-random-0.5b"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome", "firefox")
 S = 10**9

@@ -25,7 +25,7 @@ from orchestrator.analysis.intervals import Comparison, Sample, compare, of_shar
 from orchestrator.analysis.metrics import measure_cell
 from orchestrator.errors import BadInput
 from orchestrator.records.keys import key_of
-from orchestrator.records.store import RECORDS, read_records
+from orchestrator.records.store import find_records, read_records
 from schemas.job import DecodeMode, ModelSource
 from schemas.record import CellRecord, Run
 
@@ -119,7 +119,7 @@ def history(folder: Path, wanted: Wanted) -> History:
 
 def _readable_runs(folder: Path, figure: str, passed_over: list[str]) -> Iterator[tuple[str, Run]]:
     """Each run with its name; if it can't be read, the reason is added to `passed_over`."""
-    for file in sorted(folder.rglob(RECORDS)):
+    for file in find_records(folder):
         try:
             # Only the peak of a resident set requires the samples.
             yield str(file.parent.relative_to(folder)), read_records(file, samples=figure == "peak")
