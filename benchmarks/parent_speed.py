@@ -22,13 +22,13 @@ from msgspec.structs import replace
 
 from orchestrator.analysis.comparison.compare import compare_runs
 from orchestrator.analysis.comparison.history import Wanted, history
-from orchestrator.analysis.rounds import summarize_rounds
+from orchestrator.analysis.run_analysis import analyze_run
 from orchestrator.execution.resume import check_plan, left_of
 from orchestrator.planning.estimate import estimate
 from orchestrator.planning.plan import Plan, make_plan
 from orchestrator.precisions.catalog import find_precisions
 from orchestrator.records.store import RunFolder, read_run
-from orchestrator.report.summary import notes
+from orchestrator.report.notes import notes
 from schemas.job import Job
 from schemas.options import Options
 from schemas.record import CellRecord, MemoryReading, Run
@@ -110,8 +110,8 @@ def measure(template: Run, shape: dict[str, Any], scratch: Path) -> None:
     timed("check the plan to resume", lambda: check_plan(folder, half, plan))
     timed("find what is left to measure", lambda: left_of(plan, half.cells))
     timed("estimate the time", lambda: estimate(plan, run.environment, [run]))
-    rows = timed("summarize", lambda: summarize_rounds(run))
-    timed("explain", lambda: notes(run, rows))
+    analysis = timed("summarize", lambda: analyze_run(run))
+    timed("explain", lambda: notes(analysis))
     other = made_up(template, plan, factor=1.1)
     timed("compare with a like run", lambda: compare_runs(run, other))
     apart = replace(other, cells=list(renamed(other.cells)))

@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from analyses import rows_of
 from commands import command, environment, run
 
-from orchestrator.analysis.metrics import CellMetrics, summarize
+from orchestrator.analysis.metrics import CellMetrics
 from orchestrator.errors import BadInput
 from orchestrator.planning.embedded import fetch_embedded_model
 from orchestrator.records.store import read_run
@@ -45,7 +46,7 @@ def measured(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Measured:
     env = environment(own_cache, HF_HUB_OFFLINE="1", HF_HOME=str(folder / "hub"))
     done = run([*argv, *options], folder, env, timeout_s=900)
     measured = read_run(folder / "run")
-    rows = {row.precision: row for row in summarize(measured.cells)}
+    rows = {row.precision: row for row in rows_of(measured)}
     return Measured(done.returncode, done.stdout, done.stderr, measured, rows, own_cache)
 
 

@@ -19,13 +19,13 @@ from plans import plan_of
 from sample_records import H100, make_cell, make_run, make_trial, sample
 
 from orchestrator.analysis.comparison.compare import compare_runs
-from orchestrator.analysis.rounds import comparisons, summarize_rounds
+from orchestrator.analysis.run_analysis import analyze_run
 from orchestrator.execution.resume import check_plan, is_complete, left_of
 from orchestrator.planning.estimate import estimate
 from orchestrator.planning.plan import Plan
 from orchestrator.records.keys import key_of
 from orchestrator.records.store import RunFolder, read_run
-from orchestrator.report.summary import notes
+from orchestrator.report.notes import notes
 from schemas.job import Job
 from schemas.record import CellRecord, Run
 
@@ -164,15 +164,16 @@ def test_reading(sizes: tuple[Size, Size]) -> None:
         size.write()
         assert {len(cell.samples) for cell in read_run(size.folder).cells} == {20}
     assert_in_proportion(sizes, lambda size: read_run(size.folder))
-    assert_in_proportion(sizes, lambda size: RunFolder(size.folder).mend([]))
+    assert_in_proportion(sizes, lambda size: RunFolder(size.folder).repair([]))
 
 
 def test_summarizing(sizes: tuple[Size, Size]) -> None:
     def summarize(size: Size) -> None:
-        found, rows = comparisons(size.run), summarize_rounds(size.run)
-        assert len(found) == len(rows) * 4 / 5
+        analysis = analyze_run(size.run)
+        rows = analysis.rows
+        assert len(analysis.comparisons) == len(rows) * 4 / 5
         assert rows[-1].decode_versus_baseline == pytest.approx(SPEEDS[rows[-1].precision] / 100, rel=0.03)
-        assert notes(size.run, rows)
+        assert notes(analysis)
 
     assert_in_proportion(sizes, summarize)
 

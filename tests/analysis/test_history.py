@@ -1,4 +1,4 @@
-"""A figure over time: which runs stand in one table, in what order, and what is called a change."""
+"""A figure over time: which runs share a table, in what order, and which changes get a verdict."""
 
 import sys
 from collections.abc import Callable
@@ -52,7 +52,7 @@ def bad_input(*arguments: object) -> str:
     return str(error)
 
 
-def test_runs_stand_in_order_of_time_each_over_the_one_before(tmp_path: Path) -> None:
+def test_runs_are_in_chronological_order_each_relative_to_the_previous_one(tmp_path: Path) -> None:
     for name, day, tok_s in (("c", 1, 100), ("deep/a", 3, 50), ("b", 2, 80)):
         keep(make_run(cell(day, tok_s)), tmp_path / name, commit=f"c{day}")
     (series,) = told("--history", tmp_path).series
@@ -76,7 +76,7 @@ def test_rounds_give_a_change_its_interval_and_a_verdict_beyond_the_noise(tmp_pa
     assert verdicts == [None, "same", "slower"]
 
 
-def test_what_was_not_measured_alike_stands_in_tables_of_its_own(tmp_path: Path) -> None:
+def test_different_settings_make_separate_tables(tmp_path: Path) -> None:
     ready = msgspec.structs.replace(cell(1, 1).ready, device_name="T4")
     graph = Workload(prompts=["one"], new_tokens=5, decode="graph")
     keep(make_run(cell(1, 100), cell(1, 30, "int8"), cell(1, 200, workload=graph)), tmp_path / "a")
@@ -105,13 +105,13 @@ def test_what_was_not_measured_alike_stands_in_tables_of_its_own(tmp_path: Path)
         (["--gpu", "h100"], 3),
     ],
 )
-def test_tables_are_chosen(tmp_path: Path, chosen: list[str], tables: int) -> None:
+def test_tables_are_selected_by_options(tmp_path: Path, chosen: list[str], tables: int) -> None:
     tiny = make_job().model
     keep(make_run(cell(1, 100), cell(1, 30, "int8"), cell(1, 200, model=tiny)), tmp_path / "a")
     assert len(told("--history", tmp_path, *chosen).series) == tables
 
 
-def test_quality_over_time_is_of_prompts(tmp_path: Path) -> None:
+def test_quality_over_time_is_a_mean_over_prompts(tmp_path: Path) -> None:
     for day, parting in ((1, 4), (2, 2)):
         trials = [make_trial(at, token_ids=[0] * parting + [9] * (5 - parting)) for at in range(5)]
         int8 = msgspec.structs.replace(cell(day, 1, "int8"), trials=trials)
@@ -125,7 +125,7 @@ def test_quality_over_time_is_of_prompts(tmp_path: Path) -> None:
     assert "0.50× [0.50, 0.50] farther from FP16" in shown
 
 
-def test_a_run_that_cannot_be_read_is_told_and_passed_over(tmp_path: Path) -> None:
+def test_a_run_that_cannot_be_read_is_reported_and_skipped(tmp_path: Path) -> None:
     keep(make_run(cell(1, 100)), tmp_path / "good")
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "records.jsonl").write_text("{}\n")
@@ -146,14 +146,14 @@ def test_a_run_that_cannot_be_read_is_told_and_passed_over(tmp_path: Path) -> No
         (["A", "--figure", "ttft"], "--figure ttft: chooses from a history"),
         (["A", "--history", RECORDED], "takes no runs and no limit"),
         (["--history", RECORDED, "--fail-if", "decode<1"], "takes no runs and no limit"),
-        (["--history", "nowhere"], "has no such decode figure. Name a folder above those"),
+        (["--history", "nowhere"], "has no such decode figure. Name a folder that contains"),
         (
             ["--history", RECORDED, "-m", "gpt"],
             "Its runs are of random-qwen2.5-0.5b, random-qwen2.5-7b, smollm2-135m-instruct",
         ),
     ],
 )
-def test_bad_input_is_one_line(arguments: list[object], problem: str) -> None:
+def test_bad_input_is_a_one_line_error(arguments: list[object], problem: str) -> None:
     line = bad_input(*arguments)
     assert problem in line
     assert "\n" not in line

@@ -1,36 +1,37 @@
-"""What really ran: the device's peaks, and for each row its modules, settings and longest kernels."""
+"""The output of `--verbose`: device peaks, and for each row its modules, settings and slowest kernels."""
 
 from collections.abc import Iterator
 
-from orchestrator.analysis.metrics import CellMetrics, measure_cell
+from orchestrator.analysis.metrics import CellAnalysis, CellMetrics
 from orchestrator.records.keys import key_of
 from orchestrator.report.kernel_names import short_kernel_name
 from orchestrator.units import ABSENT, duration, mib, milliseconds, percent, rate
 from schemas.frames import KernelTimes, Loaded, Peaks
-from schemas.record import CellRecord, Datasheet, PeaksRecord, Run
+from schemas.record import CellRecord, Datasheet, PeaksRecord
 
 SHOWN_KERNELS = 5
 
 
-def proof(run: Run) -> list[str]:
+def details(peaks: PeaksRecord | None, cells: list[CellAnalysis]) -> list[str]:
     """Lines to print below the table, in the order of its rows."""
-    lines = list(_peaks(run.peaks)) if run.peaks else []
-    told: set[str] = set()
-    for cell in run.cells:
-        if cell.loaded and cell.precision not in told:
-            told.add(cell.precision)
+    lines = list(_peaks(peaks)) if peaks else []
+    described: set[str] = set()
+    for each in cells:
+        cell = each.cell
+        if cell.loaded and cell.precision not in described:
+            described.add(cell.precision)
             lines += ["", f"{cell.precision}: {cell.label}", *_loaded(cell.loaded)]
-        lines += _cell(cell, measure_cell(cell, run.peaks))
+        lines += _cell(cell, each.row)
     return lines
 
 
 def _peaks(record: PeaksRecord) -> Iterator[str]:
     if not isinstance(record.outcome, Peaks):
-        yield f"peaks of the device: {record.outcome.message}"
+        yield f"device peaks: {record.outcome.message}"
         return
     sheet = record.datasheet
     measured = record.outcome
-    yield f"peaks of the device, measured in {measured.measured_s:.1f} s (in brackets: {_source(sheet)})"
+    yield f"device peaks, measured in {measured.measured_s:.1f} s (in brackets: {_source(sheet)})"
     published = f" [{sheet.read_bytes_per_s / 1e9:,.0f}]" if sheet else ""
     copied = f"copy {measured.copy_bytes_per_s / 1e9:,.0f} GB/s"
     yield f"  read {measured.read_bytes_per_s / 1e9:,.0f}{published} GB/s, {copied}"
@@ -43,7 +44,7 @@ def _peaks(record: PeaksRecord) -> Iterator[str]:
 
 
 def _source(sheet: Datasheet | None) -> str:
-    return sheet.source if sheet else "no data sheet is known"
+    return sheet.source if sheet else "no data sheet known"
 
 
 def _loaded(loaded: Loaded) -> Iterator[str]:
@@ -74,7 +75,8 @@ def _cell(cell: CellRecord, row: CellMetrics) -> Iterator[str]:
 
 def _steps(row: CellMetrics) -> str:
     roof = f"{rate(row.decode_tok_s)} of at most {rate(row.decode_roof_tok_s)} tok/s"
-    prefill = f"prefill MFU {percent(row.prefill_mfu)}, {row.prefill_bound or 'no'} bound"
+    bound = f"{row.prefill_bound}-bound" if row.prefill_bound else "bound unknown"
+    prefill = f"prefill MFU {percent(row.prefill_mfu)}, {bound}"
     return f"{row.warmup_trials or ABSENT} warm-up trials; decode {roof}, {prefill}"
 
 
@@ -82,7 +84,7 @@ def _kernels(what: str, times: KernelTimes | None) -> Iterator[str]:
     if times is None:
         return
     busy_s = milliseconds(times.busy_s / times.steps)
-    yield f"    {what}: {times.launches / times.steps:,.0f} kernels, GPU busy {busy_s} ms; the longest:"
+    yield f"    {what}: {times.launches / times.steps:,.0f} kernels, GPU busy {busy_s} ms; slowest:"
     for kernel in times.kernels[:SHOWN_KERNELS]:
         share, count = kernel.total_s / times.busy_s, kernel.count / times.steps
         yield f"      {percent(share):>4}  {count:6,.1f} ×  {short_kernel_name(kernel.name)}"

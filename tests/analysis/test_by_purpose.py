@@ -1,15 +1,15 @@
-"""What a model needs of memory: what is predicted is what is there."""
+"""Memory by purpose: predictions match measurements."""
 
 from pathlib import Path
 
 import msgspec
 import pytest
+from analyses import by_purpose_of
 from conftest import ROOT
 from sample_records import MIB, edge, make_cell, make_job, make_loaded, make_trial, torch_memory
 from worker_runs import make_job as make_real_job
 from worker_runs import run_jobs
 
-from orchestrator.analysis.memory.by_purpose import needs
 from orchestrator.records.store import read_run
 from schemas.frames import Done, ForwardCosts, Loaded, SetUp, Trial
 from schemas.job import Workload
@@ -35,8 +35,8 @@ def gpu_cell(**fields: object) -> CellRecord:
     return make_cell(**(facts | fields))
 
 
-def test_the_peak_is_weights_cache_and_what_remains() -> None:
-    found = needs(gpu_cell())
+def test_the_peak_is_weights_cache_and_activations() -> None:
+    found = by_purpose_of(gpu_cell())
     assert found
     assert found.weights_predicted_bytes == found.weights_measured_bytes == 100 * MIB
     assert found.kv_measured_bytes == 20 * MIB
@@ -44,23 +44,23 @@ def test_the_peak_is_weights_cache_and_what_remains() -> None:
 
 
 def test_a_growing_cache_holds_context_prompt_and_all_tokens_but_the_last() -> None:
-    found = needs(gpu_cell())
+    found = by_purpose_of(gpu_cell())
     assert found
     assert found.kv_predicted_bytes == 2 * (7 + 10 + 4) * 10
 
 
 def test_a_static_cache_holds_its_capacity() -> None:
-    found = needs(gpu_cell(setup=SetUp(setup_s=1.0, cache_tokens=64)))
+    found = by_purpose_of(gpu_cell(setup=SetUp(setup_s=1.0, cache_tokens=64)))
     assert found
     assert found.kv_predicted_bytes == 2 * 64 * 10
 
 
-def test_what_was_not_measured_is_none() -> None:
-    assert needs(gpu_cell(loaded=None)) is None
-    found = needs(gpu_cell(trials=[make_trial()]))
+def test_unmeasured_memory_is_none() -> None:
+    assert by_purpose_of(gpu_cell(loaded=None)) is None
+    found = by_purpose_of(gpu_cell(trials=[make_trial()]))
     assert found
     assert (found.kv_measured_bytes, found.activation_bytes) == (None, None)
-    unknown = needs(gpu_cell(loaded=make_loaded(100 * MIB)))
+    unknown = by_purpose_of(gpu_cell(loaded=make_loaded(100 * MIB)))
     assert unknown
     assert unknown.kv_predicted_bytes is None
 
@@ -68,21 +68,21 @@ def test_what_was_not_measured_is_none() -> None:
 @pytest.mark.parametrize(
     "folder", ["tests/golden/h100-precisions-7b", "tests/golden/h100-modes/0.5b", "tests/golden/h100-smollm2"]
 )
-def test_loading_leaves_the_weights_and_nothing_else(folder: str) -> None:
+def test_loading_allocates_the_weights_and_nothing_else(folder: str) -> None:
     for cell in read_run(ROOT / folder).cells:
-        found = needs(cell)
+        found = by_purpose_of(cell)
         assert found
         assert found.weights_measured_bytes == pytest.approx(found.weights_predicted_bytes, rel=0.01)
 
 
 @pytest.mark.parametrize("folder", ["tests/golden/h100-precisions-7b", "tests/golden/h100-precisions-0.5b"])
 def test_on_an_h100_the_cache_is_as_large_as_predicted(folder: str) -> None:
-    found = [needs(cell) for cell in read_run(ROOT / folder).cells if cell.trials]
+    found = [by_purpose_of(cell) for cell in read_run(ROOT / folder).cells if cell.trials]
     assert len(found) >= 3
-    for need in found:
-        assert need
-        assert need.kv_measured_bytes
-        assert need.kv_measured_bytes == need.kv_predicted_bytes
+    for each in found:
+        assert each
+        assert each.kv_measured_bytes
+        assert each.kv_measured_bytes == each.kv_predicted_bytes
 
 
 @pytest.mark.slow
@@ -95,7 +95,7 @@ def test_the_cache_of_a_real_worker_is_as_large_as_predicted(lively: Path, cache
     for job, run in zip(jobs, runs, strict=True):
         assert run.one(Done)
         cell = make_cell(job=job, loaded=loaded, setup=run.one(SetUp), trials=run.all(Trial))
-        found = needs(msgspec.structs.replace(cell, edges=[]))
+        found = by_purpose_of(msgspec.structs.replace(cell, edges=[]))
         assert found
         if job.workload.decode == "generate":
             assert found.kv_measured_bytes is None
