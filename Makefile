@@ -27,7 +27,7 @@ bench: $(VENV)/.with-all
 	$(BIN)/qbench-orchestrate --all
 
 bench-gpu: $(VENV)/.with-all
-	PYTHONPATH=. $(BIN)/python results/bench_gpu.py bench-gpu
+	PYTHONPATH=. $(BIN)/python benchmarks/bench_gpu.py bench-gpu
 
 test: lint
 	$(ONE_THREAD) $(BIN)/pytest --numprocesses 2 --dist loadfile

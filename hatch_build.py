@@ -1,8 +1,8 @@
 """Extras of the package, generated from the headers of the workers.
 
-`pip install 'qbench[int8]'` brings what that worker's header asks for, and `qbench[all]` what all of
-them do, but for those that say `in_all = false`. A new precision therefore has its extra from its own file,
-and pyproject.toml names none.
+`pip install 'qbench-orchestrate[int8]'` installs what that worker's header asks for, and the extra `all` what
+all of them do except those that say `in_all = false`. So a new precision brings its own extra, and
+pyproject.toml names none.
 """
 
 import sys

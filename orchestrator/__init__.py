@@ -3,4 +3,4 @@
 Nothing here imports torch or touches CUDA: the parent must not appear in the figures it takes.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

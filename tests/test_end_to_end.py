@@ -1,13 +1,13 @@
 """The whole of it with real weights: the embedded SmolLM2 in FP16, INT8 and AWQ, without a model hub."""
 
-from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from analyses import rows_of
 from commands import command, environment, run
 
-from orchestrator.analysis.metrics import CellMetrics, summarize
+from orchestrator.analysis.metrics import CellMetrics
 from orchestrator.errors import BadInput
 from orchestrator.planning.embedded import fetch_embedded_model
 from orchestrator.records.store import read_run
@@ -46,7 +46,7 @@ def measured(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Measured:
     env = environment(own_cache, HF_HUB_OFFLINE="1", HF_HOME=str(folder / "hub"))
     done = run([*argv, *options], folder, env, timeout_s=900)
     measured = read_run(folder / "run")
-    rows = {row.precision: row for row in summarize(measured.cells)}
+    rows = {row.precision: row for row in rows_of(measured)}
     return Measured(done.returncode, done.stdout, done.stderr, measured, rows, own_cache)
 
 
@@ -88,13 +88,9 @@ def test_emitted_tokens_are_counted(measured: Measured) -> None:
 
 
 def test_awq_was_packed_from_the_shipped_recipe(measured: Measured) -> None:
-    """Calibrating takes minutes, and would have left a recipe in the cache."""
+    """Calibrating would have left a recipe in the cache."""
     assert not (measured.cache / "awq-recipes").exists()
     awq = next(cell for cell in measured.run.cells if cell.precision == "awq")
-    spans = {
-        start.phase.name: (end.phase.at_ns - start.phase.at_ns) / 1e9 for start, end in pairwise(awq.edges)
-    }
-    assert spans["prepare"] < 120
     assert awq.loaded is not None
     assert awq.loaded.linear_classes.get("WQLinear_GEMM") == 30 * 7
 

@@ -1,7 +1,9 @@
 """What is built holds every package and data file, and an extra for every worker's header."""
 
+import re
 import subprocess
 import sys
+import tarfile
 import zipfile
 from email import message_from_bytes
 from email.message import Message
@@ -39,13 +41,26 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
 
 
 @pytest.fixture(scope="module")
+def sdist_names(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+    """The files of the source distribution, relative to its root."""
+    folder = tmp_path_factory.mktemp("sdist")
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "--target", "sdist", "--directory", str(folder)],
+        check=True,
+        cwd=ROOT,
+    )
+    with tarfile.open(next(folder.glob("*.tar.gz"))) as archive:
+        return {name.partition("/")[2] for name in archive.getnames()}
+
+
+@pytest.fixture(scope="module")
 def metadata(wheel: zipfile.ZipFile) -> Message:
     name = next(name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
     return message_from_bytes(wheel.read(name))
 
 
 def requirements(metadata: Message, extra: str | None) -> set[str]:
-    """The names that `pip install qbench[extra]` asks for by our metadata."""
+    """The names that `pip install qbench-orchestrate[extra]` asks for by our metadata."""
     needs = map(Requirement, metadata.get_all("Requires-Dist", []))
     return {
         canonicalize_name(need.name)
@@ -55,7 +70,7 @@ def requirements(metadata: Message, extra: str | None) -> set[str]:
 
 
 def test_the_version_is_the_packages_own(metadata: Message) -> None:
-    assert (metadata["Name"], metadata["Version"]) == ("qbench", __version__)
+    assert (metadata["Name"], metadata["Version"]) == ("qbench-orchestrate", __version__)
 
 
 def test_the_base_is_light(metadata: Message) -> None:
@@ -77,16 +92,12 @@ def test_all_leaves_out_what_says_so(metadata: Message) -> None:
     assert not {"gemlite", "hqq", "gptqmodel"} & requirements(metadata, extra="all")
 
 
-def test_developers_have_their_tools(metadata: Message) -> None:
-    assert requirements(metadata, extra="dev") == {
-        "pytest",
-        "pytest-xdist",
-        "hqq",
-        "hypothesis",
-        "matplotlib",
-        "ruff",
-        "mypy",
-    }
+def test_developers_have_the_tools_that_make_runs(metadata: Message) -> None:
+    programs = set(re.findall(r"\$\(BIN\)/([a-z-]+)", (ROOT / "Makefile").read_text()))
+    assert {"ruff", "mypy", "pytest", "lint-imports"} <= programs
+    brought_by = {"lint-imports": "import-linter"}
+    own = {"python", *(program for program in programs if program.startswith("qbench-"))}
+    assert {brought_by.get(each, each) for each in programs - own} <= requirements(metadata, extra="dev")
 
 
 def test_the_wheel_holds_every_file_of_its_packages(wheel: zipfile.ZipFile) -> None:
@@ -98,6 +109,21 @@ def test_the_wheel_holds_every_file_of_its_packages(wheel: zipfile.ZipFile) -> N
         if path.is_file() and "__pycache__" not in path.parts
     }
     assert expected <= set(wheel.namelist())
+
+
+def is_measured_data(name: str) -> bool:
+    return name.startswith(("results/", "benchmarks/", ".ci/", "tests/golden/h100-"))
+
+
+def test_the_wheel_holds_no_measured_data(wheel: zipfile.ZipFile) -> None:
+    packages = {name.partition("/")[0] for name in wheel.namelist() if ".dist-info/" not in name}
+    assert packages == {"orchestrator", "workers", "schemas"}
+
+
+def test_the_sdist_holds_sources_and_no_measured_data(sdist_names: set[str]) -> None:
+    assert {"pyproject.toml", "hatch_build.py", "LICENSE", "orchestrator/records/store.py"} <= sdist_names
+    assert "tests/test_packaging.py" in sdist_names
+    assert not [name for name in sdist_names if is_measured_data(name)]
 
 
 def test_commands_are_installed(wheel: zipfile.ZipFile) -> None:

@@ -1,14 +1,16 @@
-"""A plan of 10,000 cells is laid out, resumed, read, summarized and compared, each in under two seconds.
+"""Planning, resuming, reading, summarizing and comparing take work in proportion to the cells.
 
-What grows with the square of the cells would take minutes.
+Work is counted, not timed: calls of functions, in Python and in C, and comparisons of precision names, by
+which cells are looked up. What grows with the square of the cells takes four times as many for twice as many
+cells. `benchmarks/parent_speed.py` prints how long it all takes.
 """
 
-import gc
 import random
-import time
+import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 import pytest
@@ -17,43 +19,54 @@ from plans import plan_of
 from sample_records import H100, make_cell, make_run, make_trial, sample
 
 from orchestrator.analysis.comparison.compare import compare_runs
-from orchestrator.analysis.rounds import comparisons, summarize_rounds
+from orchestrator.analysis.run_analysis import analyze_run
 from orchestrator.execution.resume import check_plan, is_complete, left_of
 from orchestrator.planning.estimate import estimate
 from orchestrator.planning.plan import Plan
 from orchestrator.records.keys import key_of
 from orchestrator.records.store import RunFolder, read_run
-from orchestrator.report.summary import notes
+from orchestrator.report.notes import notes
 from schemas.job import Job
 from schemas.record import CellRecord, Run
 
-CELLS = 10_000
-LIMIT_S = 2.0
 SPEEDS = {"fp16": 100.0, "fp32": 50.0, "bf16": 100.0, "int8": 30.0, "nf4": 120.0}
-SHAPES: dict[str, dict[str, Any]] = {
-    "one round": {"batch_size": list(range(1, 11)), "prompt_tokens": list(range(100, 200))},
-    "rounds": {"batch_size": [1, 2, 4, 8], "prompt_tokens": list(range(100, 110)), "rounds": 25},
-}
-
-T = TypeVar("T")
+MOST_GROWTH = 2.5
+"""Times as much work for twice the cells: sorting adds a little to 2."""
 
 
-def timely(work: Callable[[], T]) -> T:
-    """What `work` returns. CPU time is what counts, and the best of three: others use the machine too."""
-    took_s = []
-    for _ in range(3):
-        gc.collect()
-        gc.freeze()  # what this test alone keeps in memory is not looked through meanwhile
-        start_s = time.process_time()
-        result = work()
-        took_s.append(time.process_time() - start_s)
-        if took_s[-1] < LIMIT_S:
-            return result
-    pytest.fail(f"took {min(took_s):.1f} s")
+class Counted(str):
+    """A precision's name that counts how often it is compared or hashed."""
+
+    times = 0
+
+    def __eq__(self, other: object) -> bool:
+        Counted.times += 1
+        return str.__eq__(self, other) is True
+
+    def __hash__(self) -> int:
+        Counted.times += 1
+        return str.__hash__(self)
 
 
-def build_plan(shape: str) -> Plan:
-    return plan_of([H100], precision=list(SPEEDS), **SHAPES[shape])
+def counted_jobs(plan: Plan) -> list[Job]:
+    """The plan's jobs, each with a name object of its own, since Python finds the same object uncompared."""
+    return [replace(cell.job, precision=Counted(cell.job.precision)) for cell in plan.cells]
+
+
+def work_of(task: Callable[[], Any]) -> int:
+    calls = 0
+
+    def count(_frame: object, event: str, _argument: object) -> None:
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    Counted.times = 0
+    sys.setprofile(count)
+    try:
+        task()
+    finally:
+        sys.setprofile(None)
+    return calls + Counted.times
 
 
 def measured(jobs: list[Job], factor: float = 1.0) -> Run:
@@ -61,7 +74,7 @@ def measured(jobs: list[Job], factor: float = 1.0) -> Run:
     draw = random.Random(0)
 
     def cell(job: Job) -> CellRecord:
-        tok_s = factor * SPEEDS[job.precision] * draw.uniform(0.99, 1.01)
+        tok_s = factor * SPEEDS[str(job.precision)] * draw.uniform(0.99, 1.01)
         trial = make_trial(decode_s=4 / tok_s, token_s=[1 / tok_s] * 4)
         return make_cell(job.precision, job=job, trials=[trial], ready=None)
 
@@ -69,86 +82,119 @@ def measured(jobs: list[Job], factor: float = 1.0) -> Run:
     return replace(run, plan=replace(run.plan, jobs=jobs))
 
 
-@pytest.fixture(scope="module", params=SHAPES)
-def shape(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+class Size:
+    """A plan of so many workloads and what follows from it, in memory and on disk."""
+
+    def __init__(self, options: dict[str, Any], folder: Path) -> None:
+        self.options = options
+        self.plan = self.make_plan()
+        self.jobs = counted_jobs(self.plan)
+        self.run = measured(self.jobs)
+        self.folder = folder
+
+    def make_plan(self) -> Plan:
+        return plan_of([H100], precision=list(SPEEDS), **self.options)
+
+    def write(self) -> Path:
+        """The run on disk, without the fsync after each cell, which would take minutes."""
+        run = measured([cell.job for cell in self.plan.cells])
+        path = RunFolder.create(self.folder, run.plan, run.environment).path
+        encoded = [msgspec.json.encode(cell) for cell in run.cells]
+        (path / "records.jsonl").write_bytes(b"".join(line + b"\n" for line in encoded))
+        samples = b"".join(msgspec.json.encode(sample(at)) + b"\n" for at in range(20))
+        for job in run.plan.jobs:
+            (path / "samples" / f"{key_of(job).stem}.jsonl").write_bytes(samples)
+        return path
 
 
-@pytest.fixture(scope="module")
-def plan(shape: str) -> Plan:
-    return build_plan(shape)
-
-
-@pytest.fixture(scope="module")
-def run(plan: Plan) -> Run:
-    return measured([cell.job for cell in plan.cells])
-
-
-@pytest.fixture(scope="module")
-def folder(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run on disk, written without the fsync after each cell, which would take minutes."""
-    path = RunFolder.create(tmp_path_factory.mktemp("scale") / "run", run.plan, run.environment).path
-    encoded = [msgspec.json.encode(cell) for cell in run.cells]
-    (path / "records.jsonl").write_bytes(b"".join(line + b"\n" for line in encoded))
-    samples = b"".join(msgspec.json.encode(sample(at)) + b"\n" for at in range(20))
-    for job in run.plan.jobs:
-        (path / "samples" / f"{key_of(job).stem}.jsonl").write_bytes(samples)
-    return path
-
-
-def test_planned(shape: str, tmp_path: Path) -> None:
-    plan = timely(lambda: build_plan(shape))
-    assert len(plan.runnable) == CELLS
-    run = make_run(jobs=[cell.job for cell in plan.cells])
-    kept = iter(range(3))
-    timely(lambda: RunFolder.create(tmp_path / str(next(kept)), run.plan, run.environment))
-
-
-def test_what_is_left_is_worked_out(plan: Plan, folder: Path) -> None:
-    def work_out() -> Plan:
-        run = read_run(folder, samples=False)
-        assert is_complete(run)
-        run = replace(run, cells=run.cells[: CELLS // 2])
-        check_plan(folder, run, plan)
-        return left_of(plan, run.cells)
-
-    left = timely(work_out)
-    assert left.cells == plan.cells[CELLS // 2 :]
-    timely(lambda: RunFolder(folder).repair(CELLS, []))
-
-
-def test_its_time_is_told(plan: Plan, run: Run) -> None:
-    told = timely(lambda: estimate(plan, run.environment, [run]))
-    assert (told.known, told.cells, told.unknown) == (CELLS, CELLS, [])
-
-
-def test_read_with_all_samples(folder: Path) -> None:
-    run = timely(lambda: read_run(folder))
-    assert {len(cell.samples) for cell in run.cells} == {20}
-
-
-def test_summarized(run: Run) -> None:
-    found = timely(lambda: comparisons(run))
-    rows = timely(lambda: summarize_rounds(run))
-    assert len(found) == len(rows) * 4 / 5
-    assert rows[-1].decode_versus_baseline == pytest.approx(SPEEDS[rows[-1].precision] / 100, rel=0.03)
-    assert timely(lambda: notes(run, rows))
-
-
-def test_compared(run: Run) -> None:
-    other = measured(run.plan.jobs, factor=1.1)
-    found = timely(lambda: compare_runs(run, other))
-    decode = [pair.comparison.ratio for pair in found.pairs if pair.figure == "decode"]
-    assert len(decode) == len(summarize_rounds(run))
-    assert decode == pytest.approx([1.1] * len(decode), rel=0.03)
-
-
-def test_compared_with_what_has_no_counterpart(run: Run) -> None:
-    """Every cell differs from its nearest in two things."""
-    jobs = [
-        replace(job, model=replace(job.model, name="other"), workload=replace(job.workload, new_tokens=9))
-        for job in run.plan.jobs
+@pytest.fixture(scope="module", params=["one round", "rounds"])
+def sizes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Size, Size]:
+    """The second has twice the cells of the first: workloads in one round, or rounds of few workloads."""
+    folder = tmp_path_factory.mktemp("scale")
+    options: list[dict[str, Any]] = [
+        {"prompt_tokens": list(range(100, 100 + 50 * times))}
+        if request.param == "one round"
+        else {"batch_size": [1, 2], "rounds": 20 * times}
+        for times in (1, 2)
     ]
-    found = timely(lambda: compare_runs(run, measured(jobs)))
-    assert found.pairs == []
-    assert found.unmatched[0].endswith(" run has it with model other, new tokens 9, not tiny, 128")
+    small, large = (Size(each, folder / str(index)) for index, each in enumerate(options))
+    assert len(large.plan.cells) == 2 * len(small.plan.cells) >= 400
+    return small, large
+
+
+def assert_in_proportion(sizes: tuple[Size, Size], task: Callable[[Size], Any]) -> None:
+    task(sizes[0])  # imports and caches
+    small, large = (work_of(partial(task, size)) for size in sizes)
+    assert small <= large < MOST_GROWTH * small
+
+
+def test_work_that_grows_with_the_square_is_noticed(sizes: tuple[Size, Size]) -> None:
+    def search_a_list(size: Size) -> None:
+        names = [Counted(f"{job.precision} {index}") for index, job in enumerate(size.jobs)]
+        assert all(Counted(name + "") in names for name in names)
+
+    with pytest.raises(AssertionError):
+        assert_in_proportion(sizes, search_a_list)
+
+
+def test_planning(sizes: tuple[Size, Size]) -> None:
+    assert_in_proportion(sizes, Size.make_plan)
+
+
+def test_finding_out_what_is_left_of_a_run(sizes: tuple[Size, Size]) -> None:
+    def find_out(size: Size) -> None:
+        begun = replace(size.run, cells=size.run.cells[: len(size.jobs) // 2])
+        assert is_complete(size.run)
+        check_plan(size.folder, begun, size.plan)
+        assert left_of(size.plan, begun.cells).cells == size.plan.cells[len(size.jobs) // 2 :]
+
+    assert_in_proportion(sizes, find_out)
+
+
+def test_estimating_how_long_it_takes(sizes: tuple[Size, Size]) -> None:
+    def estimate_time(size: Size) -> None:
+        found = estimate(size.plan, size.run.environment, [size.run])
+        assert (found.known, found.cells, found.unknown) == (len(size.jobs), len(size.jobs), [])
+
+    assert_in_proportion(sizes, estimate_time)
+
+
+def test_reading(sizes: tuple[Size, Size]) -> None:
+    for size in sizes:
+        size.write()
+        assert {len(cell.samples) for cell in read_run(size.folder).cells} == {20}
+    assert_in_proportion(sizes, lambda size: read_run(size.folder))
+    assert_in_proportion(sizes, lambda size: RunFolder(size.folder).repair(len(size.jobs), []))
+
+
+def test_summarizing(sizes: tuple[Size, Size]) -> None:
+    def summarize(size: Size) -> None:
+        analysis = analyze_run(size.run)
+        rows = analysis.rows
+        assert len(analysis.comparisons) == len(rows) * 4 / 5
+        assert rows[-1].decode_versus_baseline == pytest.approx(SPEEDS[rows[-1].precision] / 100, rel=0.03)
+        assert notes(analysis)
+
+    assert_in_proportion(sizes, summarize)
+
+
+def test_comparing(sizes: tuple[Size, Size]) -> None:
+    def compare(size: Size) -> None:
+        found = compare_runs(size.run, measured(size.jobs, factor=1.1))
+        decode = [pair.comparison.ratio for pair in found.pairs if pair.figure == "decode"]
+        assert decode == pytest.approx([1.1] * len(decode), rel=0.03)
+
+    assert_in_proportion(sizes, compare)
+
+
+def test_comparing_with_what_has_no_counterpart(sizes: tuple[Size, Size]) -> None:
+    """Every cell differs from its nearest in two things."""
+
+    def compare(size: Size) -> None:
+        jobs = [
+            replace(job, model=replace(job.model, name="other"), workload=replace(job.workload, new_tokens=9))
+            for job in size.jobs
+        ]
+        assert compare_runs(size.run, measured(jobs)).pairs == []
+
+    assert_in_proportion(sizes, compare)

@@ -22,9 +22,9 @@ bytes are time, and keeps its lead at batches where other four-bit kernels lose 
 from schemas.job import Job
 from workers.harness.main import main
 from workers.protocol.backend import Backend, LoadedModel
-from workers.quantization import marlin_build
 from workers.quantization.awq_cache import is_prepared, packed_folder
 from workers.quantization.awq_prepare import prepare
+from workers.quantization.marlin_build import build, is_built
 
 
 def load(job: Job) -> LoadedModel:
@@ -38,13 +38,4 @@ def load(job: Job) -> LoadedModel:
 
 
 if __name__ == "__main__":
-    main(
-        Backend(
-            load,
-            prepare,
-            is_prepared,
-            marlin_build.build,
-            marlin_build.is_built,
-            packed_folder,
-        )
-    )
+    main(Backend(load, prepare, is_prepared, build, is_built, packed_folder))

@@ -22,8 +22,8 @@ keeps its lead at batches of up to some 32 rows. nvcc compiles the kernel once.
 from schemas.job import Job
 from workers.harness.main import main
 from workers.protocol.backend import Backend, LoadedModel
-from workers.quantization import marlin_build
 from workers.quantization.gptq_checkpoint import is_prepared, packed_folder, prepare
+from workers.quantization.marlin_build import build, is_built
 
 
 def load(job: Job) -> LoadedModel:
@@ -39,13 +39,4 @@ def load(job: Job) -> LoadedModel:
 
 
 if __name__ == "__main__":
-    main(
-        Backend(
-            load,
-            prepare,
-            is_prepared,
-            marlin_build.build,
-            marlin_build.is_built,
-            packed_folder,
-        )
-    )
+    main(Backend(load, prepare, is_prepared, build, is_built, packed_folder))

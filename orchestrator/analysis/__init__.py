@@ -1,1 +1,1 @@
-"""Every figure, as pure functions over records."""
+"""Every figure, computed by pure functions from records."""

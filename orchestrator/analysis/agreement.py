@@ -1,9 +1,9 @@
-"""How far greedy tokens agree: what raw tokens tell of quality.
+"""How far greedy tokens agree: what raw tokens say about quality.
 
-A precision that changes logits a little repeats FP16's text until two tokens lie close, and from there on
-writes another one. How far it comes is its First Divergent Token (Deiseroth et al. 2024, Divergent Token
-Metrics, arXiv:2311.01544), here as a share of the tokens made. A share of 1 proves that nothing was lost on
-these prompts; a text that parts early need not be a worse one.
+A precision that changes logits slightly repeats FP16's text until two candidates are close, and writes
+another text from there. The position is its First Divergent Token (Deiseroth et al. 2024, Divergent Token
+Metrics, arXiv:2311.01544), here as a share of the generated tokens. A share of 1 proves that nothing was lost
+on these prompts; a text that diverges early is not necessarily worse.
 """
 
 from collections.abc import Iterable
@@ -15,10 +15,10 @@ from schemas.record import CellRecord
 
 
 def agreements(cells: Iterable[CellRecord], references: Iterable[CellRecord]) -> dict[int, float]:
-    """Index of a trial → share of its tokens before the first other than the reference's.
+    """Index of a trial → share of its tokens before the first that differs from the reference's.
 
     `cells` are one cell in several rounds, and so are `references`, of the same prompts. A batch is judged by
-    its first sequence, whose tokens alone are kept. There are none of random weights, which choose at random.
+    its first sequence, the only one whose tokens are kept. Random weights have none: they choose at random.
     """
     ours, theirs = _answers(cells), _answers(references)
     return {at: _agreement(ours[at], theirs[at]) for at in sorted(ours.keys() & theirs.keys())}
@@ -29,7 +29,7 @@ def mean_agreement(found: dict[int, float]) -> float | None:
 
 
 def _answers(cells: Iterable[CellRecord]) -> dict[int, list[int]]:
-    """Whole answers by trial, the same in every round; how much of one cut short would agree nobody knows."""
+    """Complete answers by trial, the same in every round; for one cut short the share is unknown."""
     return {
         trial.index: trial.token_ids
         for cell in cells

@@ -1,9 +1,9 @@
-"""Each precision in the decode mode that suits it best, held against FP16 in the one that suits FP16 best.
+"""Each precision in its fastest decode mode, compared with FP16 in its fastest one.
 
-Within one mode a ratio tells what a precision changes; but nobody runs a precision in a mode that doesn't
-suit it. A kernel that torch.compile can't follow may be at its best as a CUDA graph, while FP16 gains most
-from compilation: what a user can win is the ratio of the two bests. Larger batches take it away again, since
-the weights are then read once for many rows, and arithmetic counts.
+Within one mode a ratio shows what a precision changes, but nobody runs a precision in a mode that doesn't
+suit it. A kernel that torch.compile can't trace may be fastest as a CUDA graph, while FP16 gains most from
+compilation: a user's gain is the ratio of the two best modes. Larger batches take the gain away again, since
+the weights are then read once for many sequences, and arithmetic counts.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from orchestrator.units import ratio
 from schemas.job import DecodeMode
 
 LEAD = 1.05
-"""Ratio from which on a precision is ahead: no one chooses one for less."""
+"""A precision leads from this ratio: nobody chooses one for less."""
 
 
 class Best(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,10 +30,10 @@ class Best(msgspec.Struct, frozen=True, kw_only=True):
     new_tokens: int | None
     decode_tok_s: float
     versus_baseline: float | None
-    """Over FP16's best on the same workload; None where FP16 was not measured on it."""
+    """Over FP16's best on the same workload; None if FP16 was not measured on it."""
     baseline_decode: DecodeMode | None
     host_bound: bool
-    """One of the two waits for the host, so that their ratio is not the precision's."""
+    """One of the two waits for the host, so their ratio doesn't reflect the precision."""
 
     @property
     def workload(self) -> WorkloadKey:
@@ -41,7 +41,7 @@ class Best(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def best_modes(rows: list[CellMetrics]) -> list[Best]:
-    """One for each precision and workload that was measured, in the order of `rows`."""
+    """One for each measured precision and workload, in the order of `rows`."""
     fastest: dict[tuple[str, WorkloadKey], CellMetrics] = {}
     for row in rows:
         key = (row.precision, row.workload)
@@ -51,7 +51,7 @@ def best_modes(rows: list[CellMetrics]) -> list[Best]:
 
 
 def leads(bests: list[Best]) -> Iterator[str]:
-    """A sentence for each precision that leads FP16 at some batch size and no more at a larger one."""
+    """A sentence for each precision that leads FP16 at its smallest batch: up to which batch it leads."""
     groups: dict[tuple[str, WorkloadKey], list[Best]] = {}
     for best in bests:
         if best.versus_baseline is not None and not best.host_bound and best.precision != BASELINE:
@@ -81,7 +81,7 @@ def _best(row: CellMetrics, baseline: CellMetrics | None) -> Best:
 
 
 def _lead(group: list[Best]) -> str | None:
-    """Of one precision at rising batch sizes; None where nothing changes."""
+    """The sentence for one precision, by increasing batch size; None if it never leads."""
     ahead = [(best.versus_baseline or 0) >= LEAD for best in group]
     if len(group) < 2 or not ahead[0]:
         return None
@@ -92,4 +92,4 @@ def _lead(group: list[Best]) -> str | None:
         return f"{start} and still leads at {last.batch_size} ({ratio(last.versus_baseline)})"
     last, lost = group[ahead.index(False) - 1], group[ahead.index(False)]
     until = "" if last is first else f", leads up to {last.batch_size} ({ratio(last.versus_baseline)})"
-    return f"{start}{until} and has lost its lead at {lost.batch_size} ({ratio(lost.versus_baseline)})"
+    return f"{start}{until} and loses its lead at {lost.batch_size} ({ratio(lost.versus_baseline)})"

@@ -1,15 +1,15 @@
-"""What set the pace of a cell: the host, the memory, the arithmetic, or the kernels themselves.
+"""What limited a cell's speed: the host, the memory, the arithmetic, or the kernels themselves.
 
-Four things can hold a model back, and they need different remedies:
+There are four possible limits, with different remedies:
 
-- launch: the host can't issue kernels as fast as the GPU runs them, so the GPU idles. Speed then measures
+- launch: the host can't launch kernels as fast as the GPU runs them, so the GPU idles. Speed then measures
   Python, and a CUDA graph is the remedy.
-- bandwidth, compute: the GPU is busy and near one of its roofs. Fewer bytes, or less arithmetic, is the
-  remedy, and so the one case in which a smaller format must be faster.
-- kernel: the GPU is busy, yet far from both roofs. Another kernel for the same format is the remedy.
+- bandwidth, compute: the GPU is busy and near one of its roofs. The remedy is fewer bytes or less arithmetic,
+  so this is the one case in which a smaller format must be faster.
+- kernel: the GPU is busy, but far from both roofs. The remedy is another kernel for the same format.
 
-How busy the GPU is comes from kernel times under a profiler; the profiler slows the host and hardly the
-kernels, so they are held against wall times of the trials, which had none.
+GPU-busy time comes from kernel times under a profiler. The profiler slows the host but hardly the kernels, so
+they are compared with the wall times of trials that ran without it.
 """
 
 from typing import Literal
@@ -23,40 +23,40 @@ from schemas.record import CellRecord
 Bound = Literal["launch", "bandwidth", "compute", "kernel"]
 
 BUSY_SHARE = 0.75
-"""Part of a step under which the GPU is taken to wait for the host. On an H100, replaying CUDA graphs kept it
-busy throughout, and eager decode of the same models for 6% to 22% of the time (results/h100-modes,
-results/h100-precisions-7b): this stands between, near the graphs, since a GPU that idles for a quarter of its
-time isn't shown at its best."""
+"""Below this share of a step, the GPU counts as waiting for the host. On an H100, replayed CUDA graphs kept
+it busy throughout, and eager decode of the same models for 6% to 22% of the time (results/h100-modes,
+results/h100-precisions-7b). The threshold is between the two, nearer to the graphs, since a GPU that idles
+for a quarter of the time isn't at its best."""
 
 NEAR_ROOF = 0.5
-"""Part of a measured peak from which on the roof is the bound: another kernel could then win a factor of
-two at most. Decode of a 7B model in FP16 reaches 60% on an H100 with torch's own kernels, 84% compiled."""
+"""From this share of a measured peak, the roof is the bound: another kernel could then gain a factor of two
+at most. Decode of a 7B model in FP16 reaches 60% on an H100 with torch's own kernels, 84% compiled."""
 
 
 class Pace(msgspec.Struct, frozen=True, kw_only=True):
-    """What held back the decode steps of a cell, or its prefills, and the figures that say so.
+    """What limited the decode steps of a cell, or its prefills, and the figures behind that.
 
-    A step is one decode step, which makes a token for every sequence of the batch, or one prefill.
+    A step is one decode step, which generates a token for every sequence of the batch, or one prefill.
     """
 
     bound: Bound | None = None
-    """None where the figures don't decide: without kernel times, or busy with a roof unknown."""
+    """None if undecidable: without kernel times, or if the GPU was busy but a roof is unknown."""
     busy_share: float | None = None
-    """GPU-busy time a step over its wall time without the profiler, at most 1."""
+    """GPU-busy time per step over wall time per step without the profiler, at most 1."""
     busy_s_per_step: float | None = None
     launches_per_step: float | None = None
-    """Kernels and copies a step; at batch 1 kernels per token."""
+    """Kernels and copies per step; at batch 1, kernels per token."""
     mbu: float | None = None
     mfu: float | None = None
     enqueue_share: float | None = None
-    """Host time spent issuing decode steps over their wall time. Near 1 proves nothing by itself: a host
-    that is ahead is stopped once the driver's launch queue is full. None for prefill."""
+    """Host time spent launching decode steps, over their wall time. Alone, a value near 1 proves nothing: a
+    host that is ahead blocks once the driver's launch queue is full. None for prefill."""
 
 
 def decode_pace(
     cell: CellRecord, bandwidth_bytes_per_s: float | None, matrix_flop_per_s: float | None
 ) -> Pace:
-    """What held decode back, against the peaks measured on the device; None for a peak that is unknown."""
+    """What limited decode, given the peaks measured on the device; None for an unknown peak."""
     decode_s = sum(trial.decode_s for trial in cell.trials)
     enqueue_s = sum(trial.enqueue_s for trial in cell.trials)
     pace = _pace(
@@ -71,7 +71,7 @@ def decode_pace(
 def prefill_pace(
     cell: CellRecord, bandwidth_bytes_per_s: float | None, matrix_flop_per_s: float | None
 ) -> Pace:
-    """What held prefill back, likewise. With prompts of different length the busy share is a rough one."""
+    """The same for prefill. With prompts of different lengths the busy share is approximate."""
     prefill_s = sum(trial.prefill_s for trial in cell.trials)
     return _pace(
         cell.profile.prefill if cell.profile else None,
@@ -101,5 +101,5 @@ def _bound(busy_share: float, mbu: float | None, mfu: float | None) -> Bound | N
         return "launch"
     if max(mbu or 0.0, mfu or 0.0) >= NEAR_ROOF:
         return "bandwidth" if (mbu or 0.0) >= (mfu or 0.0) else "compute"
-    # Far from both roofs can be said only where both are known.
+    # Whether both roofs are far is only known if both roofs are.
     return None if mbu is None or mfu is None else "kernel"

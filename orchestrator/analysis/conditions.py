@@ -1,16 +1,16 @@
-"""How the GPU ran during each timed trial, and which trials to read with care: pure functions over records.
+"""The GPU's state during each timed trial, and which trials to read with care: pure functions over records.
 
 A GPU has no single speed. It lowers its clocks when it draws too much power, when it gets hot, or when the
-host asks; a trial that met such a moment is slower for a reason that lies in no precision. Two witnesses
-are heard, since neither sees all:
+host asks; a trial during such a moment is slower for a reason unrelated to precision. There are two sources,
+since neither catches everything:
 
 - samples, a tenth of a second apart, and the readings at the trial's edges: what limited the clocks at
   those instants;
-- the driver's counters, read at edges: how long power or heat held the clocks down, samples or not.
+- the driver's counters, read at edges: how long power or heat limited the clocks, also between samples.
 
 Other causes leave no trace in NVML, so the times themselves are compared too: the first trial with the
-others, the fastest with the slowest, the last two of the warm-up. Prompts differ in length and TTFT with
-them, so it is decode time per step that is compared. A flagged trial is told of, never dropped.
+others, the fastest with the slowest, the last two of the warm-up. Prompts differ in length, and so do their
+TTFTs, so decode time per step is compared. A flagged trial is reported, never dropped.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -24,34 +24,34 @@ from schemas.frames import Done, Trial
 from schemas.record import CellRecord, GpuState, MemoryReading, PhaseEdge
 
 LIMITED_SHARE = 0.01
-"""Part of a trial's span under restraint, by the driver's counters, from which on it counts as throttled."""
+"""A trial whose clocks, by the driver's counters, were limited for more than this share was throttled."""
 
 DIFFERENCE = 0.1
-"""Part of the median by which decode times may differ before a reader is told."""
+"""Decode times may differ by this share of the median before there is a warning."""
 
 FEWEST_TRIALS = 3
-"""Two trials that differ don't say which of them is the odd one."""
+"""Of two trials that differ, neither is known to be the outlier."""
 
 _POWER, _HEAT = "the power limit (normal at full matrix load)", "heat"
 
 _CAUSES: dict[str, frozenset[str]] = {
     _POWER: frozenset({"sw_power_cap"}),
     _HEAT: frozenset({"sw_thermal_slowdown", "hw_thermal_slowdown"}),
-    "the power supply's brake": frozenset({"hw_power_brake_slowdown"}),
+    "the power brake (power supply)": frozenset({"hw_power_brake_slowdown"}),
     "the hardware's emergency slowdown": frozenset({"hw_slowdown"}),
 }
-"""Cause in words → the clock limits that show it. Clocks that someone set are no throttling."""
+"""Cause in words → the clock limits that indicate it. Clocks set by a user aren't throttling."""
 
 FlagKind = Literal["never-settled", "throttled", "slow-first", "unstable"]
 
 Figure = TypeVar("Figure")
-"""Anything that may be unknown."""
+"""A figure that may be unknown."""
 
 
 class TrialConditions(msgspec.Struct, frozen=True, kw_only=True):
-    """How the GPU ran from a trial's prefill edge to the edge after its decode; None for what is unknown.
+    """The GPU's state from a trial's prefill edge to the edge after its decode; None for what is unknown.
 
-    A trial too short for a sample has the readings at its edges instead.
+    If a trial is too short for a sample, the readings at its edges are used.
     """
 
     index: int
@@ -65,9 +65,9 @@ class TrialConditions(msgspec.Struct, frozen=True, kw_only=True):
     power_w: float | None = None
     """Mean."""
     clock_limits: list[str] | None = None
-    """All that were seen, in samples or at edges, by NVML's names, sorted."""
+    """All that were seen, in samples or at edges, by their NVML names, sorted."""
     power_limited_s: float | None = None
-    """Time under the power limit's restraint, by the driver's counter."""
+    """Time in which the power limit held the clocks down, by the driver's counter."""
     thermal_limited_s: float | None = None
 
 
@@ -79,7 +79,7 @@ class Flag(msgspec.Struct, frozen=True, kw_only=True):
     """Indices, from 0 as in records; `sentence` counts from 1."""
     sentence: str
     difference: float | None = None
-    """By how much times differed, as a share; None of a kind that is about something else."""
+    """By how much times differed, as a share; None if the flag isn't about times."""
 
 
 def trial_conditions(cell: CellRecord) -> list[TrialConditions]:
@@ -90,7 +90,7 @@ def trial_conditions(cell: CellRecord) -> list[TrialConditions]:
 
 
 def flags(cell: CellRecord) -> list[Flag]:
-    """What a reader of this cell's row must know; nothing for a cell without figures."""
+    """What a reader of this cell's row must know; empty for a cell without figures."""
     if not isinstance(cell.outcome, Done):
         return []
     found = (_never_settled(cell), _throttled(cell), _slow_first(cell.trials), _unstable(cell.trials))
@@ -98,7 +98,7 @@ def flags(cell: CellRecord) -> list[Flag]:
 
 
 def _edges_of(index: int, edges: list[PhaseEdge]) -> list[PhaseEdge]:
-    """Prefill, decode and the edge that ends them; empty where the worker did not get so far."""
+    """Prefill, decode and the edge that ends them; empty if the worker did not get that far."""
     own = [place for place, edge in enumerate(edges) if edge.phase.trial == index]
     return edges[own[0] : own[-1] + 2] if own and own[-1] + 1 < len(edges) else []
 
@@ -137,7 +137,7 @@ def _union(lists: list[list[str]]) -> list[str] | None:
 
 
 def _growth(edges: list[PhaseEdge], counter: Callable[[GpuState], float | None]) -> float | None:
-    """By how much a counter rose between the first edge and the last, in its own unit."""
+    """Increase of a counter between the first edge and the last, in the counter's unit."""
     states = [edge.reading.gpu if edge.reading else None for edge in (edges[0], edges[-1])]
     counts = _known(counter(state) for state in states if state)
     return counts[1] - counts[0] if len(counts) == 2 else None
@@ -150,11 +150,11 @@ def _throttled(cell: CellRecord) -> Flag | None:
             by_cause.setdefault(cause, []).append(conditions.index)
     if not by_cause:
         return None
-    told = [f"by {cause} in {_named(trials, cell.trials)}" for cause, trials in by_cause.items()]
+    parts = [f"by {cause} in {_named(trials, cell.trials)}" for cause, trials in by_cause.items()]
     return Flag(
         kind="throttled",
         trials=sorted({index for trials in by_cause.values() for index in trials}),
-        sentence=f"the GPU's clocks were held down {' and '.join(told)}; all trials are kept",
+        sentence=f"the GPU's clocks were limited {' and '.join(parts)}; all trials are kept",
     )
 
 
@@ -186,7 +186,7 @@ def _slow_first(trials: list[Trial]) -> Flag | None:
         kind="slow-first",
         trials=[0],
         sentence=f"the first timed trial decoded {percent(slower)} slower per token than the median of the "
-        "others, as if it were still warming up; it is kept, and a higher --warmup may mend it",
+        "others, as if it were still warming up; it is kept, and a higher --warmup may help",
     )
 
 
@@ -202,14 +202,14 @@ def _unstable(trials: list[Trial]) -> Flag | None:
         kind="unstable",
         trials=sorted([fastest, slowest]),
         difference=spread,
-        sentence=f"decode time per token spread by {percent(spread)} of its median, from "
+        sentence=f"decode time per token varied by {percent(spread)} of its median, from "
         f"{milliseconds(steps_s[fastest])} (trial {fastest + 1}) to {milliseconds(steps_s[slowest])} ms "
         f"(trial {slowest + 1}); all are kept, so read small differences between rows with care",
     )
 
 
 def _step_times_s(trials: list[Trial]) -> dict[int, float]:
-    """Trial's index → seconds of decode per step; trials that made a single token have no step."""
+    """Trial index → decode seconds per step; a trial that generated a single token has no steps."""
     return {trial.index: trial.decode_s / len(trial.token_s) for trial in trials if trial.token_s}
 
 

@@ -1,19 +1,19 @@
 """Where decode modes of one precision gave different tokens.
 
-The least difference in rounding makes another token where two logits lie close, and every later one depends
-on it. So a difference is no fault by itself, but a reader must know that the texts are not the same.
+The smallest rounding difference can change a token when two logits are close, and all later tokens depend on
+it. So a difference is not an error, but a reader must know that the texts differ.
 """
 
 import msgspec
 
-from orchestrator.records.keys import by_workload, key_of
+from orchestrator.records.keys import WorkloadKey, by_workload, key_of
 from schemas.frames import Done
 from schemas.job import DecodeMode
 from schemas.record import CellRecord
 
 
 class Divergence(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a decode mode first gave other tokens than eager decode of the same precision did."""
+    """Where a decode mode's tokens first differ from those of eager decode of the same precision."""
 
     precision: str
     decode: DecodeMode
@@ -25,17 +25,20 @@ class Divergence(msgspec.Struct, frozen=True, kw_only=True):
     trials_compared: int
 
 
-def divergences(cells: list[CellRecord]) -> list[Divergence]:
-    """`first_divergence` of every precision and workload among these cells."""
-    found = []
-    for group in by_workload(cells).values():
-        for precision in dict.fromkeys(cell.precision for cell in group):
-            found += first_divergence([cell for cell in group if cell.precision == precision])
-    return found
+def divergences(cells: list[CellRecord]) -> dict[WorkloadKey, list[Divergence]]:
+    """Workload → `first_divergence` of each of its precisions."""
+    return {
+        key: [
+            found
+            for precision in dict.fromkeys(cell.precision for cell in group)
+            for found in first_divergence([cell for cell in group if cell.precision == precision])
+        ]
+        for key, group in by_workload(cells).items()
+    }
 
 
 def first_divergence(cells: list[CellRecord]) -> list[Divergence]:
-    """Where cells that differ in decode mode only gave other tokens than the eager one among them.
+    """Where the tokens of cells that differ only in decode mode depart from those of the eager one.
 
     Tokens are compared over the shorter length, since a budget may cut a trial short.
     """
@@ -48,10 +51,10 @@ def first_divergence(cells: list[CellRecord]) -> list[Divergence]:
 
 
 def divergence_sentence(found: Divergence) -> str:
-    """Both indexes count from 0, as in the records."""
+    """Both indices count from 0, as in the records."""
     return (
         f"{found.precision} {found.decode} and eager give different tokens from token {found.token} of trial "
-        f"{found.trial} on ({found.trials_differing} of {found.trials_compared} trials differ)"
+        f"{found.trial} ({found.trials_differing} of {found.trials_compared} trials differ)"
     )
 
 
@@ -76,6 +79,6 @@ def _diverge(cell: CellRecord, eager: CellRecord) -> Divergence | None:
 
 
 def first_other(tokens: list[int], reference: list[int]) -> int | None:
-    """Index of the first token that differs, over the shorter length; None where none does."""
+    """Index of the first token that differs, over the shorter length; None if none does."""
     pairs = zip(tokens, reference, strict=False)
     return next((index for index, (one, other) in enumerate(pairs) if one != other), None)

@@ -1,14 +1,14 @@
-"""What a ratio is worth: its interval over rounds, and whether it tells a difference from noise.
+"""How reliable a ratio is: its interval over rounds, and whether it is distinguishable from noise.
 
-A process is one sample of everything that varies between processes: clocks, memory layout, which core of
-the host. So the unit of replication is the round, in which each precision runs once in a fresh process, and a
-ratio is taken round by round, which cancels what drifts slower than a round. The interval is a 95 % bootstrap
-of the geometric mean over rounds (Efron and Tibshirani 1993, percentile method, by scipy).
+A process is one sample of everything that varies between processes: clocks, memory layout, the host core it
+runs on. So the unit of replication is the round, in which each precision runs once in a fresh process, and a
+ratio is taken round by round, which cancels drift slower than a round. The interval is a 95% bootstrap of
+the geometric mean over rounds (Efron and Tibshirani 1993, percentile method, by scipy).
 
-Of few rounds a bootstrap interval is too narrow: it leaves the truth out more often than one time in twenty.
-A verdict therefore also wants Student's t on the logarithms to agree, at 2 %.
+With few rounds a bootstrap interval is too narrow: it misses the true value more often than once in twenty.
+A verdict therefore also requires Student's t on the logarithms to agree, at 2%.
 
-Of tokens the prompts are the sample: greedy decode gives the same ones in every process.
+For tokens the sample is the prompts: greedy decode gives the same tokens in every process.
 """
 
 import math
@@ -28,12 +28,12 @@ Verdict = Literal["faster", "slower", "same", "can't tell"]
 CONFIDENCE = 0.95
 T_LEVEL = 0.02
 FEWEST_ROUNDS = 5
-"""Rounds, or prompts, from which on there are verdicts."""
+"""Rounds, or prompts, that a verdict requires."""
 SAME = 0.02
-"""An interval within this of 1 says that two precisions are the same for all who choose between them."""
+"""If the interval is within this of 1, two precisions are the same for anyone choosing between them."""
 RESAMPLES = 9999
 AT_ONCE = 100
-"""Ratios drawn anew together: a call of scipy takes milliseconds, and each ratio some megabytes."""
+"""Ratios bootstrapped together: a scipy call takes milliseconds, and each ratio some megabytes."""
 
 
 class Comparison(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,14 +41,14 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
 
     ratio: float
     rounds: int
-    """How many values it rests on: rounds, or prompts where it is of tokens."""
+    """The number of values behind it: rounds, or prompts if it is of tokens."""
     low: float | None = None
-    """Ends of the 95 % interval; None of one round."""
+    """Ends of the 95% interval; None after one round."""
     high: float | None = None
     verdict: Verdict | None = None
-    """None of one round."""
+    """None after one round."""
     why: str = ""
-    """The verdict's reason in a line."""
+    """The reason for the verdict, in a line."""
 
     @property
     def half_width(self) -> float | None:
@@ -57,11 +57,11 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Sample(NamedTuple):
-    """What a ratio rests on: values whose mean is it, or two lists whose means differ by it."""
+    """The values behind a ratio: values whose mean it is, or two lists whose means differ by it."""
 
     sides: list[list[float]]
     noise_floor: float = 0.0
-    """Nothing below it is called a difference."""
+    """A change smaller than this isn't called a difference."""
     noun: str = "rounds"
     as_ratio: Callable[[float], float] = math.exp
 
@@ -83,20 +83,20 @@ class Sample(NamedTuple):
 
 
 def of_ratios(ratios: list[float], noise_floor: float = 0.0) -> Sample:
-    """Ratios, one a round. `noise_floor` is by how much FP16 differed from itself."""
+    """One ratio per round. `noise_floor` is how far FP16 differed from itself."""
     return Sample([[math.log(each) for each in ratios]], noise_floor)
 
 
 def of_two(values: list[float], references: list[float]) -> Sample:
-    """Two figures from runs apart from each other, each with a value a round."""
+    """A figure from two independent runs, with one value per round each."""
     return Sample([[math.log(each) for each in side] for side in (values, references)])
 
 
 def of_shares(shares: list[float], references: list[float]) -> Sample | None:
-    """Two mean shares, each with a value a prompt, in the same order; None over a mean of 0.
+    """Two mean shares, with one value per prompt each, in the same order; None if the reference's mean is 0.
 
-    A share may be 0, which has no logarithm: what varies is by how much a prompt differs, in means of the
-    reference.
+    A share may be 0, which has no logarithm, so the sample is each prompt's difference, relative to the
+    reference's mean.
     """
     mean = fmean(references)
     if not mean:
@@ -106,13 +106,13 @@ def of_shares(shares: list[float], references: list[float]) -> Sample | None:
 
 
 def compare(sample: Sample) -> Comparison:
-    """What a sample tells."""
+    """The ratio of a sample, with interval and verdict."""
     (found,) = compare_all([sample])
     return found
 
 
 def compare_all(samples: Sequence[Sample]) -> list[Comparison]:
-    """What each of these tells."""
+    """The same for many samples; those of one size are bootstrapped together."""
     alike: defaultdict[object, list[int]] = defaultdict(list)
     for index, sample in enumerate(samples):
         alike[sample.sizes, sample.varies].append(index)
@@ -125,7 +125,7 @@ def compare_all(samples: Sequence[Sample]) -> list[Comparison]:
 
 
 def _compare_alike(samples: list[Sample]) -> Iterator[Comparison]:
-    """The same of samples of one size, all of which vary or none."""
+    """The same for samples of one size, of which all vary or none."""
     size = min(samples[0].sizes)
     if size < 2:
         yield from (Comparison(ratio=sample.ratio, rounds=size) for sample in samples)
@@ -138,7 +138,7 @@ def _compare_alike(samples: list[Sample]) -> Iterator[Comparison]:
 
 
 class _Drawn(NamedTuple):
-    """Ends of a bootstrap interval, and the chance of such a t where there is no difference."""
+    """Ends of a bootstrap interval, and the p-value of the t-test."""
 
     low: float
     high: float
@@ -172,13 +172,13 @@ def _verdict(sample: Sample, low: float, high: float, chance: float) -> tuple[Ve
     middle, size, noun = sample.ratio, min(sample.sizes), sample.noun
     span = f"[{low:.3f}, {high:.3f}] over {size} {noun}"
     if size < FEWEST_ROUNDS:
-        return "can't tell", f"{size} {noun} are too few, {FEWEST_ROUNDS} the least"
+        return "can't tell", f"{size} {noun} are too few, at least {FEWEST_ROUNDS} are needed"
     if low >= 1 / (1 + SAME) and high <= 1 + SAME:
-        return "same", f"{span} lies within {percent(SAME)} of 1"
+        return "same", f"{span} is within {percent(SAME)} of 1"
     if abs(middle - 1) <= sample.noise_floor:
-        return "can't tell", f"FP16 differed from itself by {sample.noise_floor:.1%}, and this by no more"
+        return "can't tell", f"FP16 differed from itself by {sample.noise_floor:.1%}, and this is no more"
     if low <= 1 <= high:
-        return "can't tell", f"{span} holds 1"
+        return "can't tell", f"{span} includes 1"
     if chance >= T_LEVEL:
-        return "can't tell", f"{span} does not hold 1, but so few {noun} that vary so much prove nothing"
+        return "can't tell", f"{span} excludes 1, but the {noun} are too few for their variation"
     return ("faster" if middle > 1 else "slower"), f"{ratio(middle)} {span}"

@@ -1,19 +1,19 @@
-"""How far from the hardware's roofs a cell stayed: bytes and arithmetic that it can't avoid, over its time.
+"""How close a cell came to the hardware's roofs: the bytes and arithmetic that it needs, over its time.
 
 A decode step multiplies every weight with one vector per sequence, so it must read all weights, and all
-keys and values of the context, for a handful of arithmetic on each: the memory's bandwidth is its roof.
-Prefill multiplies the same weights with the whole prompt and is, from some hundred tokens on, under the roof
-of arithmetic. The share of a roof that was reached is called MBU for bytes and MFU for arithmetic.
+keys and values of the context, for little arithmetic on each: memory bandwidth is its roof. Prefill
+multiplies the same weights with the whole prompt, so from a few hundred tokens its roof is arithmetic. The
+share of the roof that was reached is called MBU for bytes and MFU for arithmetic.
 
-Bytes and arithmetic are those that the model needs, however a kernel goes about it: one that unpacks
-weights into a copy, or a static cache that is read to its end, moves more and earns no MBU by it.
+Bytes and arithmetic are those that the model requires, whatever a kernel does: unpacking weights into a copy,
+or reading a static cache to its end, moves more bytes but doesn't raise MBU.
 
 Sources: 2 × parameters of arithmetic a token, Kaplan et al. 2020 (arXiv:2001.08361, §2.1); MFU and the
-arithmetic of attention, Chowdhery et al. 2022, PaLM (arXiv:2204.02311, appendix B), less the half of the
-square that causality spares; MBU, Databricks, "LLM Inference Performance Engineering: Best Practices"
+arithmetic of attention, Chowdhery et al. 2022, PaLM (arXiv:2204.02311, appendix B), less the half that the
+causal mask removes; MBU, Databricks, "LLM Inference Performance Engineering: Best Practices"
 (2023).
 
-Padding counts as context and as prompt, as the GPU works on it too.
+Padding counts as context and as prompt, since the GPU processes it too.
 """
 
 from schemas.frames import ForwardCosts, Trial
@@ -33,9 +33,8 @@ def seconds_per_step(cell: CellRecord) -> float | None:
 def decode_step_bytes(cell: CellRecord) -> float | None:
     """Bytes that an average decode step must read: weights once, the context once for each sequence.
 
-    The average is over all steps of all trials. The first step of a trial is given the token that prefill
-    chose, and attends to depth + prompt + 1 positions: the one that it writes itself counts, since attention
-    reads it back.
+    The average is over all steps of all trials. The first step of a trial takes the token from prefill and
+    attends to depth + prompt + 1 positions: the one that it writes counts, since attention reads it back.
     """
     costs, steps = _costs(cell), decode_steps(cell)
     if costs is None or not steps:
@@ -45,7 +44,7 @@ def decode_step_bytes(cell: CellRecord) -> float | None:
 
 
 def prefill_bytes(cell: CellRecord, trial: Trial) -> float | None:
-    """Bytes that the prefill of a trial must move: weights and earlier context read, its own written."""
+    """Bytes that the prefill of a trial must move: weights and earlier context read, new context written."""
     costs = _costs(cell)
     if costs is None:
         return None
@@ -66,7 +65,7 @@ def prefill_flop(cell: CellRecord, trial: Trial) -> float | None:
     """Multiplications and additions of the prefill of a trial, over all its sequences.
 
     Token i of the prompt attends to depth + i positions, i from 1. Only the last position of a sequence
-    gets logits, so the output head works once.
+    gets logits, so the output head runs once.
     """
     costs = _costs(cell)
     if costs is None:
@@ -77,30 +76,30 @@ def prefill_flop(cell: CellRecord, trial: Trial) -> float | None:
 
 
 def decode_mbu(cell: CellRecord, bandwidth_bytes_per_s: float | None) -> float | None:
-    """Model bandwidth utilisation of decode: bytes a step ÷ time a step ÷ measured read bandwidth."""
+    """Model bandwidth utilization of decode: bytes per step ÷ time per step ÷ measured read bandwidth."""
     return _share(decode_step_bytes(cell), seconds_per_step(cell), bandwidth_bytes_per_s)
 
 
 def decode_mfu(cell: CellRecord, matrix_flop_per_s: float | None) -> float | None:
-    """Model FLOPs utilisation of decode, against the measured matrix rate of the compute dtype."""
+    """Model FLOPs utilization of decode, relative to the measured matrix rate of the compute dtype."""
     flop = _total([decode_flop(cell, trial) for trial in cell.trials])
     return _share(flop, sum(trial.decode_s for trial in cell.trials), matrix_flop_per_s)
 
 
 def prefill_mbu(cell: CellRecord, bandwidth_bytes_per_s: float | None) -> float | None:
-    """Model bandwidth utilisation of prefill, over all trials."""
+    """Model bandwidth utilization of prefill, over all trials."""
     moved = _total([prefill_bytes(cell, trial) for trial in cell.trials])
     return _share(moved, sum(trial.prefill_s for trial in cell.trials), bandwidth_bytes_per_s)
 
 
 def prefill_mfu(cell: CellRecord, matrix_flop_per_s: float | None) -> float | None:
-    """Model FLOPs utilisation of prefill, over all trials, against the compute dtype's measured rate."""
+    """Model FLOPs utilization of prefill, over all trials, relative to the compute dtype's measured rate."""
     flop = _total([prefill_flop(cell, trial) for trial in cell.trials])
     return _share(flop, sum(trial.prefill_s for trial in cell.trials), matrix_flop_per_s)
 
 
 def roof_tok_s(cell: CellRecord, bandwidth_bytes_per_s: float | None) -> float | None:
-    """Decode tokens per second at an MBU of 1: what no kernel for this format could exceed."""
+    """Decode tokens per second at an MBU of 1: the limit for any kernel for this format."""
     step_bytes, steps = decode_step_bytes(cell), decode_steps(cell)
     if not step_bytes or bandwidth_bytes_per_s is None:
         return None
@@ -132,13 +131,13 @@ def _attention_flop(costs: ForwardCosts, positions: int) -> int:
 
 
 def _total(values: list[float | None]) -> float | None:
-    """Over the trials of one cell, of which costs are known for all or for none."""
+    """Sum over the trials of one cell, whose costs are known for all trials or for none."""
     known = [value for value in values if value is not None]
     return sum(known) if known else None
 
 
 def _share(amount: float | None, seconds: float | None, peak_per_s: float | None) -> float | None:
-    """The part of a peak that was reached; None for nothing done, since then there was nothing to reach."""
+    """The share of a peak that was reached; None if there was nothing to do."""
     rate = _quotient(amount, seconds)
     return _quotient(rate, peak_per_s)
 

@@ -1,7 +1,7 @@
-"""Several rounds of a run made into one table: a row each, ratios with intervals, and verdicts.
+"""One table from the rounds of a run: one row per cell, ratios with intervals, and verdicts.
 
-A row shows one of the rounds as it was, the one in which decode ran at the median speed; a mean of rounds
-would be a cell that nobody measured. Its ratio to FP16 is of all rounds.
+A row shows one of the rounds unchanged, the one with the median decode speed; a mean over rounds would be a
+cell that nobody measured. Its ratio to FP16 is taken over all rounds.
 """
 
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ import msgspec
 
 from orchestrator.analysis.baselines import baseline_of, find_baselines
 from orchestrator.analysis.intervals import Comparison, compare_all, of_ratios
-from orchestrator.analysis.metrics import CellMetrics, decode_tok_s, summarize
+from orchestrator.analysis.metrics import CellMetrics, decode_tok_s
 from orchestrator.records.keys import BASELINE, CellKey, key_of
 from orchestrator.records.names import full_names
 from orchestrator.units import ratio
@@ -19,14 +19,14 @@ from schemas.record import CellRecord, Run
 
 
 def rounds_of(run: Run) -> int:
-    """How many rounds have been begun."""
+    """The number of rounds that have started."""
     return 1 + max((key_of(cell).round for cell in run.cells), default=0)
 
 
 def typical_run(run: Run) -> Run:
-    """The run with one cell for each row, that of the median decode speed, in the order of the first round.
+    """The run with one cell for each row, the one with the median decode speed.
 
-    A cell that failed stands for its row only where it failed in every round.
+    A row shows a failed cell only if the cell failed in every round.
     """
     return msgspec.structs.replace(run, cells=[_typical(cells) for cells in _cells_of_rows(run).values()])
 
@@ -42,16 +42,15 @@ def _cells_of_rows(run: Run) -> dict[CellKey, list[CellRecord]]:
     return rows
 
 
-def summarize_rounds(run: Run) -> list[CellMetrics]:
-    """A row for each cell of the typical run, its ratio to FP16 that of all rounds."""
-    cells = typical_run(run).cells
-    rows = summarize(cells, run.peaks)
+def rows_with_intervals(
+    run: Run, typical: Run, rows: list[CellMetrics], found: dict[CellKey, Comparison]
+) -> list[CellMetrics]:
+    """The rows of the typical run's cells, with the ratio to FP16 taken over all rounds."""
     if rounds_of(run) == 1:
         return rows
-    found = comparisons(run)
     return [
         _with_comparison(row, found[key]) if (key := key_of(cell).without_round) in found else row
-        for cell, row in zip(cells, rows, strict=True)
+        for cell, row in zip(typical.cells, rows, strict=True)
     ]
 
 
@@ -66,29 +65,30 @@ def _with_comparison(row: CellMetrics, found: Comparison) -> CellMetrics:
     )
 
 
-def comparisons(run: Run) -> dict[CellKey, Comparison]:
-    """Row → its decode speed over FP16's in the same mode, taken round by round; FP16 itself apart."""
-    floor = noise_floor(run)
+def comparisons(run: Run, floor: float) -> dict[CellKey, Comparison]:
+    """Row → its decode speed over FP16's in the same mode, taken round by round; without FP16 itself.
+
+    `floor` is the noise floor, below which there is no verdict.
+    """
     ratios = _ratios(run, [cell for cell in run.cells if cell.precision != BASELINE])
     found = compare_all([of_ratios(each, floor) for each in ratios.values()])
     return dict(zip(ratios, found, strict=True))
 
 
 def noise_floor(run: Run) -> float:
-    """By how much FP16 differed from itself at most, over all workloads and modes; 0 without `--aa`."""
+    """The largest difference between FP16 and itself, over all workloads and modes; 0 without `--aa`."""
     found = _ratios(run, [cell for cell in run.cells if key_of(cell).aa_control]).values()
     return max((abs(of_ratios(each).ratio - 1) for each in found), default=0.0)
 
 
-def round_notes(run: Run) -> Iterator[str]:
-    """What is to be said of rounds: how many, the noise floor, verdicts, and rounds that failed."""
-    rounds, found = rounds_of(run), comparisons(run)
-    if rounds == 1:
+def round_notes(run: Run, found: dict[CellKey, Comparison], floor: float) -> Iterator[str]:
+    """Notes on rounds: their number, the noise floor, verdicts, and rounds that failed."""
+    if rounds_of(run) == 1:
         if found:
-            yield "one round: the ratios have no interval (--rounds 7 gives them one)"
+            yield "one round: the ratios have no interval (--rounds 7 adds one)"
         return
     if any(key_of(cell).aa_control for cell in run.cells):
-        yield f"FP16 differed from itself by {noise_floor(run):.1%}: no verdict is given below that"
+        yield f"FP16 differed from itself by {floor:.1%}: smaller differences get no verdict"
     rows, name = _cells_of_rows(run), full_names(run.cells)
     for key, each in found.items():
         yield f"{name(rows[key][0])}: {each.verdict or 'one round'}, {each.why or ratio(each.ratio)}"
@@ -99,13 +99,13 @@ def round_notes(run: Run) -> Iterator[str]:
 
 
 def is_precise(run: Run, half_width: float) -> bool:
-    """Whether every ratio's interval is at most so wide on either side."""
-    widths = [each.half_width for each in comparisons(run).values()]
+    """Whether every ratio's interval is at most this wide on either side, relative to the ratio."""
+    widths = [each.half_width for each in comparisons(run, noise_floor(run)).values()]
     return bool(widths) and all(width is not None and width <= half_width for width in widths)
 
 
 def _rank(cell: CellRecord, run: Run) -> tuple[float, str]:
-    """As the precisions were named, else from many bits to few."""
+    """In the order of `--precision`, otherwise from many bits to few."""
     named = run.plan.options.precision
     return (named.index(cell.precision) if cell.precision in named else -cell.bits_per_weight), cell.precision
 
@@ -119,7 +119,7 @@ def _typical(cells: list[CellRecord]) -> CellRecord:
 
 
 def _ratios(run: Run, cells: list[CellRecord]) -> dict[CellKey, list[float]]:
-    """Row → decode speed over FP16's of the same round, for each round that has both."""
+    """Row → decode speed over FP16's of the same round, for each round with both."""
     rounds: dict[int, list[CellRecord]] = {}
     for cell in run.cells:
         rounds.setdefault(key_of(cell).round, []).append(cell)

@@ -14,7 +14,7 @@ from orchestrator.analysis.comparison.history import HISTORY_FIGURES, Wanted, hi
 from orchestrator.analysis.comparison.limits import Limit, parse_limit
 from orchestrator.cli.options import run_command
 from orchestrator.errors import BadInput
-from orchestrator.records.store import RECORDS, read_records
+from orchestrator.records.store import ARCHIVED_RECORDS, RECORDS, read_records
 from orchestrator.report.compare_table import interval, print_comparison, print_gpus
 from orchestrator.report.history_table import print_history
 
@@ -110,7 +110,7 @@ def _print_json(told: msgspec.Struct) -> None:
 def _names(paths: tuple[Path, ...]) -> list[str]:
     """What stands above the columns: a run's folder, also where its records were named, or else its path."""
     whole = [path.resolve() for path in paths]
-    names = [each.parent.name if each.name == RECORDS else each.name for each in whole]
+    names = [each.parent.name if each.name in (RECORDS, ARCHIVED_RECORDS) else each.name for each in whole]
     return names if len(set(names)) == len(set(whole)) else list(map(str, paths))
 
 

@@ -7,22 +7,22 @@ from typing import get_args
 import click
 import msgspec
 
-from orchestrator.analysis.memory.by_purpose import Needs, needs
-from orchestrator.analysis.memory.ledger import Ledger, ledgers
-from orchestrator.analysis.memory.phases import PhaseMemory, phase_memory
+from orchestrator.analysis.memory.by_purpose import MemoryByPurpose
+from orchestrator.analysis.memory.cell_memory import cell_memories
+from orchestrator.analysis.memory.ledger import Ledger
+from orchestrator.analysis.memory.phases import PhaseMemory
 from orchestrator.analysis.memory.timeline import timelines
 from orchestrator.analysis.rounds import typical_run
 from orchestrator.cli.options import run_command
 from orchestrator.cli.orchestrate import open_nvml
 from orchestrator.errors import BadInput
 from orchestrator.hardware.live import watch
-from orchestrator.records.names import full_name
 from orchestrator.records.store import read_run
 from orchestrator.report.ledger_table import print_ledgers
 from orchestrator.report.live_lines import print_live
 from orchestrator.report.memory_table import print_memory
-from orchestrator.report.needs_table import print_needs
-from orchestrator.report.plot import REQUIREMENT, forms, title
+from orchestrator.report.plot import REQUIREMENT, formats, title
+from orchestrator.report.purpose_table import print_by_purpose
 from orchestrator.report.warnings import run_warnings
 from schemas.frames import PhaseName
 from schemas.record import CellRecord, Run
@@ -38,7 +38,7 @@ class MemoryLedger(msgspec.Struct, frozen=True, kw_only=True):
 
     phases: dict[str, list[PhaseMemory]]
     ledgers: dict[str, dict[PhaseName, Ledger]]
-    needs: dict[str, Needs]
+    needs: dict[str, MemoryByPurpose]
     notes: list[str]
 
 
@@ -74,38 +74,46 @@ def show_memory(
     if run is None:
         raise BadInput("RUN", "", "is missing", "Name a run folder, or take --live")
     measured = typical_run(read_run(run))
-    cells = [cell for cell in measured.cells if cell.edges and (not precision or cell.precision in precision)]
-    unknown = set(precision) - {cell.precision for cell in cells}
-    if unknown or not cells:
+    memories = cell_memories(measured)
+    shown = [
+        each for each in memories if each.cell.edges and (not precision or each.cell.precision in precision)
+    ]
+    unknown = set(precision) - {each.cell.precision for each in shown}
+    if unknown or not shown:
         has = ", ".join(dict.fromkeys(cell.precision for cell in measured.cells if cell.edges)) or "none"
         raise BadInput(
             "--precision", ", ".join(sorted(unknown)), "has no memory figures in this run", f"It has {has}"
         )
     if plot:
-        draw(plot, measured, cells, run.resolve().name)
+        draw(plot, measured, [each.cell for each in shown], run.resolve().name)
         click.echo(f"drawn: {plot}", err=True)
-    named = {full_name(cell, measured.cells): cell for cell in cells}
-    books = {name: ledgers(cell) for name, cell in named.items()}
-    purposes = {name: need for name, cell in named.items() if (need := needs(cell))}
+    notes = run_warnings(measured, [each.phases for each in memories])
+    by_purpose = {each.name: each.by_purpose for each in shown if each.by_purpose}
     if json_:
-        phases = {name: phase_memory(cell) for name, cell in named.items()}
-        told = MemoryLedger(phases=phases, ledgers=books, needs=purposes, notes=run_warnings(measured))
-        click.echo(msgspec.json.format(msgspec.json.encode(told)).decode())
+        document = MemoryLedger(
+            phases={each.name: each.phases for each in shown},
+            ledgers={each.name: each.ledgers for each in shown},
+            needs=by_purpose,
+            notes=notes,
+        )
+        click.echo(msgspec.json.format(msgspec.json.encode(document)).decode())
         return 0
-    at_phase = {name: book[phase] for name, book in books.items() if phase in book}
+    at_phase = {each.name: each.ledgers[phase] for each in shown if phase in each.ledgers}
     if at_phase:
         print_ledgers(at_phase, phase)
         click.echo()
-        print_needs({name: purposes[name] for name in at_phase if name in purposes})
-    print_memory(measured, cells)
+        print_by_purpose({name: by_purpose[name] for name in at_phase if name in by_purpose})
+    print_memory(shown)
+    for line in notes:
+        click.echo(f"• {line}")
     return 0
 
 
 def draw(file: Path, run: Run, cells: list[CellRecord], name: str) -> None:
     """Draw these cells of the run of this name. Raises `BadInput` where there can be no such file."""
-    form = forms().get(file.suffix.lower())
+    form = formats().get(file.suffix.lower())
     if form is None:
-        endings = " or ".join(forms())
+        endings = " or ".join(formats())
         raise BadInput("--plot", str(file), "has an ending that says no form", f"End it in {endings}")
     try:
         file.write_bytes(form(timelines(run, cells), title(run, name)))

@@ -57,7 +57,7 @@ def main() -> None:
     "--resume", "run_folder", metavar="RUN", type=click.Path(path_type=Path),
     help="Go on with the interrupted run in this folder, with its options; finished rows stay.",
 )  # fmt: skip
-@click.version_option(package_name="qbench")
+@click.version_option(package_name="qbench-orchestrate")
 def orchestrate(
     json_: bool,
     verbose: bool,
@@ -102,7 +102,7 @@ def resume(path: Path, given: Options, json_: bool, verbose: bool, dry_run: bool
     with ExitStack() as stack:
         nvml, gpu_reason = open_nvml(stack)
         machine = describe_machine(nvml, gpu_reason)
-        folder = RunFolder(path.absolute())
+        folder = RunFolder.reopen(path.absolute())
         check_machine(folder.path, begun, machine)
         stack.enter_context(chdir(begun.plan.cwd or "."))
         plan = build_plan(options, nvml)

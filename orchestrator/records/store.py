@@ -11,10 +11,14 @@ A run that is killed keeps every finished cell; readers ignore a line that the k
 are complete or absent. `plan.json` is written after `environment.json`, so a run that has it can be resumed.
 
 Records copied from another machine without their folder can still be compared; the machine is then unknown.
+
+Records and samples are written plain, and also read gzipped (`records.jsonl.gz`): runs are archived that way.
 """
 
 import fcntl
+import gzip
 import os
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -30,6 +34,7 @@ from schemas.options import Options
 from schemas.record import CellRecord, MemoryReading, PeaksRecord, Run, RunPlan
 
 RECORDS = "records.jsonl"
+ARCHIVED_RECORDS = f"{RECORDS}.gz"
 UNKNOWN = "unknown"
 T = TypeVar("T")
 SAMPLES = msgspec.json.Decoder(MemoryReading)
@@ -58,6 +63,18 @@ class RunFolder:
             ) from error
         _write(path / "environment.json", msgspec.json.format(msgspec.json.encode(environment)))
         _write(path / "plan.json", msgspec.json.format(msgspec.json.encode(plan)))
+        return cls(path)
+
+    @classmethod
+    def reopen(cls, path: Path) -> "RunFolder":
+        """A run folder to continue. Raises `BadInput` if its records are gzipped: none can be appended."""
+        if (path / ARCHIVED_RECORDS).exists():
+            raise BadInput(
+                "--resume",
+                str(path),
+                "holds gzipped records",
+                f"Gunzip {ARCHIVED_RECORDS} first",
+            )
         return cls(path)
 
     @contextmanager
@@ -118,7 +135,7 @@ def read_run(path: Path, samples: bool = True) -> Run:
 
 
 def read_records(path: Path, samples: bool = True) -> Run:
-    """Read a run folder, the `records.jsonl` in it, or a file of records without its folder.
+    """Read a run folder, the records in it, or a file of records without its folder.
 
     Without `samples`, which are most of the bytes, this takes a fraction of the time.
     """
@@ -130,6 +147,10 @@ def read_records(path: Path, samples: bool = True) -> Run:
 def _bad_input(path: Path) -> Iterator[None]:
     try:
         yield
+    except (msgspec.MsgspecError, UnicodeDecodeError, gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise BadInput(
+            "RUN", str(path), f"can't be read: {error}", "Read it with the version that wrote it"
+        ) from error
     except OSError as error:
         raise BadInput(
             "RUN",
@@ -137,16 +158,13 @@ def _bad_input(path: Path) -> Iterator[None]:
             f"not a run folder: can't open {error.filename}",
             "Name a folder that qbench-orchestrate wrote",
         ) from error
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise BadInput(
-            "RUN", str(path), f"can't be read: {error}", "Read it with the version that wrote it"
-        ) from error
 
 
 def _read_folder(path: Path, samples: bool) -> Run:
     plan = _read(path / "plan.json", RunPlan)
     environment = _read(path / "environment.json", Environment)
-    cells = _read_cells(path / RECORDS) if (path / RECORDS).exists() else []
+    records = _stored(path / RECORDS)
+    cells = _read_cells(records) if records else []
     if samples:
         cells = [msgspec.structs.replace(cell, samples=_read_samples(path, cell)) for cell in cells]
     peaks = _read(path / "peaks.json", PeaksRecord) if (path / "peaks.json").exists() else None
@@ -160,10 +178,16 @@ def read_runs(folder: Path) -> Iterator[Run]:
             yield read_run(path.parent, samples=False)
 
 
+def find_records(folder: Path) -> list[Path]:
+    """The file of records of every run below a folder."""
+    found = {file.parent: file for name in (ARCHIVED_RECORDS, RECORDS) for file in folder.rglob(name)}
+    return [found[path] for path in sorted(found)]
+
+
 def _read_file(file: Path, samples: bool) -> Run:
     """The whole run if the file is its `records.jsonl`; otherwise what the records alone contain."""
     beside = [file.parent / name for name in ("plan.json", "environment.json")]
-    if file.name == RECORDS and all(each.exists() for each in beside):
+    if file.name in (RECORDS, ARCHIVED_RECORDS) and all(each.exists() for each in beside):
         return _read_folder(file.parent, samples)
     cells = _read_cells(file)
     if not cells:
@@ -189,7 +213,7 @@ def _unknown_machine() -> Environment:
 
 
 def _read_cells(file: Path) -> list[CellRecord]:
-    return msgspec.json.Decoder(CellRecord).decode_lines(_whole(file.read_bytes()))
+    return msgspec.json.Decoder(CellRecord).decode_lines(_whole(_content(file)))
 
 
 def _whole(lines: bytes) -> bytes:
@@ -200,13 +224,23 @@ def _whole(lines: bytes) -> bytes:
 def _read_samples(path: Path, cell: CellRecord) -> list[MemoryReading]:
     newest = _samples_file(path, cell)
     older = (newest.with_name(f"{stem}.jsonl") for stem in key_of(cell).older_stems)
-    file = next((file for file in (newest, *older) if file.exists()), None)
-    return [] if file is None else SAMPLES.decode_lines(file.read_bytes())
+    stored = _stored(newest, *older)
+    return SAMPLES.decode_lines(_content(stored)) if stored else []
 
 
 def _samples_file(path: Path, cell: CellRecord) -> Path:
     stem = cell.precision if cell.job is None else key_of(cell).stem
     return path / "samples" / f"{stem}.jsonl"
+
+
+def _stored(*files: Path) -> Path | None:
+    """The first of these files that exists, plain or gzipped."""
+    forms = (form for file in files for form in (file, file.with_name(f"{file.name}.gz")))
+    return next((form for form in forms if form.exists()), None)
+
+
+def _content(file: Path) -> bytes:
+    return gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
 
 
 def _read(file: Path, kind: type[T]) -> T:

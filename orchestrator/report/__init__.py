@@ -1,1 +1,1 @@
-"""A run as people and programs read it: tables, lists, JSON. Nothing here measures or decides."""
+"""Output for people and programs: tables, lists, JSON. Nothing here measures or decides."""

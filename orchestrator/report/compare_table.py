@@ -1,4 +1,4 @@
-"""A comparison of runs as text."""
+"""Comparisons of runs, as text."""
 
 from collections.abc import Iterable, Iterator
 
@@ -20,19 +20,19 @@ SHOW = {
     "loaded": (mib, "MiB"),
     "peak": (mib, "MiB"),
     QUALITY: (percent, "as FP16"),
-    TOKENS: (percent, "as the first"),
+    TOKENS: (percent, "as first run"),
 }
-"""Figure → how it is shown, and its unit."""
+"""Figure → how to show it, and its unit."""
 _WORDS = {
     "ttft": ("slower", "faster"),
     **dict.fromkeys(MEMORY, ("more", "less")),
-    QUALITY: ("nearer FP16", "farther from FP16"),
+    QUALITY: ("closer to FP16", "farther from FP16"),
 }
-"""Figure → what a ratio above 1 is, and one below; of the others `faster` and `slower`."""
+"""Figure → words for a ratio above 1, and below; for other figures `faster` and `slower`."""
 
 
 def print_comparison(found: RunComparison, names: tuple[str, str]) -> None:
-    """A row for each cell and figure, then what could not be compared, and what else differs."""
+    """A row for each cell and figure, then what could not be compared, and other differences."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for heading in ("precision", "decode", "figure"):
         table.add_column(heading)
@@ -55,7 +55,7 @@ def _row(pair: Pair) -> list[str]:
 
 
 def interval(found: Comparison) -> str:
-    """`1.84× [1.81, 1.87]`, or the ratio alone where there is no interval."""
+    """`1.84× [1.81, 1.87]`, or just the ratio if there is no interval."""
     ends = "" if found.low is None or found.high is None else f" [{found.low:.2f}, {found.high:.2f}]"
     return f"{ratio(found.ratio)}{ends}"
 
@@ -70,7 +70,7 @@ def _verdict(pair: Pair) -> str:
 
 
 def verdict_words(figure: str, verdict: Verdict) -> str:
-    """In words that fit the figure: a longer time is no faster one."""
+    """The verdict in words that fit the figure: a larger time is slower."""
     more, less = _WORDS.get(figure, ("faster", "slower"))
     return {"faster": more, "slower": less}.get(verdict, verdict)
 
@@ -78,21 +78,23 @@ def verdict_words(figure: str, verdict: Verdict) -> str:
 def print_gpus(rows: list[GpuSpeedups]) -> None:
     """GPU × precision → speed over FP16, each in its best mode."""
     precisions = list(dict.fromkeys(name for row in rows for name in row.best if name != BASELINE))
-    told = any(row.measured for row in rows)
+    differ = any(row.measured for row in rows)
     table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    for heading in ("run", "GPU", *(["measured"] if told else []), "tensor cores"):
+    for heading in ("run", "GPU", *(["measured"] if differ else []), "tensor cores"):
         table.add_column(heading)
     for heading in ("FP16 tok/s", *precisions):
         table.add_column(heading, justify="right")
     for row in rows:
-        measured = [row.measured] if told else []
+        measured = [row.measured] if differ else []
         table.add_row(row.run, row.gpu, *measured, _tensor_cores(row), *_speeds(row, precisions))
-    click.echo("decode speed over FP16, best mode over best mode; in parentheses where a host set the pace")
+    click.echo(
+        "decode speed over FP16, best mode over best mode; in parentheses if the host limited the speed"
+    )
     open_console().print(table)
 
 
 def _tensor_cores(row: GpuSpeedups) -> str:
-    """None of these formats, or not known which."""
+    """Unknown without a compute capability."""
     return ", ".join(row.tensor_cores) or (ABSENT if row.compute_capability is None else "none")
 
 

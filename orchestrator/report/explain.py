@@ -1,47 +1,47 @@
-"""Why a precision is as fast as it is, in one plain sentence made from numbers alone.
+"""Why a precision is as fast as it is: one plain sentence built from measured numbers only.
 
-Four facts of a decode step carry every sentence: its wall time, the time in which the GPU was busy, the
-bytes that it must read, and the kernel that took longest. Wall time that isn't busy time is the host's, or,
-in a CUDA graph, that of the gaps between kernels. Busy time that the bytes don't account for is the
-kernel's. Only what remains is a property of the format.
+Every sentence rests on four facts about a decode step: its wall time, its GPU-busy time, the bytes that it
+must read, and the slowest kernel. Wall time beyond the busy time is due to the host, or, in a CUDA graph, to
+gaps between kernels. Busy time that the bytes don't explain is due to the kernels. Only the remainder is a
+property of the format.
 
-Cells are compared with FP16 in the same decode mode on the same workload. What holds back several cells
-alike is said once.
+Cells are compared with FP16 in the same decode mode on the same workload. A limit shared by several cells is
+stated once.
 """
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from orchestrator.analysis.baselines import baseline_of, find_baselines
-from orchestrator.analysis.bounds import Pace, decode_pace
-from orchestrator.analysis.divergence import divergence_sentence, divergences
-from orchestrator.analysis.metrics import measure_cell
-from orchestrator.analysis.peaks import bandwidth_bytes_per_s, matrix_flop_per_s
+from orchestrator.analysis.bounds import Pace
+from orchestrator.analysis.divergence import Divergence, divergence_sentence
+from orchestrator.analysis.metrics import CellAnalysis
 from orchestrator.analysis.roofs import decode_step_bytes, seconds_per_step
-from orchestrator.records.keys import by_workload, key_of
+from orchestrator.analysis.run_analysis import RunAnalysis
+from orchestrator.records.keys import NO_WORKLOAD, WorkloadKey, key_of
 from orchestrator.records.names import workload_labels
 from orchestrator.report.kernel_names import short_kernel_name
 from orchestrator.units import milliseconds, percent, rate, ratio
 from schemas.frames import Done, KernelTimes
-from schemas.record import CellRecord, Run
+from schemas.record import CellRecord
 
 HOST_FED = ("eager", "generate")
-"""Decode modes in which the host issues every kernel. In the others a step is one CUDA graph."""
+"""Decode modes in which the host launches every kernel. In the others a step is one CUDA graph."""
 
 ALIKE = 0.05
-"""Relative difference up to which two figures are called alike. A CUDA graph repeats itself within 0.2%, but
-no one chooses a precision for less than this."""
+"""Relative difference up to which two figures count as equal. A CUDA graph is reproducible within 0.2%, but
+nobody chooses a precision for a smaller gain than this."""
 
 PROMISE_KEPT = 0.8
-"""Part of the ratio of bytes from which on a speed-up is the one that the bytes promise; attention, norms
-and what stays unquantized take the rest."""
+"""A speed-up of at least this share of the byte ratio counts as the one that the bytes promise; attention,
+norms and unquantized layers take the rest."""
 
 COPIES_BACK = 4
-"""Copies to the host a step that aren't worth a word: `generate()` looks at every token to know the end."""
+"""Copies to the host per step that aren't mentioned: `generate()` checks every token for the end."""
 
 
 class DecodeFacts(NamedTuple):
-    """What the sentences on a cell's decode are made from."""
+    """The facts behind the sentences about a cell's decode."""
 
     cell: CellRecord
     name: str
@@ -57,69 +57,72 @@ class DecodeFacts(NamedTuple):
 
     @property
     def copies_back(self) -> float:
-        """Copies to the host a step, as far as they are among the kernels that took longest."""
+        """Copies to the host per step, as far as they are among the slowest kernels."""
         if self.kernels is None or not self.kernels.steps:
             return 0.0
         copies = (kernel.count for kernel in self.kernels.kernels if kernel.name.startswith("Memcpy DtoH"))
         return sum(copies) / self.kernels.steps
 
 
-def explanations(run: Run) -> list[str]:
-    """What there is to say below the table: first what invalidates speeds, then causes, then divergences."""
-    groups = by_workload(run.cells)
+def explanations(analysis: RunAnalysis) -> list[str]:
+    """Sentences for below the table: first what invalidates speeds, then causes, then divergences."""
+    groups: dict[WorkloadKey, list[CellAnalysis]] = {}
+    for each in analysis.cells:
+        groups.setdefault(key_of(each.cell).workload, []).append(each)
+    groups.pop(NO_WORKLOAD, None)
     labels = workload_labels(groups)
     ranked = []
     for key, cells in groups.items():
         label = labels[key]
-        told = _explain_workload(cells, run)
-        ranked += [(rank, f"{label}: {line}" if label else line) for rank, line in told]
+        lines = _explain_workload(cells, analysis.divergences[key])
+        ranked += [(rank, f"{label}: {line}" if label else line) for rank, line in lines]
     return [line for _, line in sorted(ranked, key=lambda pair: pair[0])]
 
 
-def decode_facts(cell: CellRecord, run: Run) -> DecodeFacts | None:
-    """The facts of a cell whose decode was measured; None of any other."""
-    tok_s, step_s = measure_cell(cell).decode_tok_s, seconds_per_step(cell)
+def decode_facts(analysis: CellAnalysis) -> DecodeFacts | None:
+    """The facts of a cell whose decode was measured; None for any other."""
+    cell = analysis.cell
+    tok_s, step_s = analysis.row.decode_tok_s, seconds_per_step(cell)
     if tok_s is None or step_s is None:
         return None
-    matrix = matrix_flop_per_s(run.peaks, cell.loaded.compute_dtype) if cell.loaded else None
     return DecodeFacts(
         cell=cell,
         name=key_of(cell).name,
         tok_s=tok_s,
         step_s=step_s,
         step_bytes=decode_step_bytes(cell),
-        pace=decode_pace(cell, bandwidth_bytes_per_s(run.peaks), matrix),
+        pace=analysis.pace,
         kernels=cell.profile.decode if cell.profile else None,
     )
 
 
-def _explain_workload(cells: list[CellRecord], run: Run) -> Iterator[tuple[int, str]]:
-    """Sentences with their rank, 0 the most important: about one a cell, fewer where cells are alike."""
-    facts = [found for cell in cells if (found := decode_facts(cell, run))]
+def _explain_workload(cells: list[CellAnalysis], divergences: list[Divergence]) -> Iterator[tuple[int, str]]:
+    """Sentences with their rank, 0 the most important: about one per cell, fewer if cells share a limit."""
+    facts = [found for cell in cells if (found := decode_facts(cell))]
     if waiting := [one for one in facts if one.waits_for_host]:
-        yield 0, f"{_host_bound(waiting)}; {_way_out(waiting, cells)}"
+        yield 0, f"{_host_bound(waiting)}; {_remedy(waiting, [each.cell for each in cells])}"
     alone: dict[str, list[DecodeFacts]] = {}
     for one in facts:
         if line := _comparison_within(one, facts):
             yield 3 if one.waits_for_host else 1, line
-        elif one.pace.bound and not one.waits_for_host:  # a comparison would imply what holds it back
+        elif one.pace.bound and not one.waits_for_host:  # a comparison would imply its limit
             alone.setdefault(one.pace.bound, []).append(one)
     yield from ((2, own_bound(alike)) for alike in alone.values())
-    yield from ((4, divergence_sentence(found)) for found in divergences(cells))
+    yield from ((4, divergence_sentence(found)) for found in divergences)
 
 
-# Cells by themselves
+# Cells on their own
 
 
 def _host_bound(waiting: list[DecodeFacts]) -> str:
     first, *others = waiting
-    works, whose = f"{_range(waiting, 'busy_share')} of the time", "these speeds and their ratios are"
+    busy, speeds = f"{_range(waiting, 'busy_share')} of the time", "these speeds and their ratios reflect"
     if not others:
-        works = f"{milliseconds(first.pace.busy_s_per_step)} ms of every {milliseconds(first.step_s)} ms"
-        whose = "this speed is"
+        busy = f"{milliseconds(first.pace.busy_s_per_step)} ms of every {milliseconds(first.step_s)} ms"
+        speeds = "this speed reflects"
     return (
-        f"{_subject(waiting)} launch-bound: the GPU works {works} and waits for the host, which issues "
-        f"{_kernels(waiting)}{_copies_back(waiting)}; {whose} the host's, not the precision's"
+        f"{_subject(waiting)} launch-bound: the GPU is busy {busy} and waits for the host, which launches "
+        f"{_kernels(waiting)}{_copies_back(waiting)}; {speeds} the host, not the precision"
     )
 
 
@@ -127,50 +130,49 @@ def _copies_back(waiting: list[DecodeFacts]) -> str:
     held = [one for one in waiting if one.copies_back > COPIES_BACK]
     if not held:
         return ""
-    whose = "" if held == waiting else f", for {_listed(one.name for one in held)},"
+    which = "" if held == waiting else f", for {_listed(one.name for one in held)},"
     copies = _span((one.copies_back for one in held), "{:,.0f}".format)
-    return f" and{whose} waits for {copies} copies back to it"
+    return f" and{which} waits for {copies} copies back to it"
 
 
-def _way_out(waiting: list[DecodeFacts], cells: list[CellRecord]) -> str:
-    """Where the precisions' own speeds can be read, or how they can be had."""
+def _remedy(waiting: list[DecodeFacts], cells: list[CellRecord]) -> str:
+    """Which rows show the precisions' own speeds, or how to get such rows."""
     graphs = [cell for cell in cells if key_of(cell).decode == "graph"]
     if not graphs:
         return "try --decode graph"
     measured = {cell.precision for cell in graphs if isinstance(cell.outcome, Done)}
     names = dict.fromkeys(one.cell.precision for one in waiting)
-    told = {
+    parts = {
         "see": [f"{name} graph" for name in names if name in measured],
-        "there is no graph of": [name for name in names if name not in measured],
+        "there is no graph row for": [name for name in names if name not in measured],
     }
-    return "; ".join(f"{start} {_listed(some)}" for start, some in told.items() if some)
+    return "; ".join(f"{start} {_listed(some)}" for start, some in parts.items() if some)
 
 
 def own_bound(cells: list[DecodeFacts]) -> str:
-    """What holds back these cells, all of them the same and none of them the host."""
+    """The limit that these cells share, when it isn't the host."""
     first, *others = cells
     held_by, subject = first.pace.bound, _subject(cells)
     if held_by == "compute":
-        done = f"{_range(cells, 'mfu')} of the arithmetic that this GPU can do"
-        return f"{subject} compute-bound, doing {done}"
+        return f"{subject} compute-bound, at {_range(cells, 'mfu')} of the measured peak arithmetic rate"
     if held_by == "launch":
-        return f"{subject} launch-bound within a CUDA graph: {_works(cells)}, and idle between them"
-    draws = f"{_range(cells, 'mbu')} of what the memory can deliver"
+        return f"{subject} launch-bound within a CUDA graph: {_busy(cells)}, and idle between them"
+    bandwidth = f"{_range(cells, 'mbu')} of the measured peak bandwidth"
     if held_by == "kernel":
         mean_s = (first.pace.busy_s_per_step or 0.0) / (first.pace.launches_per_step or 1.0)
         detail = f"; a kernel takes {mean_s * 1e6:.1f} µs on average{_top_kernel(first)}"
-        return f"{subject} kernel-bound: {_works(cells)}, but draws {draws}{'' if others else detail}"
+        return f"{subject} kernel-bound: {_busy(cells)}, but reads at {bandwidth}{'' if others else detail}"
     roof_tok_s = first.tok_s / (first.pace.mbu or 1.0)
     speeds = f": {_span((one.tok_s for one in cells), rate)} of at most {rate(roof_tok_s)} tok/s"
-    alike = len({one.cell.precision for one in cells}) == 1  # and so the roof is
-    return f"{subject} bandwidth-bound, drawing {draws}{speeds if alike else ''}"
+    same_roof = len({one.cell.precision for one in cells}) == 1
+    return f"{subject} bandwidth-bound, reading at {bandwidth}{speeds if same_roof else ''}"
 
 
-def _works(cells: list[DecodeFacts]) -> str:
+def _busy(cells: list[DecodeFacts]) -> str:
     return f"the GPU is busy {_range(cells, 'busy_share')} of the time with {_kernels(cells)}"
 
 
-# A cell against FP16
+# A cell compared with FP16
 
 
 def _comparison_within(one: DecodeFacts, facts: list[DecodeFacts]) -> str | None:
@@ -180,7 +182,7 @@ def _comparison_within(one: DecodeFacts, facts: list[DecodeFacts]) -> str | None
 
 
 def comparison(one: DecodeFacts, baseline: DecodeFacts) -> str | None:
-    """Why a cell is faster or slower than FP16 in the same decode mode; None where nothing tells."""
+    """Why a cell is faster or slower than FP16 in the same decode mode; None without kernel times."""
     speed = one.tok_s / baseline.tok_s
     fewer = baseline.step_bytes / one.step_bytes if one.step_bytes and baseline.step_bytes else None
     kept = speed >= PROMISE_KEPT * (fewer or 1.0)
@@ -189,13 +191,13 @@ def comparison(one: DecodeFacts, baseline: DecodeFacts) -> str | None:
     if mine.busy_s_per_step is None or others.busy_s_per_step is None:
         return None
     gpu_speed = others.busy_s_per_step / mine.busy_s_per_step
-    step_s = f"{milliseconds(mine.busy_s_per_step)} against {milliseconds(others.busy_s_per_step)} ms"
-    busy = f"the GPU is busy {percent(mine.busy_share)} of the time against {percent(others.busy_share)}"
+    step_s = f"{milliseconds(mine.busy_s_per_step)} vs. {milliseconds(others.busy_s_per_step)} ms"
+    busy = f"the GPU is busy {percent(mine.busy_share)} of the time vs. {percent(others.busy_share)}"
     if waits := _waits(one, baseline):
-        alone = f"in GPU time alone it would be {ratio(gpu_speed)}, {step_s} a {_step(one)}"
-        counts = f"{mine.launches_per_step or 0:,.0f} against {_kernels([baseline])}"
+        alone = f"by GPU time alone it would be {ratio(gpu_speed)}, {step_s} per {_step(one)}"
+        counts = f"{mine.launches_per_step or 0:,.0f} vs. {_kernels([baseline])}"
         return f"{start}, but {waits}: {counts}, and {busy}; {alone}"
-    line = f"{start}{_bytes(fewer, kept)}: {step_s} of GPU time a {_step(one)}"
+    line = f"{start}{_bytes(fewer, kept)}: {step_s} of GPU time per {_step(one)}"
     if not _alike(speed, gpu_speed):
         line += f", and {busy}"
     if kept:
@@ -204,7 +206,7 @@ def comparison(one: DecodeFacts, baseline: DecodeFacts) -> str | None:
 
 
 def _waits(one: DecodeFacts, baseline: DecodeFacts) -> str:
-    """Which of two cells in the same decode mode leave the GPU idle, and what for."""
+    """Which of two cells in the same decode mode leave the GPU idle, and why."""
     idle = [name for name, cell in (("it", one), ("FP16", baseline)) if cell.pace.bound == "launch"]
     if not idle:
         return ""
@@ -213,11 +215,11 @@ def _waits(one: DecodeFacts, baseline: DecodeFacts) -> str:
 
 
 def _bytes(fewer: float | None, kept: bool) -> str:
-    """What the cell reads against FP16, and whether its speed is what that promises."""
+    """Bytes read compared with FP16, and whether the speed-up matches."""
     if fewer is None:
         return ""
     if _alike(fewer, 1.0):
-        return ", reading as many bytes"
+        return ", reading the same number of bytes"
     if fewer < 1:
         return f", reading {1 / fewer:.1f}× as many bytes"
     return f"{', reading' if kept else ', though it reads'} {fewer:.1f}× fewer bytes"
@@ -227,9 +229,9 @@ def _bytes(fewer: float | None, kept: bool) -> str:
 
 
 def _top_kernel(one: DecodeFacts) -> str:
-    """The kernel that took longest, and the most that it can have drawn from memory.
+    """The slowest kernel, and an upper limit on the bandwidth that it reached.
 
-    That most would be so if this kernel alone moved all the bytes of a step.
+    The limit assumes that this kernel alone moved all the bytes of a step.
     """
     times = one.kernels
     if times is None or not times.kernels or not times.kernels[0].total_s:
@@ -240,16 +242,16 @@ def _top_kernel(one: DecodeFacts) -> str:
     most = one.pace.mbu and one.pace.mbu * one.step_s / (top.total_s / times.steps)
     if most is None or most >= 1:
         return text
-    return f"{text} and reads at most {percent(most)} of what the memory can deliver"
+    return f"{text} and reads at no more than {percent(most)} of the measured peak bandwidth"
 
 
 def _kernels(cells: list[DecodeFacts]) -> str:
     counts = [one.pace.launches_per_step or 0 for one in cells]
-    return f"{_span(counts, '{:,.0f}'.format)} kernels a {_step(cells[0])}"
+    return f"{_span(counts, '{:,.0f}'.format)} kernels per {_step(cells[0])}"
 
 
 def _range(cells: list[DecodeFacts], share: str) -> str:
-    """The shares that these cells reached of something in `Pace`, which is known for all of them."""
+    """The range over these cells of a share in `Pace`, which is known for all of them."""
     return _span((getattr(one.pace, share) for one in cells), percent)
 
 
@@ -272,5 +274,5 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def _step(one: DecodeFacts) -> str:
-    """What a decode step makes, as a reader would call it."""
+    """The reader's word for what a decode step generates."""
     return "token" if all(trial.batch_size == 1 for trial in one.cell.trials) else "step"

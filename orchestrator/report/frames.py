@@ -1,4 +1,4 @@
-"""Frames as a person reads them: one line each, for a worker that is run by hand."""
+"""Frames as text for people, one line each, for a worker that is run by hand."""
 
 from orchestrator.units import duration, mib, milliseconds, rate
 from schemas.frames import (
@@ -21,7 +21,7 @@ from schemas.record import MemoryReading
 
 
 def describe(frame: AnyFrame, reading: MemoryReading | None) -> str:
-    """One line for a frame; `reading` is what memory looked like from outside at a phase edge."""
+    """One line for a frame; `reading` is the memory that the parent read at a phase edge."""
     match frame:
         case Phase():
             return f"{_phase(frame)}{_memory(frame, reading)}"
@@ -64,7 +64,7 @@ def describe(frame: AnyFrame, reading: MemoryReading | None) -> str:
 def _compiled(frame: SetUp) -> str:
     if frame.compile_s is None:
         return ""
-    return f", {duration(frame.compile_s)} of it compiling, {frame.graph_breaks} graph breaks"
+    return f", {duration(frame.compile_s)} of which compiling, {frame.graph_breaks} graph breaks"
 
 
 def _kernels(frame: Profile) -> str:

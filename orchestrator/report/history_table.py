@@ -1,4 +1,4 @@
-"""A figure over time as text: a table for what was measured alike, a row for each run."""
+"""A figure over time, as text: a table for each cell, a row for each run."""
 
 import click
 from rich.bar import Bar
@@ -16,7 +16,7 @@ BAR_COLUMNS = 16
 
 
 def print_history(found: History) -> None:
-    """Bars begin at zero, so that they are to each other as the figures are."""
+    """Bars start at zero, so their lengths are proportional to the figures."""
     for series in found.series:
         click.echo(_title(series, found.figure))
         open_console().print(_table(series, found.figure))
@@ -33,19 +33,19 @@ def _table(series: Series, figure: str) -> Table:
         table.add_column(heading)
     table.add_column(SHOW[figure][1], justify="right")
     table.add_column("")
-    table.add_column("over the run before")
+    table.add_column("vs previous run")
     largest = 1.0 if figure == QUALITY else max(point.value for point in series.points)
     for point in series.points:
         date = point.started_at[:16].replace("T", " ") if point.started_at else ABSENT
         bar = Bar(largest, 0, point.value, width=BAR_COLUMNS)
         shown = SHOW[figure][0](point.value)
-        told = (date, point.run, point.commit or ABSENT, point.torch or ABSENT, shown)
-        table.add_row(*told, bar, _change(point.change, figure))
+        cells = (date, point.run, point.commit or ABSENT, point.torch or ABSENT, shown)
+        table.add_row(*cells, bar, _change(point.change, figure))
     return table
 
 
 def _change(found: Comparison | None, figure: str) -> str:
-    """A verdict only where there is a difference: the interval tells the rest."""
+    """With a verdict only if there is a difference; otherwise the interval says enough."""
     if found is None:
         return ABSENT
     if found.verdict not in ("faster", "slower"):

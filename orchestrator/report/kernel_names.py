@@ -1,21 +1,21 @@
-"""What a GPU kernel is called in a sentence: mangled templates run to hundreds of characters."""
+"""Short names of GPU kernels for sentences: template names run to hundreds of characters."""
 
 import re
 
 KERNEL_NAME_LENGTH = 40
 GENERIC_KERNELS = ("Kernel", "Kernel2", "kernel", "device_kernel")
-"""Names of C++ templates that say nothing without their arguments or their namespace."""
+"""Names of C++ templates that are meaningless without their arguments or namespace."""
 
 
 def short_kernel_name(name: str) -> str:
-    """The identifier that tells one kernel from another, at most 40 characters.
+    """The identifier that distinguishes a kernel, at most 40 characters.
 
-    A demangled C++ name loses its return type, arguments, template arguments and namespaces. Where what is
-    left says nothing, as CUTLASS's `Kernel2`, its first template argument says it, or else its namespace.
+    A demangled C++ name loses its return type, arguments, template arguments and namespaces. If the rest is
+    generic, like CUTLASS's `Kernel2`, the first template argument or the namespace is used too.
     """
     whole = name.replace("(anonymous namespace)::", "")
     bare = _without(_without(whole, r"\([^()]*\)"), r"<[^<>]*>")
-    # A name that was cut off keeps an open bracket.
+    # A truncated name keeps an open bracket.
     path = re.split(r"[<(]", bare.removeprefix("void ").split("::type ")[-1])[0].strip()
     *spaces, short = path.split("::")
     argument = re.search(r"<([\w:]+)", whole)
@@ -27,7 +27,7 @@ def short_kernel_name(name: str) -> str:
 
 
 def _without(text: str, innermost: str) -> str:
-    """Take out what matches, again and again, from the innermost brackets to the outermost."""
+    """Remove matches repeatedly, from the innermost brackets to the outermost."""
     while (shorter := re.sub(innermost, "", text)) != text:
         text = shorter
     return text

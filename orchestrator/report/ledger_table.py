@@ -1,4 +1,4 @@
-"""The ledgers of several cells side by side, and as bars that one can compare at a glance."""
+"""The ledgers of several cells side by side, and as bars for comparison at a glance."""
 
 from collections.abc import Iterator
 
@@ -10,17 +10,17 @@ from orchestrator.units import tenths_mib
 
 BAR_COLUMNS = 60
 WITHIN_TORCH = {
-    "private_pool_bytes": "pools of CUDA graphs",
+    "private_pool_bytes": "CUDA graph pools",
     "expandable_bytes": "expandable segments",
     "cublas_workspace_bytes": "cuBLAS workspace",
 }
 OUTSIDE = {
     "context": "CUDA context",
-    "load": "came while loading",
-    "cublas": "came with cuBLAS",
-    "setup": "came in set-up",
-    "warmup": "came in warm-up",
-    "rest": "came later",
+    "load": "added while loading",
+    "cublas": "added by cuBLAS",
+    "setup": "added in set-up",
+    "warmup": "added in warm-up",
+    "rest": "added later",
 }
 
 
@@ -33,7 +33,7 @@ def print_ledgers(ledgers: dict[str, Ledger], phase: str) -> None:
 
 
 def lines(ledgers: list[Ledger]) -> Iterator[Line]:
-    """Terms, their sums, and what is left over, which must be 0."""
+    """Terms, their sums, and the residual, which must be 0."""
     yield Line("tensors, as requested", [ledger.requested_bytes for ledger in ledgers])
     yield Line("rounding", [ledger.rounding_bytes for ledger in ledgers])
     yield Line("pending frees", [ledger.pending_free_bytes for ledger in ledgers])
@@ -42,7 +42,7 @@ def lines(ledgers: list[Ledger]) -> Iterator[Line]:
     yield Line("= reserved by torch", [ledger.reserved_bytes for ledger in ledgers])
     for field, heading in WITHIN_TORCH.items():
         if any(getattr(ledger, field) for ledger in ledgers):
-            yield Line(f"  of that: {heading}", [getattr(ledger, field) for ledger in ledgers])
+            yield Line(f"  of which: {heading}", [getattr(ledger, field) for ledger in ledgers])
     for name, heading in OUTSIDE.items():
         if any(name in ledger.outside_bytes for ledger in ledgers):
             yield Line(f"outside: {heading}", [ledger.outside_bytes.get(name) for ledger in ledgers])
@@ -51,7 +51,7 @@ def lines(ledgers: list[Ledger]) -> Iterator[Line]:
 
 
 def bars(ledgers: dict[str, Ledger]) -> Iterator[str]:
-    """A bar per cell, all on one scale: tensors █, the rest of what torch holds ▓, outside torch ░."""
+    """A bar per cell, all on one scale: tensors █, other memory held by torch ▓, outside torch ░."""
     longest = max((ledger.process_bytes for ledger in ledgers.values()), default=1)
     width = max(map(len, ledgers), default=0)
     for name, ledger in ledgers.items():
@@ -59,4 +59,4 @@ def bars(ledgers: dict[str, Ledger]) -> Iterator[str]:
         tensors, torch, whole = (round(BAR_COLUMNS * end / longest) for end in ends)
         drawn = "█" * tensors + "▓" * (torch - tensors) + "░" * (whole - torch)
         yield f"{name:>{width}} {drawn} {tenths_mib(ledger.process_bytes)}"
-    yield f"{'':{width}} █ tensors  ▓ other memory of torch's  ░ outside torch"
+    yield f"{'':{width}} █ tensors  ▓ other torch memory  ░ outside torch"

@@ -1,4 +1,4 @@
-"""What there is to measure: the list of precisions, and the plan of a run not yet made."""
+"""What can be measured: the list of precisions, and the plan of a run."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,13 +24,13 @@ from schemas.options import Options
 def print_precisions(
     precisions: Mapping[str, Precision], options: Options, gpus: list[Gpu], cache_folder: Path
 ) -> None:
-    """Every precision, what it stores and where it runs; below the table, what hinders it and what helps."""
+    """Every precision, what it stores and where it runs; below the table, problems and how to fix them."""
     device = choose_device(options.device, gpus)
     interpreters = choose_interpreters(options.python, precisions, cache_folder)
     table = Table(box=SIMPLE_HEAD, title=f"precisions, on {device}", title_justify="left", title_style="bold")
     for heading in ("precision", "bits", "here", "environment", "needs", "what it is"):
         table.add_column(heading, overflow="fold", no_wrap=heading == "precision")
-    # Below, and not in the table's cells: what is to be typed must not be broken up.
+    # Below the table, not in its cells: commands to copy must not be wrapped.
     lines: list[str] = []
     for name, precision in precisions.items():
         why = check(precision, device, gpus, interpreters[name])
@@ -58,10 +58,10 @@ def _environment(interpreter: Interpreter) -> str:
 
 
 def print_plan(plan: Plan, estimate: Estimate) -> None:
-    """The cells, each once and in the order they would run, what is left out, how often, and for how long."""
+    """The cells, each once and in the order they would run, skipped cells, rounds, and the estimated time."""
     if notice := plan.cells[0].job.model.notice:
         click.echo(notice)
-    # Of a run that is gone on with, some rounds are behind it, and one may be half done.
+    # A resumed run has finished some rounds, and may be in the middle of one.
     distinct: dict[CellKey, Cell] = {}
     for cell in plan.cells:
         distinct.setdefault(key_of(cell.job).without_round, cell)
@@ -74,7 +74,7 @@ def print_plan(plan: Plan, estimate: Estimate) -> None:
                 f"under {cell.interpreter.path}"
             )
         else:
-            click.echo(f"{job.precision}: left out, {cell.why_not}")
+            click.echo(f"{job.precision}: skipped, {cell.why_not}")
     click.echo(_count(plan, sum(cell.why_not is None for cell in distinct.values())))
     if plan.budget_s is not None:
         click.echo(f"budget: {duration(plan.budget_s)}")
@@ -83,7 +83,7 @@ def print_plan(plan: Plan, estimate: Estimate) -> None:
 
 
 def _count(plan: Plan, cells: int) -> str:
-    """How many cells there are, and how often."""
+    """The number of cells, and of rounds."""
     rounds = len({cell.job.round for cell in plan.cells})
     each = f"{cells} cells" if cells != 1 else "1 cell"
     if rounds == 1:
@@ -91,7 +91,7 @@ def _count(plan: Plan, cells: int) -> str:
     if plan.precise:
         precise = f"until every ratio is known within {plan.precise:.1%}"
         return f"{each}, in {FEWEST_ROUNDS} to {rounds} rounds, {precise}; the time is for {FEWEST_ROUNDS}"
-    return f"{each}, in {rounds} rounds, each in an order of its own: {len(plan.runnable)} cells"
+    return f"{each}, in {rounds} rounds, each in its own random order: {len(plan.runnable)} cells"
 
 
 def _lengths(load: Workload) -> str:

@@ -1,4 +1,4 @@
-"""A watched program's memory as it goes: a line whenever it changes, and the highest of each at the end."""
+"""The memory of a watched program: a line whenever it changes, and the peak of each figure at the end."""
 
 from collections.abc import Iterator
 
@@ -17,7 +17,7 @@ FIELDS = {
 
 
 def print_live(readings: Iterator[LiveReading], as_json: bool) -> None:
-    """Print readings as they come, in MiB, or as JSON Lines; what the program prints stands between them."""
+    """Print readings as they come, in MiB, or as JSON Lines, between the program's own output."""
     began_ns: int | None = None
     shown = ""
     highest = dict.fromkeys(FIELDS, 0)
@@ -34,7 +34,7 @@ def print_live(readings: Iterator[LiveReading], as_json: bool) -> None:
             shown = text
     if not as_json:
         peaks = (f"{heading} {mib(value or None)}" for heading, value in highest.items())
-        click.echo(f"highest, MiB: {', '.join(peaks)}")
+        click.echo(f"peak, MiB: {', '.join(peaks)}")
 
 
 def _figures(reading: LiveReading) -> str:

@@ -1,16 +1,14 @@
-"""Torch's memory and NVML's side by side, one table per precision."""
+"""Torch's memory and NVML's side by side, one table per cell."""
 
 import click
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from orchestrator.analysis.memory.peak_gap import gap_sentence, peak_gap
-from orchestrator.analysis.memory.phases import on_gpu, phase_memory
-from orchestrator.records.names import full_name
+from orchestrator.analysis.memory.cell_memory import CellMemory
+from orchestrator.analysis.memory.peak_gap import gap_sentence
+from orchestrator.analysis.memory.phases import on_gpu
 from orchestrator.report.console import open_console
-from orchestrator.report.warnings import run_warnings
 from orchestrator.units import ABSENT, mib
-from schemas.record import CellRecord, Run
 
 GPU_HEADINGS = (
     ("torch allocated", "allocated_bytes"),
@@ -24,28 +22,28 @@ GPU_HEADINGS = (
 CPU_HEADINGS = (("resident set", "process_bytes"), ("peak seen", "sampled_peak_bytes"))
 
 
-def print_memory(run: Run, cells: list[CellRecord]) -> None:
-    """One table per cell, in MiB: each phase as it ended, and its peaks."""
-    console = open_console()
-    for cell in cells:
-        headings = GPU_HEADINGS if on_gpu(cell) else CPU_HEADINGS
-        click.echo(f"{full_name(cell, run.cells)}: {cell.label}, MiB at the end of each phase")
-        table = Table(box=SIMPLE_HEAD)
-        table.add_column("phase")
-        for heading, _ in headings:
-            table.add_column(heading, justify="right")
-        table.add_column("seen at s", justify="right")
-        start_ns = cell.edges[0].phase.at_ns
-        for phase in phase_memory(cell):
-            at_ns = phase.sampled_peak_at_ns
-            at_s = ABSENT if at_ns is None else f"{(at_ns - start_ns) / 1e9:.1f}"
-            table.add_row(phase.phase, *(mib(getattr(phase, field)) for _, field in headings), at_s)
-        console.print(table)
+def print_memory(cells: list[CellMemory]) -> None:
+    """One table per cell, in MiB: each phase at its end, and its peaks."""
+    for memory in cells:
+        cell = memory.cell
+        click.echo(f"{memory.name}: {cell.label}, MiB at the end of each phase")
+        open_console().print(_table(memory))
         if on_gpu(cell):
-            click.echo(f"device in use before the worker: {mib(cell.baseline_device_bytes)} MiB")
-        gap = peak_gap(cell)
-        if gap and cell.sampler:
-            click.echo(gap_sentence(gap, cell.sampler.period_s))
+            click.echo(f"device memory in use before the worker: {mib(cell.baseline_device_bytes)} MiB")
+        if memory.gap and cell.sampler:
+            click.echo(gap_sentence(memory.gap, cell.sampler.period_s))
         click.echo()
-    for line in run_warnings(run):
-        click.echo(f"• {line}")
+
+
+def _table(memory: CellMemory) -> Table:
+    headings = GPU_HEADINGS if on_gpu(memory.cell) else CPU_HEADINGS
+    table = Table(box=SIMPLE_HEAD)
+    table.add_column("phase")
+    for heading, _ in headings:
+        table.add_column(heading, justify="right")
+    table.add_column("seen at s", justify="right")
+    for phase in memory.phases:
+        at_ns = phase.sampled_peak_at_ns
+        at_s = ABSENT if at_ns is None else f"{(at_ns - memory.cell.edges[0].phase.at_ns) / 1e9:.1f}"
+        table.add_row(phase.phase, *(mib(getattr(phase, field)) for _, field in headings), at_s)
+    return table

@@ -1,12 +1,12 @@
-"""Timelines as a picture: one panel per worker, all on one scale of time and one of memory.
+"""Plots of timelines: one panel per worker, all with the same time and memory scales.
 
-matplotlib draws it, since one library gives both forms without a browser or a network: a PNG, and an SVG
-whose text stays text, which an HTML page holds inline without a line of JavaScript. It is imported only
-when a picture is asked for, as it brings numpy, which nothing else in this half needs.
+matplotlib draws them, since one library covers both formats without a browser or a network: a PNG, and an SVG
+with real text, which an HTML page embeds without JavaScript. It is imported only when a plot is requested,
+since it imports numpy, which nothing else in the parent needs.
 
-Colours are Okabe and Ito's, which colour-blind readers can tell apart; each series also has a stroke or
-a mark of its own, for print. Names stand where the thing is, moved aside just so far that none covers
-another, with a thin line to its place.
+The colors are those of Okabe and Ito, which color-blind readers can distinguish; each series also has its own
+line style or marker, for print. Labels are next to what they label, moved only as far as needed to avoid
+overlap, with a thin line to it.
 """
 
 import io
@@ -17,7 +17,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
 
 from orchestrator.analysis.memory.timeline import PhaseSpan, Point, Timeline
-from orchestrator.report.placing import Name, Stretch, placed, spread
+from orchestrator.report.label_layout import Interval, Label, placed, spread
 from schemas.record import Run
 
 if TYPE_CHECKING:
@@ -30,40 +30,40 @@ NVML, RESERVED, ALLOCATED, PEAK = "#D55E00", "#56B4E9", "#0072B2", "#000000"
 INK, FAINT = "#333333", "#999999"
 SHADES = {"prefill": "#8FCBB4", "decode": "#DDF1EA"}
 OTHER_SHADES = ("#FFFFFF", "#EFEFEF")
-"""In turn, for phases in which nothing is timed."""
+"""Alternating, for phases in which nothing is timed."""
 
 STYLE = {
     "font.family": ["DejaVu Sans", "sans-serif"],
     "font.size": 8,
-    "text.parse_math": False,  # a `$` in a model's name is no formula
+    "text.parse_math": False,  # a `$` in a model's name doesn't start a formula
     "svg.fonttype": "none",
     "svg.hashsalt": "qbench",
     "axes.edgecolor": FAINT,
     "axes.linewidth": 0.6,
 }
 SMALL = 7
-"""Points, of names within a panel."""
+"""Points, for labels within a panel."""
 
-# The page in inches.
+# The page, in inches.
 WIDTH, LEFT, RIGHT = 11.0, 0.65, 2.0
 TITLE, HEADER, PANEL, FOOTER = 0.3, 0.72, 1.5, 0.8
 LANE = 0.16
-"""Below zero in each panel, where cells are named."""
+"""Height of the strip below zero in each panel, with the names of cells."""
 LINE = 0.135
 """Height of small text."""
 DOTS_PER_INCH = 110
 UNSEEN = 0.003
-"""Shorter than this a phase can't be seen, so it is not named either."""
+"""A phase shorter than this is invisible, so it isn't labelled."""
 
 GPU_KEY = (
-    "Torch and the process are read at phase edges, the marks; between them lines are straight. "
-    "Black: the highest that torch had allocated in a phase.\n"
+    "Torch and the process are read at phase edges (markers); lines between them are straight. "
+    "Black: torch's peak of allocated memory in a phase.\n"
 )
-KEY = "Green: timed, prefill darker than decode. At the foot of each panel: what was being measured."
+KEY = "Green: timed phases, prefill darker than decode. Below each panel: the cell being measured."
 
 
 class Scale(NamedTuple):
-    """What all panels have in common."""
+    """The scales shared by all panels."""
 
     from_s: float
     to_s: float
@@ -71,25 +71,25 @@ class Scale(NamedTuple):
     unit: str
     unit_bytes: int
 
-    def stretch(self, text: str, start_s: float, end_s: float) -> Stretch:
-        """As much of it as the axis shows."""
+    def interval(self, text: str, start_s: float, end_s: float) -> Interval:
+        """The part within the axis."""
         inches_per_s = (WIDTH - LEFT - RIGHT) / (self.to_s - self.from_s)
         start, end = ((max(at_s, self.from_s) - self.from_s) * inches_per_s for at_s in (start_s, end_s))
-        return Stretch(text, start, end)
+        return Interval(text, start, end)
 
     def show(self, value_bytes: float) -> str:
-        """To a MiB, or to the ten of them that a hundredth of a GiB is."""
+        """To a MiB, or to a hundredth of a GiB."""
         digits = 2 if self.unit == "GiB" else 0
         return f"{value_bytes / self.unit_bytes:,.{digits}f} {self.unit}"
 
 
-def forms() -> dict[str, Callable[[list[Timeline], str], bytes]]:
-    """File ending → what draws that form."""
+def formats() -> dict[str, Callable[[list[Timeline], str], bytes]]:
+    """File extension → function that draws that format."""
     return {".html": as_html, ".png": as_png}
 
 
 def title(run: Run, name: str) -> str:
-    """What was measured, on what, and in which run."""
+    """Model, device and run."""
     models = dict.fromkeys(job.model.name for job in run.plan.jobs)
     devices = dict.fromkeys(cell.ready.device_name for cell in run.cells if cell.ready)
     device = run.environment.cpu if list(devices) == ["CPU"] else ", ".join(devices) or "an unknown device"
@@ -102,9 +102,9 @@ def as_png(drawn: list[Timeline], heading: str) -> bytes:
 
 
 def as_html(drawn: list[Timeline], heading: str) -> bytes:
-    """A page that asks for nothing else. Raises `ModuleNotFoundError` without matplotlib."""
+    """A self-contained page. Raises `ModuleNotFoundError` without matplotlib."""
     image = _rendered(drawn, heading, "svg").decode()
-    # A page has a doctype of its own, and the image's would name an address.
+    # The page has its own doctype, and the image's contains a URL.
     image = image[image.index("<svg") :]
     name = escape(heading)
     return (
@@ -118,10 +118,10 @@ def _rendered(drawn: list[Timeline], heading: str, form: str) -> bytes:
     from matplotlib import style
 
     out = io.BytesIO()
-    # The user's own matplotlibrc does not reach in here, nor our style out.
+    # Isolated from the user's matplotlibrc, in both directions.
     with style.context(["default", STYLE]):
         figure = _figure(drawn, heading)
-        # With its own metadata the same run would give another file each day, and addresses in it.
+        # Default metadata contains dates and URLs, so the same run would give another file each time.
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type") if form == "svg" else ("Software",))
         figure.savefig(out, format=form, dpi=DOTS_PER_INCH, metadata=nothing)
     return out.getvalue()
@@ -148,7 +148,7 @@ def _figure(drawn: list[Timeline], heading: str) -> "Figure":
 def _scale(drawn: list[Timeline]) -> Scale:
     to_s = max(timeline.end_s for timeline in drawn)
     from_s = min(timeline.first_known_s for timeline in drawn)
-    # A little of what came before, so that the first figure does not sit on the axis.
+    # A small margin, so that the first figure isn't on the axis.
     from_s = max(0.0, from_s - 0.03 * (to_s - from_s))
     top_bytes = 1.08 * (max(timeline.highest_bytes for timeline in drawn) or 2**20)
     unit, unit_bytes = ("GiB", 2**30) if top_bytes >= 2 * 2**30 else ("MiB", 2**20)
@@ -167,7 +167,7 @@ def _set_axes(axes: "Axes", scale: Scale, last: bool) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(color=FAINT, labelbottom=last)
     if last:
-        axes.set_xlabel("seconds since the worker's start")
+        axes.set_xlabel("seconds since the worker started")
 
 
 def _draw(axes: "Axes", timeline: Timeline, scale: Scale) -> None:
@@ -175,15 +175,15 @@ def _draw(axes: "Axes", timeline: Timeline, scale: Scale) -> None:
     axes.text(0, over, timeline.label, transform=axes.transAxes, fontsize=9, fontweight="bold", va="top")
     _shade(axes, timeline.phases)
     _draw_series(axes, timeline, scale)
-    _name_series(axes, timeline, scale)
-    _name_phases(axes, timeline.phases, scale)
-    _name_cells(axes, timeline, scale)
+    _label_series(axes, timeline, scale)
+    _label_phases(axes, timeline.phases, scale)
+    _label_cells(axes, timeline, scale)
 
 
 def _shade(axes: "Axes", phases: list[PhaseSpan]) -> None:
     for index, span in enumerate(phases):
         shade = SHADES.get(span.phase, OTHER_SHADES[index % 2])
-        # With an edge a prefill of some milliseconds is still seen, before the long decode.
+        # The edge makes a prefill of a few milliseconds visible next to a long decode.
         edge = 0.6 if span.phase == "prefill" else 0
         low = LANE / PANEL
         axes.axvspan(span.start_s, span.end_s, ymin=low, color=shade, linewidth=edge, zorder=edge)
@@ -207,7 +207,7 @@ def _draw_series(axes: "Axes", timeline: Timeline, scale: Scale) -> None:
 
 
 def _draw_peaks(axes: "Axes", timeline: Timeline, scale: Scale) -> None:
-    """Beneath the curves, so that a peak shows where it rises above them; from the highest on to its name."""
+    """Below the curves, so only peaks above them are visible; with a line from the highest to its label."""
     marked = [span for span in timeline.phases if span.peak_allocated_bytes]
     for span in marked:
         peak = (span.peak_allocated_bytes or 0) / scale.unit_bytes
@@ -223,32 +223,32 @@ def _highest(phases: list[PhaseSpan]) -> PhaseSpan | None:
     return max(phases, key=lambda span: span.peak_allocated_bytes or 0, default=None)
 
 
-def _name_series(axes: "Axes", timeline: Timeline, scale: Scale) -> None:
-    """To the right of where the curves end, each with its last figure."""
+def _label_series(axes: "Axes", timeline: Timeline, scale: Scale) -> None:
+    """To the right of the curves, each with its last figure."""
     ends = sorted(_series_ends(timeline), key=lambda end: end[1])
     inches_per_byte = (PANEL - LANE) / scale.top_bytes
-    names = [
-        Name(text.format(scale.show(held)), LANE + held * inches_per_byte, LINE) for text, held, _ in ends
+    labels = [
+        Label(text.format(scale.show(held)), LANE + held * inches_per_byte, LINE) for text, held, _ in ends
     ]
-    for name, (_, held, colour), at in zip(names, ends, spread(names, 0.0, PANEL), strict=True):
+    for label, (_, held, color), at in zip(labels, ends, spread(labels, 0.0, PANEL), strict=True):
         axes.annotate(
-            name.text,
+            label.text,
             xy=(timeline.end_s, held / scale.unit_bytes),
-            xytext=(18, 72 * (at - name.wanted)),
+            xytext=(18, 72 * (at - label.preferred)),
             textcoords="offset points",
             fontsize=SMALL,
-            color=colour,
+            color=color,
             va="center",
             annotation_clip=False,
             bbox={"facecolor": "white", "linewidth": 0, "pad": 0.4},
-            arrowprops=_leader(colour, from_=(0, 0.5)),
+            arrowprops=_leader(color, from_=(0, 0.5)),
         )
 
 
 def _series_ends(timeline: Timeline) -> Iterator[tuple[str, int, str]]:
-    """Name with a place for the figure, the figure, and the colour."""
+    """Label with a placeholder for the figure, the figure, and the color."""
     sampled = "NVML, whole device {}" if timeline.on_gpu else "resident set {}"
-    for text, series, colour in (
+    for text, series, color in (
         (sampled, timeline.sampled, NVML),
         ("○ NVML, process {}", timeline.process, NVML),
         ("- - torch reserved {}", timeline.reserved, "#2A7FB0"),  # dark enough to read as text
@@ -256,19 +256,19 @@ def _series_ends(timeline: Timeline) -> Iterator[tuple[str, int, str]]:
     ):
         known = [point.held_bytes for point in series if point.held_bytes is not None]
         if known:
-            yield text, known[-1], colour
+            yield text, known[-1], color
     highest = _highest(timeline.phases)
     if highest and highest.peak_allocated_bytes:
         yield f"torch peak {{}}, in {highest.phase}", highest.peak_allocated_bytes, PEAK
 
 
-def _name_phases(axes: "Axes", phases: list[PhaseSpan], scale: Scale) -> None:
-    """Above the panel, with lines down to it."""
+def _label_phases(axes: "Axes", phases: list[PhaseSpan], scale: Scale) -> None:
+    """Above the panel, with lines down to them."""
     width = WIDTH - LEFT - RIGHT
-    for name, at in placed(_stretches(phases, scale), width):
+    for label, at in placed(_intervals(phases, scale), width):
         axes.annotate(
-            name.text,
-            xy=(name.wanted / width, 1),
+            label.text,
+            xy=(label.preferred / width, 1),
             xycoords="axes fraction",
             xytext=(at / width, 1 + 0.13 / PANEL),
             textcoords="axes fraction",
@@ -280,13 +280,13 @@ def _name_phases(axes: "Axes", phases: list[PhaseSpan], scale: Scale) -> None:
         )
 
 
-def _stretches(phases: list[PhaseSpan], scale: Scale) -> Iterator[Stretch]:
-    """Phases that are long enough to be seen; trials on end are named together."""
+def _intervals(phases: list[PhaseSpan], scale: Scale) -> Iterator[Interval]:
+    """Phases that are long enough to be visible; consecutive trials share a label."""
     for timed, group in groupby(phases, key=lambda span: span.phase in SHADES):
         for spans in [list(group)] if timed else [[span] for span in group]:
-            stretch = scale.stretch(_group_name(spans), spans[0].start_s, spans[-1].end_s)
-            if stretch.length > UNSEEN:
-                yield stretch
+            interval = scale.interval(_group_name(spans), spans[0].start_s, spans[-1].end_s)
+            if interval.length > UNSEEN:
+                yield interval
 
 
 def _group_name(spans: list[PhaseSpan]) -> str:
@@ -295,26 +295,26 @@ def _group_name(spans: list[PhaseSpan]) -> str:
     return f"{text} ×{trials}" if trials > 1 else text
 
 
-def _name_cells(axes: "Axes", timeline: Timeline, scale: Scale) -> None:
-    """In the lane below zero, with a bar for each."""
+def _label_cells(axes: "Axes", timeline: Timeline, scale: Scale) -> None:
+    """In the strip below zero, with a bar for each."""
     width = WIDTH - LEFT - RIGHT
-    stretches = []
+    intervals = []
     for cell in timeline.cells:
         text = f"{cell.name}, failed" if cell.failed else cell.name
-        stretches.append(scale.stretch(text, cell.start_s, cell.end_s))
-        ends = [stretches[-1].start / width, stretches[-1].end / width]
+        intervals.append(scale.interval(text, cell.start_s, cell.end_s))
+        ends = [intervals[-1].start / width, intervals[-1].end / width]
         axes.plot(ends, [0.15 * LANE / PANEL] * 2, color=INK, linewidth=2, transform=axes.transAxes,
                   solid_capstyle="butt", marker="|", markersize=5)  # fmt: skip
-    for name, at in placed(stretches, width):
-        axes.text(at / width, 0.6 * LANE / PANEL, name.text, transform=axes.transAxes, fontsize=SMALL,
+    for label, at in placed(intervals, width):
+        axes.text(at / width, 0.6 * LANE / PANEL, label.text, transform=axes.transAxes, fontsize=SMALL,
                   color=INK, ha="center", va="center")  # fmt: skip
 
 
-def _leader(colour: str, from_: tuple[float, float]) -> dict[str, object]:
-    """The line from a name to its place; `from_` is where on the text it begins, in shares of it."""
+def _leader(color: str, from_: tuple[float, float]) -> dict[str, object]:
+    """The line from a label to its target; `from_` is where it starts, as shares of the text's size."""
     return {
         "arrowstyle": "-",
-        "color": colour,
+        "color": color,
         "linewidth": 0.5,
         "relpos": from_,
         "shrinkA": 1,

@@ -11,14 +11,14 @@ from orchestrator.units import tenths_mib
 
 
 class Line(NamedTuple):
-    """A row: its heading and a figure for each cell, None where there is none."""
+    """A row: its heading and a figure for each cell, None if unknown."""
 
     heading: str
     bytes_: list[int | None]
 
 
 def print_side_by_side(names: Iterable[str], lines: Iterable[Line]) -> None:
-    """In MiB; `names` are those of the cells, in the order of each line's figures."""
+    """In MiB; `names` are the names of the cells, in the order of each line's figures."""
     table = Table(box=SIMPLE_HEAD)
     table.add_column("")
     for name in names:

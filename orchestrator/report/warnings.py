@@ -1,10 +1,10 @@
-"""What a reader must know before believing a table: one plain line each, from pure functions."""
+"""Warnings: what a reader must know before trusting a table, one line each, from pure functions."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from orchestrator.analysis.conditions import DIFFERENCE, FlagKind, flags
-from orchestrator.analysis.memory.phases import on_gpu, phase_memory
+from orchestrator.analysis.memory.phases import PhaseMemory, on_gpu
 from orchestrator.records.keys import BASELINE
 from orchestrator.records.names import full_names
 from orchestrator.units import duration, mib, milliseconds, percent
@@ -12,26 +12,25 @@ from schemas.frames import Done
 from schemas.record import CellRecord, ForeignProcess, Run, Skipped
 
 MIXED_PACKAGES = ("torch", "transformers")
-"""Packages whose versions move every figure, so that a mix within a table must be seen."""
+"""Packages whose versions affect every figure, so a mix of versions within a table is reported."""
 
 MISSED_SHARE = 0.1
-"""Samples missed for each one taken, from which on a reader is told."""
+"""Missed samples per sample taken, above which there is a warning."""
 
 MERGED: dict[FlagKind, str] = {
     "never-settled": (
-        "warm-up never settled: the last two of its trials still differed in {}; the timed trials after it "
-        "are kept"
+        "warm-up never settled: its last two trials still differed in {}; the timed trials after it are kept"
     ),
     "unstable": (
         f"decode time per token differs by more than {percent(DIFFERENCE)} between trials of {{}}; all are "
         "kept, so read small differences between rows with care"
     ),
 }
-"""What is said once where it holds for several cells, which are put in with their differences."""
+"""Warnings stated once for several cells, which fill the braces with their differences."""
 
 
-def run_warnings(run: Run) -> list[str]:
-    """Everything worth a warning in a run, most general first."""
+def run_warnings(run: Run, phases: Sequence[list[PhaseMemory]]) -> list[str]:
+    """All warnings about a run, most general first. `phases` are those of its cells, in order."""
     about = (
         _notices,
         _device,
@@ -39,15 +38,15 @@ def run_warnings(run: Run) -> list[str]:
         _shortened,
         _unequal_prompts,
         _conditions,
-        _hidden_memory,
+        lambda run: _hidden_memory(run, phases),
         _reserved_by_driver,
-        _sliced,
-        _other_numbers,
-        _leftovers,
-        _strangers,
+        _mig,
+        _gpu_numbers,
+        _leftover_memory,
+        _other_processes,
         _missed_samples,
     )
-    # Each line once: what is so of a worker is found in every cell of it.
+    # Each line once: a worker's problem is found again in each of its cells.
     return list(dict.fromkeys(line for find in about for line in find(run)))
 
 
@@ -63,7 +62,7 @@ def _device(run: Run) -> Iterator[str]:
 
 
 def _mixed_versions(run: Run) -> Iterator[str]:
-    """Each row that differs from the baseline; without a baseline, who has which."""
+    """Each row that differs from the baseline; without a baseline, the rows of each version."""
     baseline = next((cell.ready for cell in run.cells if cell.precision == BASELINE and cell.ready), None)
     if baseline is None:
         yield from _mixed_without_baseline(run)
@@ -76,7 +75,7 @@ def _mixed_versions(run: Run) -> Iterator[str]:
             if package in MIXED_PACKAGES and here.get(package, there) != there
         )
         if mix:
-            yield f"{cell.precision} ran with {mix}: what differs between them is not the precision alone"
+            yield f"{cell.precision} ran with {mix}: the two differ in more than their precision"
 
 
 def _mixed_without_baseline(run: Run) -> Iterator[str]:
@@ -102,7 +101,7 @@ def _shortened(run: Run) -> Iterator[str]:
         if isinstance(cell.outcome, Done):
             yield from _shortened_cell(cell, cell.outcome, name(cell))
         elif isinstance(cell.outcome, Skipped):
-            yield f"{name(cell)}: left out, {cell.outcome.reason}"
+            yield f"{name(cell)}: skipped, {cell.outcome.reason}"
 
 
 def _shortened_cell(cell: CellRecord, done: Done, name: str) -> Iterator[str]:
@@ -110,15 +109,15 @@ def _shortened_cell(cell: CellRecord, done: Done, name: str) -> Iterator[str]:
         return
     if cell.job is None or cell.job.budget_s is None:
         return
-    share = f"its {duration(cell.job.budget_s)} of the budget"
+    share = f"its {duration(cell.job.budget_s)} share of the budget"
     trials = f"{done.trials_measured} of {done.trials_planned} trials"
     if cell.trials[0].cut_short:
         trials += f", {cell.trials[0].new_tokens} of {cell.job.workload.new_tokens} tokens"
-    yield f"{name}: {trials} fitted into {share}"
+    yield f"{name}: {trials} fit into {share}"
 
 
 def _unequal_prompts(run: Run) -> Iterator[str]:
-    """A budget lets slow precisions measure the first prompts only, and prefill grows with the prompt."""
+    """With a budget, slow precisions measure only the first prompts, and prefill time grows with length."""
     done = [(cell, cell.outcome) for cell in run.cells if isinstance(cell.outcome, Done)]
     if all(outcome.trials_measured == outcome.trials_planned for _, outcome in done):
         return
@@ -127,13 +126,13 @@ def _unequal_prompts(run: Run) -> Iterator[str]:
     lengths = {trial.prompt_tokens for trials in measured for trial in trials}
     if len(counts) > 1 and len(lengths) > 1:
         yield (
-            f"rows rest on {min(counts)} to {max(counts)} prompts of different length, so their TTFT are of "
-            "different prompts: compare prefill_tok_s in qbench-report --format csv"
+            f"rows are based on {min(counts)} to {max(counts)} prompts of different lengths, so their TTFTs "
+            "are not comparable: compare prefill_tok_s in qbench-report --format csv"
         )
 
 
 def _conditions(run: Run) -> Iterator[str]:
-    """A line per flag; but one for all cells where many are alike, as eager decode on a busy host is."""
+    """A line per flag, but one for all cells if several share it, as with eager decode on a busy host."""
     name = full_names(run.cells)
     raised = [(name(cell), flag) for cell in run.cells for flag in flags(cell)]
     counts = Counter(flag.kind for _, flag in raised)
@@ -144,26 +143,30 @@ def _conditions(run: Run) -> Iterator[str]:
         yield line.format(", ".join(cells))
 
 
-def _hidden_memory(run: Run) -> Iterator[str]:
+def _hidden_memory(run: Run, phases: Sequence[list[PhaseMemory]]) -> Iterator[str]:
     for cell in run.cells:
         reasons = (edge.reading.reason for edge in cell.edges if edge.reading and cell.ready)
         for reason in dict.fromkeys(reason for reason in reasons if reason):
             if on_gpu(cell):
-                estimate = _estimate(cell.precision, run.cells)
+                estimate = _estimate(cell.precision, run.cells, phases)
                 yield f"{cell.precision}: NVML process bytes are missing: {reason}{estimate}"
 
 
-def _estimate(precision: str, cells: list[CellRecord]) -> str:
-    """What stands in for the process's bytes, at its highest in any cell of this precision."""
-    own = (cell for cell in cells if cell.precision == precision)
-    phases = (phase for cell in own for phase in phase_memory(cell) if phase.phase != "profile")
-    over = (phase.device_over_baseline_bytes for phase in phases)
+def _estimate(precision: str, cells: list[CellRecord], phases: Sequence[list[PhaseMemory]]) -> str:
+    """A substitute for the process's bytes: their highest estimate in any cell of this precision."""
+    over = (
+        phase.device_over_baseline_bytes
+        for cell, own in zip(cells, phases, strict=True)
+        if cell.precision == precision
+        for phase in own
+        if phase.phase != "profile"
+    )
     highest = max((size for size in over if size is not None), default=None)
     if highest is None:
         return ""
     return (
-        f"; as an estimate, the whole device held up to {mib(highest)} MiB more than just before the worker "
-        "started, whoever's they are"
+        f"; as an estimate, the whole device, including other processes, held up to {mib(highest)} MiB more "
+        "than just before the worker started"
     )
 
 
@@ -171,29 +174,29 @@ def _reserved_by_driver(run: Run) -> Iterator[str]:
     used = {cell.ready.device_uuid for cell in run.cells if cell.ready}
     if any(gpu.memory_info_version == 1 and gpu.uuid in used for gpu in run.environment.gpus):
         yield (
-            "the driver is too old to tell what it reserves for itself, so NVML's device bytes include that "
-            "(some hundred MiB); process bytes don't"
+            "the driver is too old to report the memory it reserves for itself, so NVML's device bytes "
+            "include it (a few hundred MiB); process bytes don't"
         )
 
 
-def _sliced(run: Run) -> Iterator[str]:
+def _mig(run: Run) -> Iterator[str]:
     mig = {gpu.uuid for gpu in run.environment.gpus if gpu.mig}
     for cell in run.cells:
         asked = cell.nvml_uuid or ""
         if asked.startswith("MIG-"):
             yield (
                 f"the workers ran in a MIG slice ({asked}): NVML's device bytes are the slice's, but clocks, "
-                "temperature and power are the whole GPU's, neighbours included"
+                "temperature and power are the whole GPU's, including other slices"
             )
         elif asked in mig:
             yield (
-                "the GPU is in MIG mode, and which slice the workers ran in could not be told: NVML's device "
-                "bytes are the whole GPU's, neighbours included; name one slice in CUDA_VISIBLE_DEVICES"
+                "the GPU is in MIG mode, and the slice that the workers ran in is unknown: NVML's device "
+                "bytes are the whole GPU's, including other slices; name one slice in CUDA_VISIBLE_DEVICES"
             )
 
 
-def _other_numbers(run: Run) -> Iterator[str]:
-    """CUDA's numbers are not NVML's: whoever looks at nvidia-smi beside this table looks for another one."""
+def _gpu_numbers(run: Run) -> Iterator[str]:
+    """CUDA and NVML number GPUs differently, so nvidia-smi may list the device under another number."""
     numbers = {gpu.uuid: gpu.index for gpu in run.environment.gpus}
     for ready in (cell.ready for cell in run.cells if cell.ready):
         number = numbers.get(ready.device_uuid or "")
@@ -203,27 +206,27 @@ def _other_numbers(run: Run) -> Iterator[str]:
             "CUDA_VISIBLE_DEVICES": ready.cuda_visible_devices,
             "CUDA_DEVICE_ORDER": ready.cuda_device_order,
         }
-        told = ", ".join(f"{name}={value}" for name, value in settings.items() if value is not None)
-        why = told or "CUDA counts the fastest first"
-        yield f"{ready.device} is GPU {number} to NVML and nvidia-smi ({why})"
+        in_force = ", ".join(f"{name}={value}" for name, value in settings.items() if value is not None)
+        why = in_force or "CUDA numbers the fastest first"
+        yield f"{ready.device} is GPU {number} in NVML and nvidia-smi ({why})"
 
 
-def _leftovers(run: Run) -> Iterator[str]:
+def _leftover_memory(run: Run) -> Iterator[str]:
     for cell in run.cells:
         left = cell.leftover
         if left is None:
             continue
-        held = "NVML would not list who holds it"
+        held = "NVML did not list the processes that hold it"
         if left.holders is not None:
             held = f"NVML lists {_processes(left.holders)}" if left.holders else "NVML lists no process"
         yield (
-            f"{cell.precision}: when its worker was started, the GPU still held "
-            f"{mib(left.over_baseline_bytes)} MiB more than before the run ({held}); speed and the room for "
-            "memory may suffer from it"
+            f"{cell.precision}: when its worker started, {mib(left.over_baseline_bytes)} MiB more of the "
+            f"GPU's memory were still in use than before the run ({held}); speed and available memory "
+            "may suffer"
         )
 
 
-def _strangers(run: Run) -> Iterator[str]:
+def _other_processes(run: Run) -> Iterator[str]:
     name = full_names(run.cells)
     for cell in run.cells:
         seen = [edge.reading.others for edge in cell.edges if edge.reading and edge.reading.others]
@@ -231,9 +234,9 @@ def _strangers(run: Run) -> Iterator[str]:
             most = max(seen, key=lambda others: sum(other.used_bytes or 0 for other in others))
             pids = {other.pid: other for others in seen for other in others}
             yield (
-                f"{name(cell)}: not alone on the GPU while it was measured: "
-                f"{_processes(list(pids.values()))}, at most {_together(most)} at once; speed and memory may "
-                "be theirs too"
+                f"{name(cell)}: other processes were on the GPU while it was measured: "
+                f"{_processes(list(pids.values()))}, at most {_together(most)} at once; they may have "
+                "affected speed and memory"
             )
 
 
@@ -245,7 +248,7 @@ def _together(processes: list[ForeignProcess]) -> str:
     known = [each.used_bytes for each in processes if each.used_bytes is not None]
     if not known:
         return "an unknown number of MiB"
-    return f"{mib(sum(known))} MiB" + ("" if len(known) == len(processes) else " and an unknown rest")
+    return f"{mib(sum(known))} MiB" + ("" if len(known) == len(processes) else " plus an unknown amount")
 
 
 def _missed_samples(run: Run) -> Iterator[str]:
@@ -254,6 +257,7 @@ def _missed_samples(run: Run) -> Iterator[str]:
         if stats is None or not stats.missed or stats.missed <= MISSED_SHARE * stats.samples:
             continue
         yield (
-            f"{cell.precision}: {stats.missed} samples of memory were missed and {stats.samples} taken, the "
-            f"slowest in {milliseconds(stats.longest_call_s)} ms: peaks between phases may have been higher"
+            f"{cell.precision}: {stats.missed} memory samples were missed and {stats.samples} taken, the "
+            f"slowest in {milliseconds(stats.longest_call_s)} ms: peaks between phase edges may have been "
+            "higher"
         )

@@ -1,11 +1,13 @@
-"""Best mode against best mode: what a precision wins at all, and up to which batch."""
+"""Best mode vs best mode: the speed-up of each precision, and up to which batch it leads."""
 
 import msgspec
 import pytest
+from analyses import rows_of
 from conftest import ROOT
+from golden_text import Golden
 
 from orchestrator.analysis.best_mode import Best, best_modes, leads
-from orchestrator.analysis.metrics import CellMetrics, summarize
+from orchestrator.analysis.metrics import CellMetrics
 from orchestrator.records.store import read_run
 from orchestrator.report.best_table import best_table
 from orchestrator.report.summary import as_json, as_markdown
@@ -21,7 +23,7 @@ def at_batches(precision: str, tok_s: dict[int, float]) -> list[CellMetrics]:
     return [row(precision, speed, batch_size=size) for size, speed in tok_s.items()]
 
 
-def test_each_is_taken_in_its_own_best_mode() -> None:
+def test_each_precision_is_shown_in_its_best_mode() -> None:
     rows = [
         row("fp16", 40, "eager"), row("fp16", 130), row("fp16", 180, "compile"),
         row("awq-marlin", 30, "eager"), row("awq-marlin", 270), row("awq-marlin", None, "compile"),
@@ -30,7 +32,7 @@ def test_each_is_taken_in_its_own_best_mode() -> None:
     assert (fp16.decode, fp16.versus_baseline) == ("compile", 1.0)
     assert (marlin.decode, marlin.baseline_decode, marlin.versus_baseline) == ("graph", "compile", 1.5)
     assert best_table([fp16, marlin]) == [
-        ["best mode of each", "against FP16's best"],
+        ["best decode mode", "vs FP16's best"],
         ["fp16", "180.0 tok/s, compile"],
         ["awq-marlin", "1.50×, graph"],
     ]
@@ -39,29 +41,32 @@ def test_each_is_taken_in_its_own_best_mode() -> None:
 def test_batches_are_compared_with_fp16_at_the_same_batch() -> None:
     rows = at_batches("fp16", {1: 100, 8: 800}) + at_batches("nf4", {1: 150, 8: 400})
     assert [best.versus_baseline for best in best_modes(rows)] == [1.0, 1.0, 1.5, 0.5]
-    assert best_table(best_modes(rows))[0] == ["best mode of each", "batch 1", "batch 8"]
+    assert best_table(best_modes(rows))[0] == ["best decode mode", "batch 1", "batch 8"]
 
 
 @pytest.mark.parametrize(
-    ("speeds", "told"),
+    ("speeds", "said"),
     [
-        ({1: 180, 4: 480, 16: 1500}, "leads up to 4 (1.20×) and has lost its lead at 16 (0.94×)"),
+        ({1: 180, 4: 480, 16: 1500}, "leads up to 4 (1.20×) and loses its lead at 16 (0.94×)"),
         (
             {1: 180, 4: 390, 16: 1500},
-            "1.80× FP16's speed at batch 1 and has lost its lead at 4 (0.97×)",
+            "1.80× FP16's speed at batch 1 and loses its lead at 4 (0.97×)",
         ),
         ({1: 180, 4: 480, 16: 1760}, "and still leads at 16 (1.10×)"),
         ({1: 80, 4: 480}, None),
         ({1: 180}, None),
     ],
 )
-def test_where_a_lead_is_lost(speeds: dict[int, float], told: str | None) -> None:
+def test_the_batch_at_which_a_lead_is_lost(
+    speeds: dict[int, float], said: str | None, golden: Golden
+) -> None:
     rows = at_batches("fp16", {1: 100, 4: 400, 16: 1600}) + at_batches("int4-wo", speeds)
     lines = list(leads(best_modes(rows)))
-    assert [told in line for line in lines] == ([] if told is None else [True])
+    golden(lines)
+    assert [said in line for line in lines] == ([] if said is None else [True])
 
 
-def test_a_ratio_of_hosts_is_no_lead() -> None:
+def test_a_ratio_of_hosts_is_not_a_lead() -> None:
     rows = [
         msgspec.structs.replace(each, decode="eager", decode_bound="launch")
         for each in at_batches("fp16", {1: 40, 4: 160}) + at_batches("int8", {1: 60, 4: 100})
@@ -78,14 +83,14 @@ def test_a_ratio_of_hosts_is_no_lead() -> None:
         [row("awq", 40, "graph"), row("int8", 30, "graph")],
         [],
     ],
-    ids=["one mode of the host's", "one precision", "no fp16", "nothing"],
+    ids=["eager only", "one precision", "no fp16", "nothing"],
 )
-def test_where_nothing_was_chosen_there_is_no_table(rows: list[CellMetrics]) -> None:
+def test_without_a_choice_there_is_no_table(rows: list[CellMetrics]) -> None:
     assert best_table(best_modes(rows)) == []
 
 
-def test_every_form_of_the_report_tells_of_it() -> None:
-    run = read_run(ROOT / "results/h100-precisions-7b")
+def test_every_form_of_the_report_includes_it() -> None:
+    run = read_run(ROOT / "tests/golden/h100-precisions-7b")
     assert "| awq | 0.76×, graph |" in as_markdown(run)
-    told = msgspec.json.decode(as_json(run))["best"]
-    assert msgspec.convert(told, list[Best]) == best_modes(summarize(run.cells, run.peaks))
+    said = msgspec.json.decode(as_json(run))["best"]
+    assert msgspec.convert(said, list[Best]) == best_modes(rows_of(run))

@@ -1,4 +1,4 @@
-"""The four bounds, on the figures that one H100 gave, and at the edges of their thresholds."""
+"""The four bounds, on figures from an H100, and at their thresholds."""
 
 import msgspec
 import pytest
@@ -29,7 +29,7 @@ AWQ_BYTES = 5_400_000_000
         ("compile", QWEN_HALF_B, 1170, 0.858, None, "kernel"),
     ],
 )
-def test_what_an_h100_waited_for(
+def test_the_bound_of_decode_on_an_h100(
     decode: DecodeMode,
     costs: ForwardCosts,
     tok_s: float,
@@ -65,13 +65,13 @@ def prefill_cell(prompt_tokens: int, prefill_s: float, busy_s: float, trials: in
     ("prompt_tokens", "prefill_s", "busy_s", "bound"),
     [
         (2048, 0.05, 0.048, "compute"),  # 79% of the matrix rate
-        (64, 0.030, 0.008, "launch"),  # the host is no faster for a short prompt
-        (64, 0.0085, 0.008, "bandwidth"),  # which needs the weights read all the same
+        (64, 0.030, 0.008, "launch"),  # the host takes as long for a short prompt
+        (64, 0.0085, 0.008, "bandwidth"),  # which must still read all weights
         (2048, 0.15, 0.148, "kernel"),
     ],
 )
 @pytest.mark.parametrize("trials", [1, 3])
-def test_what_prefill_waits_for(
+def test_the_bound_of_prefill(
     prompt_tokens: int, prefill_s: float, busy_s: float, bound: Bound, trials: int
 ) -> None:
     pace = prefill_pace(prefill_cell(prompt_tokens, prefill_s, busy_s, trials), BANDWIDTH, MATRIX)
@@ -101,26 +101,26 @@ def test_without_kernel_times_the_bound_is_unknown_but_not_the_shares() -> None:
         assert prefill_pace(cell, BANDWIDTH, MATRIX).bound is None
 
 
-def test_a_trace_without_kernels_is_no_idle_gpu() -> None:
+def test_a_trace_without_kernels_does_not_mean_an_idle_gpu() -> None:
     pace = decode_pace(h100_cell(tok_s=118, busy_ms=0), BANDWIDTH, MATRIX)
     assert pace.bound is pace.busy_share is None
 
 
-def test_an_idle_gpu_is_known_without_peaks_a_busy_one_says_nothing() -> None:
+def test_without_peaks_only_an_idle_gpu_has_a_bound() -> None:
     idle, busy = h100_cell(tok_s=40, busy_ms=7.571), h100_cell(tok_s=118, busy_ms=7.571)
     assert decode_pace(idle, None, None).bound == "launch"
     assert decode_pace(busy, None, None).bound is None
     assert decode_pace(busy, BANDWIDTH, None).bound == "bandwidth"
 
 
-def test_far_from_one_roof_is_not_far_from_both() -> None:
-    """As with float32, of which no matrix rate may have been measured."""
+def test_one_known_roof_does_not_decide_the_bound() -> None:
+    """As with float32, whose matrix rate may not have been measured."""
     slow = h100_cell(tok_s=93, busy_ms=10.382, weight_bytes=AWQ_BYTES)
     assert decode_pace(slow, BANDWIDTH, None).bound is None
     assert decode_pace(slow, None, MATRIX).bound is None
 
 
-def test_nothing_measured_nothing_known() -> None:
+def test_without_trials_nothing_is_known() -> None:
     cell = h100_cell(tok_s=118, busy_ms=7.571, trials=[])
     assert decode_pace(cell, BANDWIDTH, MATRIX) == Pace() == prefill_pace(cell, BANDWIDTH, MATRIX)
 

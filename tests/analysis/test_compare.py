@@ -1,5 +1,6 @@
-"""Two runs held against each other: matched by what was measured, and a gate that fails beyond the noise."""
+"""Comparing two runs: cells are matched by their settings, and a gate fails beyond the noise."""
 
+import gzip
 import json
 import shutil
 from pathlib import Path
@@ -20,7 +21,7 @@ from schemas.frames import Failed
 from schemas.job import ModelSource, Workload
 from schemas.record import CellRecord, Run
 
-RESULTS = ROOT / "results"
+RECORDED = ROOT / "tests/golden"
 GOLDEN = ROOT / "tests" / "golden" / "h100-random-0.5b"
 
 
@@ -62,7 +63,7 @@ def test_a_difference_over_rounds_has_an_interval_and_a_verdict() -> None:
     assert pair(compare_runs(rounds(100), rounds(100.1)).pairs, "decode").comparison.verdict == "same"
 
 
-def test_runs_of_one_round_have_a_ratio_alone() -> None:
+def test_runs_of_one_round_have_only_a_ratio() -> None:
     decode = pair(compare_runs(make_run(cell("fp16", 100)), make_run(cell("fp16", 50))).pairs, "decode")
     assert (decode.reference, decode.value) == pytest.approx((100, 50))
     assert decode.comparison.ratio == pytest.approx(0.5)
@@ -89,14 +90,14 @@ def test_runs_of_one_round_have_a_ratio_alone() -> None:
         ),
     ],
 )
-def test_what_cannot_be_compared_is_told_with_its_reason(other: CellRecord, why: str) -> None:
+def test_a_cell_without_a_counterpart_is_listed_with_the_reason(other: CellRecord, why: str) -> None:
     found = compare_runs(make_run(cell("fp16", 100)), make_run(other))
     assert found.pairs == []
     assert len(found.unmatched) == 2
     assert why in found.unmatched[0]
 
 
-def test_a_cell_that_failed_in_one_run_is_told() -> None:
+def test_a_cell_that_failed_in_one_run_is_listed() -> None:
     lost = make_cell("fp16", job=make_job(workload=Workload(prompts=["one"], new_tokens=5)), trials=[])
     lost = msgspec.structs.replace(lost, outcome=Failed(kind="out-of-memory", message="no room"))
     found = compare_runs(make_run(cell("fp16", 100)), make_run(lost))
@@ -104,12 +105,12 @@ def test_a_cell_that_failed_in_one_run_is_told() -> None:
     assert found.unmatched == ["fp16 eager: has no figures in the second run: out-of-memory: no room"]
 
 
-def test_what_else_differs_is_told() -> None:
+def test_other_differences_are_listed() -> None:
     one, other = make_run(cell("fp16", 100)), make_run(cell("fp16", 100))
     machine = msgspec.structs.replace(other.environment, commit="beef", driver="600.1")
     other = msgspec.structs.replace(other, environment=machine)
     told = compare_runs(one, other).differences
-    assert any(line.startswith("commit: ") and line.endswith("against beef") for line in told)
+    assert any(line.startswith("commit: ") and line.endswith("vs. beef") for line in told)
     assert any(line.startswith("driver: ") for line in told)
 
 
@@ -123,7 +124,7 @@ def test_what_else_differs_is_told() -> None:
         ("ttft>1.05", 90, 1),
     ],
 )
-def test_a_limit_is_broken_beyond_the_noise_only(
+def test_a_limit_is_broken_only_beyond_the_noise(
     tmp_path: Path, limit: str, tok_s: float, status: int
 ) -> None:
     first, second = keep(rounds(100), tmp_path / "a"), keep(rounds(tok_s), tmp_path / "b")
@@ -132,7 +133,7 @@ def test_a_limit_is_broken_beyond_the_noise_only(
     assert (f"breaks {limit}" in result.stderr) == bool(status)
 
 
-def test_one_round_breaks_no_limit_of_speed_but_says_that_it_may(tmp_path: Path) -> None:
+def test_one_round_breaks_no_speed_limit_but_warns(tmp_path: Path) -> None:
     first = keep(make_run(cell("fp16", 100)), tmp_path / "a")
     second = keep(make_run(cell("fp16", 50)), tmp_path / "b")
     result = invoke(first, second, "--fail-if", "decode<0.95")
@@ -141,57 +142,57 @@ def test_one_round_breaks_no_limit_of_speed_but_says_that_it_may(tmp_path: Path)
 
 
 def test_memory_needs_no_rounds() -> None:
-    result = invoke(RESULTS / "h100-modes/7b", RESULTS / "h100-modes/7b", "--fail-if", "peak>0.99")
+    result = invoke(RECORDED / "h100-modes/7b", RECORDED / "h100-modes/7b", "--fail-if", "peak>0.99")
     assert result.return_value == 1
     assert "fp16 graph: peak 1.00× breaks peak>0.99" in result.stderr
 
 
 @pytest.mark.parametrize("text", ["decode", "decode<", "speed<0.9", "decode=1", "decode<x"])
-def test_a_limit_that_is_none(text: str) -> None:
-    with pytest.raises(BadInput, match="is no limit"):
+def test_an_invalid_limit(text: str) -> None:
+    with pytest.raises(BadInput, match="is not a valid limit"):
         parse_limit(text)
 
 
 def test_recorded_runs_of_an_h100() -> None:
-    result = invoke(RESULTS / "h100-modes/7b-prompts", RESULTS / "h100-long-prompts")
+    result = invoke(RECORDED / "h100-modes/7b-prompts", RECORDED / "h100-long-prompts")
     assert result.return_value == 0
     row = next(line for line in result.stdout.splitlines() if "2048" in line and "decode, tok/s" in line)
     assert row.split()[-7:] == ["98.8", "126.4", "1.28×", "one", "round:", "no", "interval"]
-    assert "commit: 541be5341570 against 8ed3b44627bb" in result.stdout
-    told = invoke(RESULTS / "h100-modes/7b-prompts", RESULTS / "h100-long-prompts", "--json").stdout
+    assert "commit: 541be5341570 vs. 8ed3b44627bb" in result.stdout
+    told = invoke(RECORDED / "h100-modes/7b-prompts", RECORDED / "h100-long-prompts", "--json").stdout
     assert len(msgspec.json.decode(told, type=Comparisons).runs) == 1
 
 
 def test_gpus_side_by_side() -> None:
-    run = read_run(RESULTS / "h100-precisions-7b")
+    run = read_run(RECORDED / "h100-precisions-7b")
     (row,) = gpu_speedups({"7b": run})
     assert (row.run, row.measured) == ("7b", "")
     assert row.tensor_cores == ["INT8", "FP8"]
     assert row.best["awq"].versus_baseline == pytest.approx(0.757, abs=0.001)
-    assert "NVIDIA H100 80GB HBM3  INT8, FP8" in invoke(RESULTS / "h100-precisions-7b").stdout
+    assert "NVIDIA H100 80GB HBM3  INT8, FP8" in invoke(RECORDED / "h100-precisions-7b").stdout
     assert gpu_speedups({"none": make_run()}) == []
 
 
 def test_runs_of_several_gpus_make_a_row_each(tmp_path: Path) -> None:
-    source = RESULTS / "h100-precisions-7b"
+    source = RECORDED / "h100-precisions-7b"
     slow = brought(source, tmp_path / "t4", "Tesla T4", (7, 5))
     none = brought(source, tmp_path / "v100", "Tesla V100", (7, 0))
-    small = brought(RESULTS / "h100-precisions-0.5b", tmp_path / "small", "L4", (8, 9))
+    small = brought(RECORDED / "h100-precisions-0.5b", tmp_path / "small", "L4", (8, 9))
     alone = tmp_path / "a100.jsonl"
     alone.write_text((slow / "records.jsonl").read_text().replace("Tesla T4", "A100"))
-    table = invoke(source, slow, none, alone).stdout.rpartition("set the pace")[2].splitlines()
+    table = invoke(source, slow, none, alone).stdout.rpartition("limited the speed")[2].splitlines()
     rows = [line.split() for line in table if "129.3" in line]
     assert [row[-5:] for row in rows] == [["FP8", "129.3", "(0.06×)", "1.06×", "0.76×"]] + [
         [cores, "129.3", "(0.06×)", "1.06×", "0.76×"] for cores in ("INT4", "none", "–")
     ]
     assert [row[0] for row in rows] == [source.name, "t4", "v100", "a100.jsonl"]
-    # What isn't the same is told in each row.
+    # Each row says how it differs.
     told = json.loads(invoke(source, small, "--json").stdout)["gpus"]
     assert [row["measured"] for row in told] == ["model random-qwen2.5-7b", "model random-qwen2.5-0.5b"]
 
 
-def test_a_row_is_of_one_workload() -> None:
-    """A precision that failed where FP16 did not has no figure, though it has one on another workload."""
+def test_a_row_is_about_one_workload() -> None:
+    """A precision that failed on FP16's workload has no figure, even if it has one on another workload."""
     lost = Failed(kind="out-of-memory", message="no room")
     cells = [cell(name, 100, batch_size=batch) for name in ("fp16", "awq") for batch in (1, 4)]
     cells[2] = msgspec.structs.replace(cells[2], outcome=lost, trials=[])
@@ -200,8 +201,11 @@ def test_a_row_is_of_one_workload() -> None:
 
 
 def brought(source: Path, folder: Path, gpu: str, capability: tuple[int, int]) -> Path:
-    """The same run as another GPU would have made it."""
+    """The same run as if from another GPU."""
     shutil.copytree(source, folder)
+    archived = folder / "records.jsonl.gz"
+    (folder / "records.jsonl").write_bytes(gzip.decompress(archived.read_bytes()))
+    archived.unlink()
     for name in ("records.jsonl", "environment.json"):
         file = folder / name
         file.write_text(file.read_text().replace("NVIDIA H100 80GB HBM3", gpu))
@@ -212,7 +216,7 @@ def brought(source: Path, folder: Path, gpu: str, capability: tuple[int, int]) -
 
 
 @pytest.mark.parametrize(("gpu", "has"), [(H100, ["INT8", "FP8"]), (T4, ["INT8", "INT4"])])
-def test_what_tensor_cores_multiply(gpu: object, has: list[str]) -> None:
+def test_the_formats_of_tensor_cores(gpu: object, has: list[str]) -> None:
     run = make_run(cell("fp16", 100))
     ready = msgspec.structs.replace(run.cells[0].ready, device_uuid=gpu.uuid)  # type: ignore[attr-defined]
     run = make_run(msgspec.structs.replace(run.cells[0], ready=ready))
@@ -225,7 +229,7 @@ def test_what_tensor_cores_multiply(gpu: object, has: list[str]) -> None:
 
 
 def answering(precision: str, *parting: int) -> CellRecord:
-    """Answers of ten tokens, each FP16's up to the place where it parts."""
+    """Answers of ten tokens, each equal to FP16's up to where it diverges."""
     trials = [
         make_trial(index, token_ids=[*range(at), *range(100, 110 - at)]) for index, at in enumerate(parting)
     ]
@@ -240,7 +244,7 @@ def answers(*parting: int) -> Run:
 def test_quality_is_compared_prompt_by_prompt() -> None:
     found = compare_runs(answers(10, 8, 6, 8, 10, 10), answers(4, 2, 2, 2, 3, 4)).pairs
     quality = pair(found, "quality")
-    assert quality.precision == "int8"  # FP16 is what it is reckoned from
+    assert quality.precision == "int8"  # FP16 is the reference
     assert (quality.reference, quality.value) == pytest.approx((5.2 / 6, 1.7 / 6))
     assert quality.comparison.ratio == pytest.approx(1.7 / 5.2)
     assert quality.comparison.verdict == "slower"
@@ -248,15 +252,15 @@ def test_quality_is_compared_prompt_by_prompt() -> None:
     assert same.comparison.verdict == "same"
 
 
-def test_tokens_of_both_runs_are_held_against_each_other() -> None:
+def test_tokens_of_both_runs_are_compared() -> None:
     found = compare_runs(answers(10, 8, 6), answers(10, 4, 6)).pairs
     fp16, int8 = (each for each in found if each.figure == "tokens")
     assert (fp16.value, fp16.comparison.why) == (1, "the same")
     assert int8.value == pytest.approx(2.4 / 3)
-    assert int8.comparison.why == "other tokens in 1 of 3 prompts"
+    assert int8.comparison.why == "different tokens in 1 of 3 prompts"
 
 
-def test_a_quality_of_0_has_no_ratio_and_is_told() -> None:
+def test_a_quality_of_0_has_no_ratio_and_is_listed() -> None:
     found = compare_runs(answers(0, 0), answers(5, 5))
     assert [each for each in found.pairs if each.figure == "quality"] == []
     assert found.unmatched == ["int8 eager: quality has no ratio, since it is 0% in the first run"]
@@ -283,10 +287,10 @@ def test_limits_of_quality(
     assert bool(result.stderr) == bool(said)
 
 
-def test_recorded_tokens_of_real_weights_alone_are_compared() -> None:
-    real = invoke(RESULTS / "h100-smollm2", RESULTS / "h100-smollm2-three").stdout
-    assert "tokens, as the first          100%                100%  1.00×  the same" in real
-    drawn = invoke(RESULTS / "h100-precisions-7b", RESULTS / "h100-precisions-7b").stdout
+def test_recorded_tokens_are_compared_only_for_real_weights() -> None:
+    real = invoke(RECORDED / "h100-smollm2", RECORDED / "h100-smollm2-three").stdout
+    assert "tokens, as first run          100%                100%  1.00×  the same" in real
+    drawn = invoke(RECORDED / "h100-precisions-7b", RECORDED / "h100-precisions-7b").stdout
     assert "quality" not in drawn
     assert "tokens, as" not in drawn
 
@@ -294,19 +298,19 @@ def test_recorded_tokens_of_real_weights_alone_are_compared() -> None:
 # Files of records, and old ones
 
 
-def test_records_may_be_named_in_place_of_their_folder() -> None:
-    one, other = RESULTS / "h100-modes/7b-prompts", RESULTS / "h100-long-prompts"
-    by_file = invoke(one / "records.jsonl", other / "records.jsonl")
+def test_a_records_file_may_be_named_instead_of_its_folder() -> None:
+    one, other = RECORDED / "h100-modes/7b-prompts", RECORDED / "h100-long-prompts"
+    by_file = invoke(one / "records.jsonl.gz", other / "records.jsonl.gz")
     assert by_file.stdout == invoke(one, other).stdout
 
 
 def test_records_of_another_machine_need_no_folder(tmp_path: Path) -> None:
-    brought = tmp_path / "theirs.jsonl"
-    shutil.copy(RESULTS / "h100-long-prompts/records.jsonl", brought)
-    result = invoke(RESULTS / "h100-modes/7b-prompts", brought)
+    brought = tmp_path / "theirs.jsonl.gz"
+    shutil.copy(RECORDED / "h100-long-prompts/records.jsonl.gz", brought)
+    result = invoke(RECORDED / "h100-modes/7b-prompts", brought)
     row = next(line for line in result.stdout.splitlines() if "2048" in line and "decode, tok/s" in line)
     assert row.split()[-7:-4] == ["98.8", "126.4", "1.28×"]
-    assert "commit: 541be5341570 against unknown" in result.stdout
+    assert "commit: 541be5341570 vs. unknown" in result.stdout
 
 
 def test_few_rounds_break_no_limit(tmp_path: Path) -> None:
@@ -318,10 +322,10 @@ def test_few_rounds_break_no_limit(tmp_path: Path) -> None:
     assert "may break decode<0.95: 3 rounds can't tell" in result.stderr
 
 
-def test_records_of_the_first_version_compare_with_those_of_today(tmp_path: Path) -> None:
+def test_records_of_the_first_version_compare_with_current_ones(tmp_path: Path) -> None:
     old = json.loads((GOLDEN / "records.jsonl").read_text().splitlines()[0])
     assert not {"decode", "depth"} & set(old["job"]["workload"])
-    today = keep(read_run(RESULTS / "h100-random-qwen2.5-0.5b"), tmp_path / "today")
+    today = keep(read_run(RECORDED / "h100-random-qwen2.5-0.5b"), tmp_path / "today")
     result = invoke(GOLDEN, today, "--fail-if", "loaded>1.001", "--fail-if", "peak>1.001", "--json")
     assert result.return_value == 0
     (found,) = msgspec.json.decode(result.stdout, type=Comparisons).runs.values()

@@ -1,4 +1,4 @@
-"""A difference is reported when it is one, and seldom when it is none: comparisons of known truth."""
+"""A real difference is reported, and noise rarely is: comparisons with a known answer."""
 
 import math
 import random
@@ -23,19 +23,19 @@ from orchestrator.analysis.intervals import (
 
 ROUNDS = 7
 NOISE = 0.01
-"""Of one process, as a deviation of its logarithm."""
+"""Noise of one process, as the standard deviation of the logarithm."""
 
 
 MakeSample = Callable[[list[float], list[float]], Sample]
 
 
 def paired(speeds: list[float], references: list[float]) -> Sample:
-    """As rounds of one run are compared; runs apart from each other are compared by `of_two`."""
+    """As rounds of one run are compared; independent runs are compared by `of_two`."""
     return of_ratios([speed / reference for speed, reference in zip(speeds, references, strict=True)])
 
 
 def simulated(make: MakeSample, effect: float, times: int, noise: float = NOISE) -> Iterator[Comparison]:
-    """Comparisons of two precisions of which one is truly faster by `effect`."""
+    """Comparisons of two precisions, of which one is really faster by `effect`."""
     draw = random.Random(6)
     for _ in range(times):
         speeds, references = ([math.exp(draw.gauss(0, noise)) for _ in range(ROUNDS)] for _ in range(2))
@@ -44,14 +44,14 @@ def simulated(make: MakeSample, effect: float, times: int, noise: float = NOISE)
 
 @pytest.mark.parametrize("make", [paired, of_two])
 @pytest.mark.parametrize("noise", [0.01, 0.05])
-def test_the_same_twice_seldom_looks_different(make: MakeSample, noise: float) -> None:
+def test_equal_precisions_rarely_look_different(make: MakeSample, noise: float) -> None:
     verdicts = Counter(each.verdict for each in simulated(make, 0, 200, noise))
     assert verdicts["faster"] + verdicts["slower"] <= 0.05 * 200
 
 
 @pytest.mark.parametrize("make", [paired, of_two])
 @pytest.mark.parametrize(("effect", "verdict"), [(0.03, "faster"), (-0.03, "slower")])
-def test_three_percent_are_found_in_one_percent_of_noise(
+def test_a_difference_of_three_percent_is_found_in_one_percent_of_noise(
     make: MakeSample, effect: float, verdict: str
 ) -> None:
     verdicts = Counter(each.verdict for each in simulated(make, effect, 200))
@@ -63,22 +63,22 @@ def compare_shares(shares: list[float], references: list[float]) -> Comparison |
     return sample and compare(sample)
 
 
-def shares(draw: random.Random, parting: float, prompts: int) -> list[float]:
-    """Of 128 tokens those before the first other one, which each is by the chance of `parting`."""
-    tokens = (int(math.log(1 - draw.random()) / math.log(1 - parting)) for _ in range(prompts))
+def shares(draw: random.Random, divergence: float, prompts: int) -> list[float]:
+    """Shares of 128 tokens before the first different one; tokens differ with probability `divergence`."""
+    tokens = (int(math.log(1 - draw.random()) / math.log(1 - divergence)) for _ in range(prompts))
     return [min(each, 128) / 128 for each in tokens]
 
 
 @pytest.mark.parametrize("prompts", [5, 20])
-@pytest.mark.parametrize("parting", [0.005, 0.05, 0.3])
-def test_precisions_that_part_as_early_seldom_look_different(prompts: int, parting: float) -> None:
+@pytest.mark.parametrize("divergence", [0.005, 0.05, 0.3])
+def test_precisions_that_diverge_equally_early_rarely_look_different(prompts: int, divergence: float) -> None:
     draw = random.Random(6)
-    pairs = [(shares(draw, parting, prompts), shares(draw, parting, prompts)) for _ in range(200)]
+    pairs = [(shares(draw, divergence, prompts), shares(draw, divergence, prompts)) for _ in range(200)]
     verdicts = Counter(found.verdict for each in pairs if (found := compare_shares(*each)))
     assert verdicts["faster"] + verdicts["slower"] <= 0.05 * 200
 
 
-def test_one_that_parts_five_times_as_early_is_found_in_twenty_prompts() -> None:
+def test_diverging_five_times_as_early_is_found_in_twenty_prompts() -> None:
     draw = random.Random(6)
     found = [compare_shares(shares(draw, 0.05, 20), shares(draw, 0.01, 20)) for _ in range(200)]
     assert sum(each is not None and each.verdict == "slower" for each in found) >= 0.9 * 200
@@ -91,7 +91,7 @@ def test_shares_may_be_0_and_have_no_ratio_over_0() -> None:
     assert (lost.ratio, lost.low, lost.high, lost.verdict) == (0, 0, 0, "slower")
     few = compare_shares([0.0] * 4, [0.5] * 4)
     assert few is not None
-    assert (few.verdict, few.why) == ("can't tell", "4 prompts are too few, 5 the least")
+    assert (few.verdict, few.why) == ("can't tell", "4 prompts are too few, at least 5 are needed")
     one_of_many = compare_shares([0.0] * 5, [0.0] * 4 + [0.5])
     assert one_of_many is not None
     assert one_of_many.verdict == "can't tell"
@@ -114,10 +114,10 @@ def test_few_rounds_have_an_interval_and_no_verdict() -> None:
     [
         ([1.84, 1.85, 1.83, 1.84, 1.85], 0.0, "faster", "1.84× [1.8"),
         ([0.50, 0.51, 0.50, 0.49, 0.50], 0.0, "slower", "0.50× [0.4"),
-        ([1.001, 0.999, 1.002, 1.0, 0.998], 0.0, "same", "lies within 2% of 1"),
+        ([1.001, 0.999, 1.002, 1.0, 0.998], 0.0, "same", "is within 2% of 1"),
         ([1.03, 1.04, 1.03, 1.04, 1.03], 0.06, "can't tell", "differed from itself by 6.0%"),
-        ([0.9, 1.2, 1.1, 0.8, 1.3], 0.0, "can't tell", "holds 1"),
-        ([1.01, 1.2, 1.01, 1.01, 1.01], 0.0, "can't tell", "prove nothing"),
+        ([0.9, 1.2, 1.1, 0.8, 1.3], 0.0, "can't tell", "includes 1"),
+        ([1.01, 1.2, 1.01, 1.01, 1.01], 0.0, "can't tell", "too few for their variation"),
         ([1.5] * 5, 0.0, "faster", "[1.500, 1.500] over 5 rounds"),
     ],
 )
@@ -128,7 +128,7 @@ def test_verdicts_and_their_reasons(ratios: list[float], floor: float, verdict: 
 
 
 @given(st.lists(st.floats(0.1, 10), min_size=2, max_size=12))
-def test_an_interval_lies_around_its_ratio_and_within_its_ratios(ratios: list[float]) -> None:
+def test_an_interval_contains_its_ratio_and_is_within_the_range_of_ratios(ratios: list[float]) -> None:
     found = compare(of_ratios(ratios))
     assert found.low is not None
     assert found.high is not None
@@ -137,7 +137,7 @@ def test_an_interval_lies_around_its_ratio_and_within_its_ratios(ratios: list[fl
     assert compare(of_ratios(ratios)) == found  # the same records always give the same interval
 
 
-def test_many_are_compared_at_once_as_each_would_be_alone() -> None:
+def test_comparing_many_at_once_gives_the_same_as_one_by_one() -> None:
     draw = random.Random(1)
     samples = [
         make([draw.uniform(0.9, 1.1) for _ in range(rounds)], [draw.uniform(0.9, 1.1) for _ in range(rounds)])

@@ -1,4 +1,4 @@
-"""The ledger comes out even to the last byte, on any snapshot and on those of an H100."""
+"""The ledger balances to the last byte, for any snapshot and for those of an H100."""
 
 import json
 from itertools import pairwise
@@ -13,17 +13,13 @@ from sample_records import MIB, edge, make_cell, torch_memory
 
 from orchestrator.analysis.memory.ledger import Ledger, ledgers
 from orchestrator.cli.memory import show_memory
-from orchestrator.records.store import read_run
+from orchestrator.records.store import find_records, read_run
 from orchestrator.report.ledger_table import bars, lines
 from schemas.frames import PhaseName, TorchMemory
 from schemas.record import CellRecord, PhaseEdge
 
 PHASES: tuple[PhaseName, ...] = ("context", "load", "setup", "warmup", "prefill", "decode", "end")
-RECORDED = [
-    path.parent
-    for folder in ("results", "tests/golden")
-    for path in sorted((ROOT / folder).rglob("records.jsonl"))
-]
+RECORDED = [file.parent for folder in ("results", "tests/golden") for file in find_records(ROOT / folder)]
 
 sizes = st.integers(0, 2**40)
 
@@ -53,7 +49,7 @@ def edges(draw: st.DrawFn) -> list[PhaseEdge]:
 
 
 @given(edges())
-def test_terms_add_up_to_what_nvml_said(seen: list[PhaseEdge]) -> None:
+def test_terms_add_up_to_nvmls_figure(seen: list[PhaseEdge]) -> None:
     found = ledgers(make_cell(edges=seen))
     told = {
         start.phase.name: end
@@ -71,7 +67,7 @@ def test_terms_add_up_to_what_nvml_said(seen: list[PhaseEdge]) -> None:
 
 
 @pytest.mark.parametrize("folder", RECORDED, ids=lambda folder: folder.name)
-def test_recorded_runs_come_out_even_and_unexplained_is_little(folder: object) -> None:
+def test_recorded_runs_balance_and_little_is_unexplained(folder: object) -> None:
     run = read_run(folder)  # type: ignore[arg-type]
     books = [(cell.precision, ledgers(cell)) for cell in run.cells]
     assert any(book for _, book in books)
@@ -87,7 +83,7 @@ def test_recorded_runs_come_out_even_and_unexplained_is_little(folder: object) -
 
 
 def cell(*process_bytes: int | None) -> CellRecord:
-    """A cell whose torch holds nothing, so that all of it is outside."""
+    """A cell whose torch memory is empty, so all memory is outside torch."""
     nothing = TorchMemory(
         requested_bytes=0,
         allocated_bytes=0,
@@ -106,7 +102,7 @@ def cell(*process_bytes: int | None) -> CellRecord:
     )
 
 
-def test_what_lies_outside_is_told_apart_by_when_it_came() -> None:
+def test_memory_outside_torch_is_split_by_phase() -> None:
     book = ledgers(cell(None, 500, 600, 600, 670, 671, 680))
     assert book["context"].outside_bytes == {"context": 500}
     assert book["load"].outside_bytes == {"context": 500, "load": 100}
@@ -115,7 +111,7 @@ def test_what_lies_outside_is_told_apart_by_when_it_came() -> None:
     assert book["prefill"].outside_bytes == decode | {"rest": 1}
 
 
-def test_what_torch_holds_for_others_than_the_model_is_told_apart() -> None:
+def test_torch_memory_outside_the_model_is_listed_separately() -> None:
     def held(allocated: int, pools: int) -> TorchMemory:
         return msgspec.structs.replace(
             torch_memory(allocated), private_pool_bytes=pools, expandable_bytes=allocated
@@ -139,16 +135,16 @@ def test_what_torch_holds_for_others_than_the_model_is_told_apart() -> None:
         1100,
     )
     shown = {line.heading: line.bytes_ for line in lines([decode, book["context"]])}
-    assert shown["  of that: cuBLAS workspace"] == [32, None]
-    assert shown["  of that: pools of CUDA graphs"] == [60, 0]
-    assert shown["outside: came with cuBLAS"] == [64, None]
+    assert shown["  of which: cuBLAS workspace"] == [32, None]
+    assert shown["  of which: CUDA graph pools"] == [60, 0]
+    assert shown["outside: added by cuBLAS"] == [64, None]
 
 
-def test_what_was_given_back_is_less_than_nothing() -> None:
+def test_released_memory_is_negative() -> None:
     assert ledgers(cell(None, 500, 480))["load"].outside_bytes == {"context": 500, "load": -20}
 
 
-def test_where_nvml_or_torch_is_silent_there_is_no_ledger() -> None:
+def test_without_nvml_or_torch_there_is_no_ledger() -> None:
     hidden = ledgers(cell(None, None, 600, None))
     assert list(hidden) == ["load"]
     assert hidden["load"].outside_bytes == {"load": 600}
@@ -174,8 +170,8 @@ def test_bars_share_one_scale() -> None:
     assert long.endswith(" 60.0")
 
 
-def test_the_command_draws_up_the_ledger_of_a_phase() -> None:
-    folder = str(ROOT / "results/h100-precisions-7b")
+def test_the_command_prints_the_ledger_of_a_phase() -> None:
+    folder = str(ROOT / "tests/golden/h100-precisions-7b")
     shown = (
         CliRunner().invoke(show_memory, [folder, "-p", "int8", "-p", "fp16"], standalone_mode=False).output
     )

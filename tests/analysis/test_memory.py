@@ -1,11 +1,12 @@
-"""The ledger of torch against NVML: which edge belongs to which phase, peaks, and what lies outside torch."""
+"""Memory by phase: which edge belongs to which phase, peaks, and memory outside torch."""
 
 import pytest
+from analyses import memory_of
 from hypothesis import given
 from hypothesis import strategies as st
 from sample_records import MIB, edge, make_cell, make_ready, sample, torch_memory
 
-from orchestrator.analysis.memory.phases import PhaseMemory, phase_memory, summarize_memory
+from orchestrator.analysis.memory.phases import PhaseMemory, phase_memory
 from schemas.frames import Phase
 from schemas.record import CellRecord, PhaseEdge, SamplerStats
 
@@ -54,7 +55,7 @@ def phases(cell: CellRecord) -> dict[str, PhaseMemory]:
     return {phase.phase: phase for phase in phase_memory(cell)}
 
 
-def test_a_phase_is_what_its_end_shows() -> None:
+def test_a_phase_has_the_figures_of_its_end() -> None:
     load = phases(make_cell(edges=EDGES))["load"]
     assert load.allocated_bytes == 1000
     assert load.reserved_bytes == 1200
@@ -64,7 +65,7 @@ def test_a_phase_is_what_its_end_shows() -> None:
     assert load.outside_torch_bytes == 700
 
 
-def test_phases_stand_once_each_in_order_of_entry() -> None:
+def test_phases_are_listed_once_in_order_of_entry() -> None:
     assert list(phases(make_cell(edges=EDGES))) == [
         "start",
         "context",
@@ -85,16 +86,16 @@ def test_recurring_phases_keep_the_last_end_and_the_highest_peak() -> None:
     assert found["decode"].process_bytes == 2130
 
 
-def test_samples_belong_to_the_phase_they_fall_into() -> None:
+def test_samples_belong_to_the_phase_of_their_time() -> None:
     samples = [sample(250, device=9000), sample(450, device=8000), sample(650, device=8500)]
     found = phases(make_cell(edges=EDGES, samples=samples))
     peaks = {name: (phase.sampled_peak_bytes, phase.sampled_peak_at_ns) for name, phase in found.items()}
     assert peaks["load"] == (9000, 250)
     assert peaks["prefill"] == (8500, 650)
-    assert peaks["decode"] == (2230, 800)  # no sample; its edge stands in for one
+    assert peaks["decode"] == (2230, 800)  # no sample, so its edge counts
 
 
-def test_what_was_not_read_is_none() -> None:
+def test_missing_readings_are_none() -> None:
     first = phases(make_cell(edges=EDGES))["start"]
     assert first.allocated_bytes is first.process_bytes is first.outside_torch_bytes is None
     assert first.sampled_peak_bytes is None
@@ -102,7 +103,7 @@ def test_what_was_not_read_is_none() -> None:
     assert phases(make_cell(edges=silent))["load"] == PhaseMemory(phase="load")
 
 
-def test_a_hidden_process_leaves_the_outside_unknown() -> None:
+def test_if_the_process_is_hidden_memory_outside_torch_is_unknown() -> None:
     edges = [
         edge("load", 0),
         edge("warmup", 1, torch=torch_memory(10), device=50, reason="a container hides pids"),
@@ -116,18 +117,18 @@ def test_a_hidden_process_leaves_the_outside_unknown() -> None:
 def test_without_two_edges_there_is_no_phase(count: int) -> None:
     cell = make_cell(edges=EDGES[:count])
     assert phase_memory(cell) == []
-    assert summarize_memory(cell).loaded_bytes is None
+    assert memory_of(cell).loaded_bytes is None
 
 
-def test_summary_on_a_gpu_is_torchs_footprint_and_the_peaks_after_load() -> None:
-    summary = summarize_memory(make_cell(edges=EDGES))
+def test_the_summary_on_a_gpu_has_torchs_footprint_and_peaks_after_load() -> None:
+    summary = memory_of(make_cell(edges=EDGES))
     assert summary.on_gpu
     assert summary.loaded_bytes == 1000
     assert summary.peak_bytes == 1390  # not the 1500 of loading
     assert summary.nvml_peak_bytes == 2130
 
 
-def test_nvmls_peak_is_the_highest_of_all_edges_after_load() -> None:
+def test_nvmls_peak_is_the_highest_edge_after_load() -> None:
     edges = [
         edge("load", 0, process=5),
         edge("warmup", 1, process=10),
@@ -137,10 +138,10 @@ def test_nvmls_peak_is_the_highest_of_all_edges_after_load() -> None:
         edge("decode", 5, process=30, trial=1),
         edge("end", 6, process=25),
     ]
-    assert summarize_memory(make_cell(edges=edges)).nvml_peak_bytes == 90
+    assert memory_of(make_cell(edges=edges)).nvml_peak_bytes == 90
 
 
-def test_summary_on_a_cpu_is_the_resident_set() -> None:
+def test_the_summary_on_a_cpu_is_the_resident_set() -> None:
     edges = [
         edge("load", 0, process=5),
         edge("warmup", 10, process=70),
@@ -149,20 +150,20 @@ def test_summary_on_a_cpu_is_the_resident_set() -> None:
         edge("end", 40, process=74),
     ]
     samples = [sample(5, process=990), sample(15, process=95)]
-    summary = summarize_memory(make_cell(edges=edges, samples=samples, ready=make_ready(uuid=None)))
+    summary = memory_of(make_cell(edges=edges, samples=samples, ready=make_ready(uuid=None)))
     assert not summary.on_gpu
     assert (summary.loaded_bytes, summary.peak_bytes, summary.nvml_peak_bytes) == (70, 95, None)
 
 
-def test_a_resident_set_whose_samples_are_lost_has_no_peak() -> None:
+def test_a_resident_set_without_samples_has_no_peak() -> None:
     edges = [edge("load", 0, process=5), edge("warmup", 10, process=70), edge("end", 40, process=74)]
     sampler = SamplerStats(source="resident-set", samples=2, period_s=0.1, cpu_s=0, wall_s=1)
-    summary = summarize_memory(make_cell(edges=edges, sampler=sampler, ready=make_ready(uuid=None)))
+    summary = memory_of(make_cell(edges=edges, sampler=sampler, ready=make_ready(uuid=None)))
     assert (summary.loaded_bytes, summary.peak_bytes) == (70, None)
 
 
-def test_a_worker_that_died_while_loading_has_neither_footprint_nor_peak() -> None:
-    summary = summarize_memory(make_cell(edges=EDGES[:3]))
+def test_a_worker_that_crashed_while_loading_has_no_footprint_and_no_peak() -> None:
+    summary = memory_of(make_cell(edges=EDGES[:3]))
     assert (summary.loaded_bytes, summary.peak_bytes, summary.nvml_peak_bytes) == (None, None, None)
 
 
@@ -189,7 +190,7 @@ def edge_lists(draw: st.DrawFn) -> list[PhaseEdge]:
     edge_lists(),
     st.lists(st.builds(lambda at, size: sample(at, device=size), st.integers(0, 1000), sizes), max_size=9),
 )
-def test_no_peak_lies_below_an_edge_and_no_figure_comes_from_nowhere(
+def test_no_peak_is_below_an_edge_and_every_figure_was_read(
     edges: list[PhaseEdge], samples: list[object]
 ) -> None:
     read = {size for each in edges if each.reading for size in (each.reading.device_bytes,)}

@@ -1,18 +1,29 @@
-"""Every figure of the table, reckoned by hand; what could not be measured is None with a reason, never 0."""
+"""Every figure of the table, calculated by hand; unmeasured figures are None with a reason, never 0."""
 
 from typing import Any
 
 import msgspec
 import pytest
+from analyses import rows_of
 from hypothesis import given
 from hypothesis import strategies as st
-from sample_records import DONE, MIB, edge, make_cell, make_loaded, make_ready, make_trial, torch_memory
+from sample_records import (
+    DONE,
+    MIB,
+    edge,
+    make_cell,
+    make_loaded,
+    make_ready,
+    make_run,
+    make_trial,
+    torch_memory,
+)
 
-from orchestrator.analysis.metrics import CellMetrics, end_to_end_tok_s, measure_cell, summarize
+from orchestrator.analysis.metrics import CellMetrics, end_to_end_tok_s, measure_cell
 from schemas.frames import Failed, Trial
 from schemas.record import CellRecord, Skipped
 
-FIGURES = [  # all that a row measures, as against what it was asked to measure
+FIGURES = [  # measured figures of a row, without its settings
     field.name
     for field in msgspec.structs.fields(CellMetrics)
     if field.default is None and field.name not in ("reason", "prompt_tokens", "new_tokens")
@@ -35,7 +46,7 @@ def test_speed_of_one_trial() -> None:
     assert row.trials == 1
     assert row.ttft_s == 0.1
     assert row.prefill_tok_s == pytest.approx(10 / 0.1)
-    assert row.decode_tok_s == pytest.approx(4 / 0.4)  # the first token is prefill's
+    assert row.decode_tok_s == pytest.approx(4 / 0.4)  # the first token belongs to prefill
     assert row.end_to_end_tok_s == pytest.approx(5 / 0.5)
 
 
@@ -52,7 +63,7 @@ def test_rates_are_sums_over_sums_and_ttft_a_median() -> None:
     assert row.end_to_end_tok_s == pytest.approx(15 / 5.2)
 
 
-def test_every_row_of_a_batch_counts() -> None:
+def test_every_sequence_of_a_batch_counts() -> None:
     row = measure_cell(make_cell(trials=[make_trial(batch_size=8)]))
     assert row.ttft_s == 0.1
     assert row.prefill_tok_s == pytest.approx(8 * 10 / 0.1)
@@ -67,17 +78,20 @@ def test_one_token_has_no_decode() -> None:
     assert row.ttft_s == 0.1
     assert row.end_to_end_tok_s == pytest.approx(1 / 0.1, rel=1e-3)
     other = make_cell("int8", trials=[make_trial()])
-    assert summarize([make_cell(trials=[trial]), other])[1].decode_versus_baseline is None
+    assert rows_of(make_run(make_cell(trials=[trial]), other))[1].decode_versus_baseline is None
 
 
-def test_a_trial_cut_short_counts_the_tokens_that_it_made() -> None:
+def test_a_trial_cut_short_counts_the_tokens_that_it_generated() -> None:
     trial = make_trial(new_tokens=3, decode_s=0.2, token_s=[0.1, 0.1], cut_short=True)
     assert measure_cell(make_cell(trials=[trial])).decode_tok_s == pytest.approx(10)
 
 
-def test_ratios_and_savings_are_against_fp16_wherever_it_stands() -> None:
-    rows = summarize(
-        [loaded_gpu_cell("int8", 600 * MIB, decode_s=0.8), loaded_gpu_cell("fp16", 1000 * MIB, decode_s=0.4)]
+def test_ratios_and_savings_are_relative_to_fp16_in_any_order() -> None:
+    rows = rows_of(
+        make_run(
+            loaded_gpu_cell("int8", 600 * MIB, decode_s=0.8),
+            loaded_gpu_cell("fp16", 1000 * MIB, decode_s=0.4),
+        )
     )
     int8, fp16 = rows
     assert int8.decode_versus_baseline == pytest.approx(0.5)
@@ -88,26 +102,26 @@ def test_ratios_and_savings_are_against_fp16_wherever_it_stands() -> None:
     assert (fp16.decode_versus_baseline, fp16.saved_versus_baseline) == (1, 0)
 
 
-def test_what_takes_more_than_fp16_saves_less_than_nothing() -> None:
-    rows = summarize([loaded_gpu_cell("fp16", 100, 0.4), loaded_gpu_cell("fp32", 200, 0.4)])
+def test_larger_than_fp16_is_a_negative_saving() -> None:
+    rows = rows_of(make_run(loaded_gpu_cell("fp16", 100, 0.4), loaded_gpu_cell("fp32", 200, 0.4)))
     assert rows[1].saved_versus_baseline == -1
 
 
-def test_on_a_cpu_savings_are_reckoned_in_weights() -> None:
+def test_on_a_cpu_savings_are_based_on_weights() -> None:
     def cell(precision: str, weight_bytes: int) -> CellRecord:
         edges = [edge("load", 0, process=900), edge("warmup", 1, process=950), edge("end", 2, process=990)]
         return make_cell(
             precision, ready=make_ready(uuid=None), loaded=make_loaded(weight_bytes), edges=edges
         )
 
-    row = summarize([cell("fp16", 1000), cell("awq", 300)])[1]
+    row = rows_of(make_run(cell("fp16", 1000), cell("awq", 300)))[1]
     assert row.saved_versus_baseline == pytest.approx(0.7)
     assert (row.weight_bytes, row.footprint_bytes, row.loaded_bytes) == (300, 300, 950)
     assert row.nvml_peak_bytes is None
 
 
 def test_without_fp16_there_are_no_ratios() -> None:
-    for row in summarize([make_cell("int8"), make_cell("awq")]):
+    for row in rows_of(make_run(make_cell("int8"), make_cell("awq"))):
         assert row.decode_versus_baseline is row.end_to_end_versus_baseline is None
         assert row.saved_versus_baseline is None
         assert row.decode_tok_s is not None
@@ -115,7 +129,7 @@ def test_without_fp16_there_are_no_ratios() -> None:
 
 @pytest.mark.parametrize("outcome", [FAILED, Skipped(reason="the budget is spent")])
 def test_a_failed_baseline_gives_no_ratios_either(outcome: Failed | Skipped) -> None:
-    fp16, int8 = summarize([make_cell("fp16", outcome=outcome), make_cell("int8")])
+    fp16, int8 = rows_of(make_run(make_cell("fp16", outcome=outcome), make_cell("int8")))
     assert fp16.reason
     assert int8.decode_versus_baseline is int8.saved_versus_baseline is None
 
@@ -125,17 +139,17 @@ def test_a_failed_baseline_gives_no_ratios_either(outcome: Failed | Skipped) -> 
     [
         (FAILED, "out-of-memory: no room (take a smaller model)"),
         (Failed(kind="error", message="boom"), "error: boom"),
-        (Skipped(reason="the budget is spent"), "left out: the budget is spent"),
+        (Skipped(reason="the budget is spent"), "skipped: the budget is spent"),
     ],
 )
 def test_a_row_without_figures_says_why(outcome: Failed | Skipped, reason: str) -> None:
-    """Even if it got as far as a trial: half a measurement is none."""
+    """Even if it got as far as a trial: a partial measurement is not a measurement."""
     row = measure_cell(make_cell(outcome=outcome))
     assert row.reason == reason
     assert [getattr(row, name) for name in FIGURES] == [None] * len(FIGURES)
 
 
-def test_what_no_one_read_is_none_not_zero() -> None:
+def test_unread_figures_are_none_not_zero() -> None:
     row = measure_cell(make_cell(loaded=None, edges=[]))
     memory = (row.weight_bytes, row.loaded_bytes, row.peak_bytes, row.nvml_peak_bytes, row.footprint_bytes)
     assert memory == (None,) * 5
@@ -184,7 +198,7 @@ def test_rate_times_time_is_tokens(measured: list[Trial]) -> None:
 
 @st.composite
 def cells(draw: st.DrawFn) -> CellRecord:
-    """A cell with holes anywhere a real one could have them, and no zero among what was measured."""
+    """A cell with gaps wherever a real one could have them, and no zero among its figures."""
     sizes = st.none() | st.integers(1, 2**40)
     fields: dict[str, Any] = {
         "outcome": draw(st.sampled_from([DONE, FAILED, Skipped(reason="why")])),
@@ -207,7 +221,7 @@ def cells(draw: st.DrawFn) -> CellRecord:
 
 @given(st.lists(cells(), min_size=1, max_size=4))
 def test_no_zero_is_invented(measured: list[CellRecord]) -> None:
-    rows = summarize(measured)
+    rows = rows_of(make_run(*measured))
     assert len(rows) == len(measured)
     for row, cell in zip(rows, measured, strict=True):
         values = {name: getattr(row, name) for name in FIGURES if name != "saved_versus_baseline"}

@@ -1,10 +1,12 @@
-"""Why NVML's peak is not torch's: the difference in parts that add up."""
+"""Why NVML's peak differs from torch's: terms that add up to the difference."""
 
 import pytest
+from analyses import cell_memory_of
 from conftest import ROOT
+from golden_text import Golden
 from sample_records import MIB, edge, make_cell, make_ready, sample, torch_memory
 
-from orchestrator.analysis.memory.peak_gap import gap_sentence, peak_gap
+from orchestrator.analysis.memory.peak_gap import gap_sentence
 from orchestrator.records.store import read_run
 from schemas.frames import TorchMemory
 from schemas.record import CellRecord, PhaseEdge
@@ -27,25 +29,24 @@ def edges(reserved_at_peak: int = 130) -> list[PhaseEdge]:
     ]
 
 
-def test_the_parts_add_up_to_the_highest_sample() -> None:
-    gap = peak_gap(make_cell(edges=edges(), samples=[sample(2 * 10**9, device=640 * MIB)]))
+def test_the_terms_add_up_to_the_highest_sample(golden: Golden) -> None:
+    gap = cell_memory_of(make_cell(edges=edges(), samples=[sample(2 * 10**9, device=640 * MIB)])).gap
     assert gap
     assert (gap.phase, gap.seen_at_s, gap.device_bytes) == ("decode", 2.0, 640 * MIB)
     parts = (gap.torch_bytes, gap.kept_bytes, gap.outside_bytes, gap.others_bytes)
     assert parts == (110 * MIB, 20 * MIB, 500 * MIB, 10 * MIB)
     assert sum(parts) == gap.device_bytes
-    assert gap_sentence(gap, 0.1) == (
-        "NVML's peak, 640 MiB of the device, was seen 2.0 s after the worker's start, in decode: 110 at "
-        "torch's own peak, 20 that torch kept in free blocks, 500 outside torch, and 10 of the driver and of "
-        "other processes"
-    )
+    golden(gap_sentence(gap, 0.1))
 
 
-def test_what_came_and_went_between_samples_is_said() -> None:
-    gap = peak_gap(make_cell(edges=edges(reserved_at_peak=200)))
+def test_memory_missed_between_samples_is_reported(golden: Golden) -> None:
+    gap = cell_memory_of(make_cell(edges=edges(reserved_at_peak=200))).gap
     assert gap
     assert gap.others_bytes == -75 * MIB
-    assert "less 75 that came and went between samples 0.10 s apart" in gap_sentence(gap, 0.1)
+    sentence = gap_sentence(gap, 0.1)
+    golden(sentence)
+    assert " 75 " in sentence
+    assert "0.10 s apart" in sentence
 
 
 @pytest.mark.parametrize(
@@ -58,12 +59,12 @@ def test_what_came_and_went_between_samples_is_said() -> None:
     ids=["cpu", "ended while loading", "torch unknown"],
 )
 def test_without_both_peaks_there_is_no_gap(cell: CellRecord) -> None:
-    assert peak_gap(cell) is None
+    assert cell_memory_of(cell).gap is None
 
 
-def test_on_an_h100_the_gap_is_named_but_for_what_the_driver_holds() -> None:
-    for cell in read_run(ROOT / "results/h100-precisions-7b").cells:
-        gap = peak_gap(cell)
+def test_on_an_h100_only_the_drivers_memory_is_unexplained() -> None:
+    for cell in read_run(ROOT / "tests/golden/h100-precisions-7b").cells:
+        gap = cell_memory_of(cell).gap
         if gap:
             assert gap.phase != "profile"
             assert 0 <= gap.others_bytes <= 16 * MIB

@@ -1,4 +1,4 @@
-"""Bytes, arithmetic and the shares of the roofs, reckoned by hand and held against the H100's figures."""
+"""Bytes, arithmetic and shares of the roofs, calculated by hand and compared with figures from an H100."""
 
 from typing import Any
 
@@ -55,18 +55,18 @@ def test_the_first_step_reads_the_prompt_and_the_position_that_it_writes() -> No
     assert decode_step_bytes(small_cell(steps(1), depth=100)) == 1000 + 10 * (100 + 10 + 1)
 
 
-def test_context_grows_by_a_position_a_step_and_is_read_by_every_row_but_weights_once() -> None:
+def test_every_sequence_reads_its_growing_context_but_weights_are_read_once() -> None:
     assert decode_step_bytes(small_cell(steps(4))) == 1000 + 10 * (11 + 12 + 13 + 14) / 4
     assert decode_step_bytes(small_cell(steps(4, batch_size=8))) == 1000 + 8 * 10 * 12.5
 
 
-def test_a_trial_weighs_as_much_as_it_has_steps() -> None:
+def test_trials_are_weighted_by_their_steps() -> None:
     """Three steps at 11, 12, 13 positions and one at 21."""
     cell = small_cell(steps(3), steps(1, prompt_tokens=20))
     assert decode_step_bytes(cell) == 1000 + 10 * (11 + 12 + 13 + 21) / 4
 
 
-def test_prefill_moves_weights_once_and_every_position_of_every_row() -> None:
+def test_prefill_moves_weights_once_and_every_position_of_every_sequence() -> None:
     trial = make_trial(batch_size=2)
     assert prefill_bytes(small_cell(trial, depth=5), trial) == 1000 + 2 * 10 * (5 + 10)
 
@@ -83,13 +83,13 @@ def test_arithmetic_of_a_prompt() -> None:
 
 
 def test_arithmetic_of_decode() -> None:
-    """Each step takes a token through everything, the head included."""
+    """Each step processes a token through all layers, including the head."""
     trial = steps(2, batch_size=3)
     one_row = 2 * (2 * 500 + 2 * 70) + 4 * 3 * (11 + 12)
     assert decode_flop(small_cell(trial), trial) == 3 * one_row
 
 
-def test_a_7b_prompt_costs_two_operations_a_parameter_and_token() -> None:
+def test_a_7b_prompt_costs_two_operations_per_parameter_and_token() -> None:
     trial = make_trial(prompt_tokens=2048)
     flop = prefill_flop(small_cell(trial, costs=QWEN_7B), trial)
     assert flop == pytest.approx(2 * 6.525e9 * 2048, rel=0.05)
@@ -100,10 +100,10 @@ batches = st.integers(1, 16)
 
 
 @given(first=tokens, second=tokens, depth=st.integers(0, 3000), batch=batches)
-def test_a_prompt_in_two_parts_costs_what_it_does_in_one(
+def test_a_prompt_in_two_parts_costs_the_same_as_in_one(
     first: int, second: int, depth: int, batch: int
 ) -> None:
-    """But for the logits that the first part gets as well."""
+    """Except for the logits of the first part."""
 
     def flop(length: int, before: int) -> float:
         trial = make_trial(prompt_tokens=length, batch_size=batch)
@@ -114,7 +114,7 @@ def test_a_prompt_in_two_parts_costs_what_it_does_in_one(
 
 
 @given(count=st.integers(1, 300), prompt=tokens, batch=batches)
-def test_decode_is_prefill_of_a_token_at_a_time(count: int, prompt: int, batch: int) -> None:
+def test_decode_is_prefill_one_token_at_a_time(count: int, prompt: int, batch: int) -> None:
     trial = steps(count, prompt_tokens=prompt, batch_size=batch)
     one = make_trial(prompt_tokens=1, batch_size=batch)
     singly = [prefill_flop(small_cell(one, depth=prompt + step), one) or 0 for step in range(count)]
@@ -134,7 +134,7 @@ def test_the_h100s_shares_and_roofs(costs: ForwardCosts, tok_s: float, mbu: floa
     assert (decode_mfu(cell, 700e12) or 1) < 0.01
 
 
-def test_a_long_prompt_is_near_the_roof_of_arithmetic_alone() -> None:
+def test_a_long_prompt_is_near_the_arithmetic_roof_only() -> None:
     trial = make_trial(prompt_tokens=2048, prefill_s=0.05)
     cell = small_cell(trial, costs=QWEN_7B)
     assert prefill_mfu(cell, 700e12) == pytest.approx(27.57e12 / 0.05 / 700e12, rel=1e-3)
@@ -173,7 +173,7 @@ def test_speed_over_the_roof_is_mbu(trials: list[Trial]) -> None:
 # Unknown is None
 
 
-def test_without_costs_nothing_is_known_but_time() -> None:
+def test_without_costs_only_time_is_known() -> None:
     for cell in (small_cell(costs=None), make_cell(loaded=None)):
         trial = cell.trials[0]
         assert decode_step_bytes(cell) is prefill_bytes(cell, trial) is None
@@ -183,7 +183,7 @@ def test_without_costs_nothing_is_known_but_time() -> None:
         assert seconds_per_step(cell) == pytest.approx(0.1)
 
 
-def test_without_peaks_bytes_are_known_but_no_share() -> None:
+def test_without_peaks_bytes_are_known_but_not_shares() -> None:
     cell = small_cell()
     assert decode_step_bytes(cell) is not None
     assert decode_mbu(cell, None) is decode_mfu(cell, None) is roof_tok_s(cell, None) is None

@@ -1,4 +1,4 @@
-"""Rounds: their order, the table that they make, and what a drift does to it."""
+"""Rounds: their order, the resulting table, and the effect of drift."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,13 +10,15 @@ from plans import bad_input, plan_of
 from sample_records import DONE, H100, make_cell, make_job, make_run, make_trial
 
 from orchestrator.analysis.intervals import Comparison
-from orchestrator.analysis.rounds import comparisons, is_precise, noise_floor, summarize_rounds, typical_run
+from orchestrator.analysis.rounds import is_precise, typical_run
+from orchestrator.analysis.run_analysis import analyze_run
 from orchestrator.planning.estimate import Estimate
 from orchestrator.planning.plan import MOST_ROUNDS, Plan
 from orchestrator.records.keys import key_of
 from orchestrator.records.store import read_run
 from orchestrator.report.listing import print_plan
-from orchestrator.report.summary import as_csv, as_markdown, notes
+from orchestrator.report.notes import notes
+from orchestrator.report.summary import as_csv, as_markdown
 from schemas.frames import Failed
 from schemas.record import CellRecord, Run
 
@@ -49,7 +51,7 @@ def run_of(speed: Callable[[str, int, int], float], order: Callable[[int], list[
 # The plan
 
 
-def test_each_round_has_each_precision_once_in_an_order_of_its_own() -> None:
+def test_each_round_has_each_precision_once_in_its_own_order() -> None:
     orders = turns(plan_of(precision=PRECISIONS, rounds=6, decode=["eager"]))
     assert [sorted(each) for each in orders] == [sorted(PRECISIONS)] * 6
     assert len({tuple(each) for each in orders}) > 2
@@ -67,24 +69,24 @@ def test_the_aa_control_runs_in_every_round() -> None:
     assert len({key_of(cell.job).stem for cell in plan.cells}) == 12
 
 
-def test_precise_plans_more_rounds_than_it_will_need_and_shares_the_budget_among_few() -> None:
+def test_precise_plans_the_most_rounds_but_budgets_for_the_fewest() -> None:
     plan = plan_of(precision=PRECISIONS, precise=0.01, decode=["eager"])
     assert len(turns(plan)) == MOST_ROUNDS
     assert plan.cells_to_budget == 5 * 3
 
 
-def test_what_is_left_of_rounds_is_listed_once_each(capsys: pytest.CaptureFixture[str]) -> None:
+def test_cells_of_remaining_rounds_are_listed_once(capsys: pytest.CaptureFixture[str]) -> None:
     """Its first round is done, and of the second one cell."""
     plan = plan_of(precision=PRECISIONS, rounds=3, decode=["eager"])
     left = plan._replace(cells=plan.cells[4:])
     print_plan(left, Estimate(0, 0, 5, []))
     told = capsys.readouterr().out.splitlines()
     assert {line.split(":")[0] for line in told if " prompts" in line} == set(PRECISIONS)
-    assert "3 cells, in 2 rounds, each in an order of its own: 5 cells" in told
+    assert "3 cells, in 2 rounds, each in its own random order: 5 cells" in told
 
 
 @pytest.mark.parametrize("option", [{"aa": True}, {"precise": 0.01}])
-def test_what_compares_needs_the_baseline(option: dict[str, object]) -> None:
+def test_options_that_compare_need_the_baseline(option: dict[str, object]) -> None:
     (flag,) = option
     assert bad_input(precision=["int8"], **option).startswith(f"--{flag}: compares with fp16")
 
@@ -92,10 +94,11 @@ def test_what_compares_needs_the_baseline(option: dict[str, object]) -> None:
 # The table
 
 
-def test_a_row_is_the_round_of_the_median_speed_and_its_ratio_that_of_all() -> None:
+def test_a_row_shows_the_median_round_and_the_ratio_over_all_rounds() -> None:
     speeds = {"fp16": [100, 104, 98, 102, 96], "int8": [50, 53, 48, 51, 49]}
     run = run_of(lambda name, round_, _: speeds[name][round_], lambda _: ["int8", "fp16"], 5)
-    rows = {row.precision: row for row in summarize_rounds(run)}
+    analysis = analyze_run(run)
+    rows = {row.precision: row for row in analysis.rows}
     assert {name: round(row.decode_tok_s or 0) for name, row in rows.items()} == {"fp16": 100, "int8": 50}
     int8 = rows["int8"]
     assert int8.rounds == 5
@@ -103,16 +106,17 @@ def test_a_row_is_the_round_of_the_median_speed_and_its_ratio_that_of_all() -> N
     assert 0.48 < (int8.decode_versus_low or 0) < 0.502 < (int8.decode_versus_high or 0) < 0.52
     assert int8.verdict == "slower"
     assert "| int8 | 100 | 50.0 | 0.50× [0." in as_markdown(run)
-    assert any(line.startswith("int8: slower, 0.50× [0.4") for line in notes(run, list(rows.values())))
+    assert any(line.startswith("int8: slower, 0.50× [0.4") for line in notes(analysis))
     assert ",slower," in as_csv(run)
 
 
-def test_fp16_against_itself_is_the_noise_floor() -> None:
+def test_fp16_compared_with_itself_is_the_noise_floor() -> None:
     controls = [measured("fp16", 104 + round_ % 2, round=round_, aa_control=True) for round_ in range(6)]
     run = run_of(lambda name, *_: 103.0 if name == "int8" else 100.0, lambda _: ["fp16", "int8"], 6)
     run = msgspec.structs.replace(run, cells=[*run.cells, *controls])
-    assert noise_floor(run) == pytest.approx(0.045, abs=0.001)
-    (found,) = comparisons(run).values()
+    analysis = analyze_run(run)
+    assert analysis.noise_floor == pytest.approx(0.045, abs=0.001)
+    (found,) = analysis.comparisons.values()
     assert found.verdict == "can't tell"
     assert "FP16 differed from itself by 4.5%" in found.why
     assert [key_of(cell).name for cell in typical_run(run).cells] == ["fp16", "int8"]
@@ -120,23 +124,25 @@ def test_fp16_against_itself_is_the_noise_floor() -> None:
 
 def test_one_round_says_that_it_has_no_interval() -> None:
     run = run_of(lambda name, *_: 50 if name == "int8" else 100, lambda _: ["fp16", "int8"], 1)
-    rows = summarize_rounds(run)
+    analysis = analyze_run(run)
+    rows = analysis.rows
     assert rows[1].decode_versus_low is rows[1].verdict is None
-    assert any(line.startswith("one round: ") for line in notes(run, rows))
+    assert any(line.startswith("one round: ") for line in notes(analysis))
 
 
-def test_rounds_that_failed_are_left_out_and_told_of() -> None:
+def test_failed_rounds_are_ignored_and_noted() -> None:
     run = run_of(lambda *_: 100, lambda _: ["fp16", "int8"], 3)
     lost = msgspec.structs.replace(run.cells[1], outcome=Failed(kind="crashed", message="gone"), trials=[])
     run = msgspec.structs.replace(run, cells=[run.cells[0], lost, *run.cells[2:]])
-    (found,) = comparisons(run).values()
+    analysis = analyze_run(run)
+    (found,) = analysis.comparisons.values()
     assert found.rounds == 2
-    assert "int8: measured in 2 of 3 rounds" in notes(run, summarize_rounds(run))
+    assert "int8: measured in 2 of 3 rounds" in notes(analysis)
 
 
-def test_precise_is_when_every_interval_is_narrow() -> None:
+def test_a_run_is_precise_if_every_interval_is_narrow() -> None:
     run = run_of(lambda name, round_, _: 100 + round_ * (name == "awq"), lambda _: PRECISIONS, 5)
-    widths = [each.half_width or 0 for each in comparisons(run).values()]
+    widths = [each.half_width or 0 for each in analyze_run(run).comparisons.values()]
     assert is_precise(run, max(widths))
     assert not is_precise(run, max(widths) / 2)
     assert not is_precise(make_run(), 0.5)
@@ -145,18 +151,18 @@ def test_precise_is_when_every_interval_is_narrow() -> None:
 # A drift
 
 
-def test_interleaving_cancels_a_drift_that_blocks_would_report() -> None:
+def test_interleaving_cancels_a_drift_that_blocks_would_not() -> None:
     """The machine slows down by 1 % from each cell to the next; both precisions are equally fast."""
 
     def drifting(_name: str, _round: int, at: int) -> float:
         return 100 * 0.99**at
 
     planned = turns(plan_of([H100], precision=["fp16", "int8"], rounds=10, decode=["eager"]))
-    shuffled = comparisons(run_of(drifting, lambda round_: planned[round_], 10))
+    shuffled = analyze_run(run_of(drifting, lambda round_: planned[round_], 10)).comparisons
     assert {each.verdict for each in shuffled.values()} <= {"same", "can't tell"}
     block = [measured("fp16", drifting("", 0, at), round=at) for at in range(10)]
     block += [measured("int8", drifting("", 0, 10 + at), round=at) for at in range(10)]
-    found: list[Comparison] = list(comparisons(make_run(*block)).values())
+    found: list[Comparison] = list(analyze_run(make_run(*block)).comparisons.values())
     assert [each.verdict for each in found] == ["slower"]
 
 
@@ -171,7 +177,7 @@ def test_a_run_of_rounds(qbench: Qbench, tiny_llama: Path, tmp_path: Path) -> No
     done = qbench("orchestrate", *named, "--rounds", "2", "--aa", "--budget", "90", "--out", "run")
     assert done.returncode == 0, done.stderr
     assert "FP16 differed from itself by" in done.stdout
-    assert "fp32: can't tell, 2 rounds are too few, 5 the least" in done.stdout
+    assert "fp32: can't tell, 2 rounds are too few" in done.stdout
     run = read_run(tmp_path / "run")
     assert sorted(key_of(cell).name for cell in run.cells) == [
         "fp16",

@@ -1,4 +1,4 @@
-"""Memory over time: the series are those of the records, and the picture shows them on one scale.
+"""Memory over time: the series are those of the records, and the plot shows them on one scale.
 
 Data first, from runs on an H100 that the README quotes; then each form is drawn and opened again.
 """
@@ -14,23 +14,24 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from analyses import memory_of
 from click.testing import CliRunner
 from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 from sample_records import MIB, edge, make_cell, make_ready, make_run, sample, torch_memory
 
-from orchestrator.analysis.memory.phases import phase_memory, summarize_memory
+from orchestrator.analysis.memory.phases import phase_memory
 from orchestrator.analysis.memory.timeline import Timeline, timelines
 from orchestrator.cli.memory import show_memory
 from orchestrator.errors import BadInput
 from orchestrator.records.store import read_run
-from orchestrator.report.placing import Name, spread
+from orchestrator.report.label_layout import Label, spread
 from orchestrator.report.plot import as_html, as_png, title
 from schemas.frames import Failed
 from schemas.record import CellRecord, MemoryReading, Run
 
-SEVEN_B = ROOT / "results/h100-precisions-7b"
+SEVEN_B = ROOT / "tests/golden/h100-precisions-7b"
 HALF_B = ROOT / "tests/golden/h100-random-0.5b"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome", "firefox")
 S = 10**9
@@ -70,7 +71,7 @@ def cpu_run() -> Run:
 # The series
 
 
-def test_cells_of_one_worker_lie_on_one_clock(seven_b: Run) -> None:
+def test_cells_of_one_worker_share_a_clock(seven_b: Run) -> None:
     lines = drawn(seven_b)
     assert [line.precision for line in lines] == ["fp16", "int8", "int8-t0", "awq"]
     named = [[cell.name for cell in line.cells] for line in lines]
@@ -80,7 +81,7 @@ def test_cells_of_one_worker_lie_on_one_clock(seven_b: Run) -> None:
     assert fp16.cells[0].start_s == 0
     assert fp16.cells[0].end_s == fp16.cells[1].start_s == pytest.approx(35.12, abs=0.01)
     assert fp16.cells[1].end_s == fp16.end_s == pytest.approx(37.65, abs=0.01)
-    # The worker's own phases stand in both cells' records, and once here.
+    # The worker's own phases are in both cells' records, but appear once here.
     phases = [span.phase for span in fp16.phases]
     assert phases[:3] == ["start", "context", "load"]
     assert phases.count("load") == 1
@@ -88,19 +89,19 @@ def test_cells_of_one_worker_lie_on_one_clock(seven_b: Run) -> None:
     assert phases.count("prefill") == phases.count("decode") == 4
 
 
-def test_series_are_as_long_as_what_was_recorded(recorded: Run) -> None:
+def test_series_have_every_recorded_reading(recorded: Run) -> None:
     for line in drawn(recorded):
         cells = [cell for cell in recorded.cells if cell.precision == line.precision]
         edges = {one.phase.at_ns: one for cell in cells for one in cell.edges}
         read = [one for one in edges.values() if one.reading]
         assert len(line.sampled) == sum(len(cell.samples) for cell in cells) + len(read)
-        assert len(line.process) == len(read) == len(edges) - 2  # start and context have no driver to ask
+        assert len(line.process) == len(read) == len(edges) - 2  # not at start and context
         assert len(line.allocated) == len(line.reserved) == len(read)
         assert len(line.phases) == len(edges)
         assert line.on_gpu
 
 
-def test_series_are_in_order_and_within_the_workers_life(recorded: Run) -> None:
+def test_series_are_in_order_and_within_the_workers_lifetime(recorded: Run) -> None:
     for line in drawn(recorded):
         for series in (line.sampled, line.process, line.reserved, line.allocated):
             times = [point.at_s for point in series]
@@ -109,7 +110,7 @@ def test_series_are_in_order_and_within_the_workers_life(recorded: Run) -> None:
             assert times[-1] <= line.end_s
 
 
-def test_phases_follow_each_other_without_gap_or_overlap(recorded: Run) -> None:
+def test_phases_have_no_gaps_or_overlaps(recorded: Run) -> None:
     for line in drawn(recorded):
         assert line.phases[0].start_s == line.cells[0].start_s == 0
         for spans in (line.phases, line.cells):
@@ -118,13 +119,13 @@ def test_phases_follow_each_other_without_gap_or_overlap(recorded: Run) -> None:
         assert line.phases[-1].end_s == line.cells[-1].end_s
 
 
-def test_the_highest_mark_of_torch_is_the_peak_of_the_table(recorded: Run) -> None:
+def test_torchs_highest_peak_is_that_of_the_table(recorded: Run) -> None:
     for line in drawn(recorded):
         cells = [cell for cell in recorded.cells if cell.precision == line.precision]
         own = {"load", "prepare", "context", "start", "profile"}
         marks = [span.peak_allocated_bytes or 0 for span in line.phases if span.phase not in own]
-        assert max(marks) == max(summarize_memory(cell).peak_bytes or 0 for cell in cells)
-        # The device holds all that torch does and more.
+        assert max(marks) == max(memory_of(cell).peak_bytes or 0 for cell in cells)
+        # The device holds everything that torch does, and more.
         assert line.highest_bytes == max(point.held_bytes or 0 for point in line.sampled)
 
 
@@ -136,12 +137,12 @@ def test_known_figures_of_the_h100(seven_b: Run) -> None:
     assert (load.peak_allocated_bytes or 0) // MIB == 8538
     assert (fp16.process[-1].held_bytes or 0) // MIB == 15392
     assert (fp16.reserved[-1].held_bytes or 0) // MIB == 14628
-    # The cell that failed did not reach its phase's end, so torch had told no peak of it.
+    # The failed cell did not reach the end of its phase, so torch reported no peak.
     assert int8.phases[-1].phase == "setup"
     assert int8.phases[-1].peak_allocated_bytes is None
 
 
-def test_on_a_cpu_there_is_the_resident_set_alone() -> None:
+def test_on_a_cpu_there_is_only_the_resident_set() -> None:
     (line,) = drawn(cpu_run())
     assert not line.on_gpu
     assert line.process == line.reserved == line.allocated == []
@@ -150,7 +151,7 @@ def test_on_a_cpu_there_is_the_resident_set_alone() -> None:
     assert line.end_s == 5.5
 
 
-def test_what_could_not_be_read_is_a_gap_and_no_zero() -> None:
+def test_a_failed_reading_is_a_gap_not_zero() -> None:
     silent = MemoryReading(at_ns=3 * S, reason="GPU is lost")
     cell = make_cell(
         edges=[
@@ -167,7 +168,7 @@ def test_what_could_not_be_read_is_a_gap_and_no_zero() -> None:
     assert as_png([line], "gap")
 
 
-def test_a_pid_that_comes_again_is_another_worker() -> None:
+def test_a_reused_pid_is_another_worker() -> None:
     def cell(precision: str, at_ns: int) -> CellRecord:
         return make_cell(precision, edges=[edge("start", at_ns), edge("load", at_ns + 5, device=MIB)])
 
@@ -175,39 +176,39 @@ def test_a_pid_that_comes_again_is_another_worker() -> None:
     assert [line.precision for line in drawn(run)] == ["fp16", "awq"]
 
 
-def test_a_worker_that_failed_at_once_can_be_drawn() -> None:
+def test_a_worker_that_failed_immediately_can_be_drawn() -> None:
     failed = Failed(kind="missing-package", message="no torch")
     (line,) = drawn(make_run(make_cell(ready=None, outcome=failed, edges=[edge("start", 5)])))
     assert (line.end_s, line.highest_bytes, line.first_known_s) == (0, 0, 0)
     assert as_png([line], "nothing")
 
 
-# Names keep out of each other's way
+# Labels don't overlap
 
-names = st.lists(st.builds(Name, st.just("x"), st.floats(0, 10), st.floats(0.1, 1)), max_size=12)
+labels = st.lists(st.builds(Label, st.just("x"), st.floats(0, 10), st.floats(0.1, 1)), max_size=12)
 
 
-@given(names)
-def test_names_never_cover_each_other(wanted: list[Name]) -> None:
-    wanted = sorted(wanted, key=lambda name: name.wanted)
+@given(labels)
+def test_labels_never_overlap(wanted: list[Label]) -> None:
+    wanted = sorted(wanted, key=lambda label: label.preferred)
     places = spread(wanted, 0, 10)
     for (one, at), (after, later) in pairwise(zip(wanted, places, strict=True)):
         assert later - at >= (one.room + after.room) / 2 - 1e-9
-    if sum(name.room for name in wanted) <= 10:
-        ends = [(at - name.room / 2, at + name.room / 2) for name, at in zip(wanted, places, strict=True)]
+    if sum(label.room for label in wanted) <= 10:
+        ends = [(at - label.room / 2, at + label.room / 2) for label, at in zip(wanted, places, strict=True)]
         assert all(low >= -1e-9 and high <= 10 + 1e-9 for low, high in ends)
 
 
-def test_names_that_have_room_stay_where_they_belong() -> None:
-    assert spread([Name("a", 2, 1), Name("b", 5, 1)], 0, 10) == [2, 5]
-    assert spread([Name("a", 5, 1), Name("b", 5, 1)], 0, 10) == [4.5, 5.5]
-    assert spread([Name("a", 10, 1)], 0, 10) == [9.5]
+def test_labels_with_enough_space_are_not_moved() -> None:
+    assert spread([Label("a", 2, 1), Label("b", 5, 1)], 0, 10) == [2, 5]
+    assert spread([Label("a", 5, 1), Label("b", 5, 1)], 0, 10) == [4.5, 5.5]
+    assert spread([Label("a", 10, 1)], 0, 10) == [9.5]
 
 
-# The picture
+# The plot
 
 
-def colours(png: bytes) -> int:
+def colors(png: bytes) -> int:
     from matplotlib.image import imread
 
     pixels = imread(io.BytesIO(png), format="png")
@@ -216,10 +217,10 @@ def colours(png: bytes) -> int:
 
 
 @pytest.mark.parametrize("get_run", [lambda: read_run(HALF_B), cpu_run], ids=["gpu", "cpu"])
-def test_a_png_is_an_image_with_curves_in_it(get_run: Callable[[], Run]) -> None:
+def test_a_png_shows_curves(get_run: Callable[[], Run]) -> None:
     png = as_png(drawn(get_run()), "heading")
     assert png.startswith(b"\x89PNG\r\n\x1a\n")
-    assert colours(png) > 8
+    assert colors(png) > 8
 
 
 def texts(page: bytes) -> list[str]:
@@ -230,35 +231,35 @@ def texts(page: bytes) -> list[str]:
 
 def test_a_page_names_every_curve_phase_cell_and_unit(seven_b: Run) -> None:
     page = as_html(drawn(seven_b), title(seven_b, "h100-precisions-7b"))
-    told = texts(page)
+    shown = texts(page)
     heading = "Memory of random-qwen2.5-7b on NVIDIA H100 80GB HBM3, run h100-precisions-7b"
-    assert told.count(heading) == 2  # of the page, and in the picture
-    assert {"FP16", "INT8 (LLM.int8)", "INT8 (threshold 0)", "AWQ INT4 (AutoAWQ)"} <= set(told)
-    assert {"fp16", "fp16 graph", "int8 graph, failed", "awq graph"} <= set(told)
-    assert {"start", "context", "load", "warmup", "setup", "profile", "prefill, decode ×2"} <= set(told)
-    assert "seconds since the worker's start" in told
-    assert told.count("GiB") == 4
-    assert "NVML, whole device 15.04 GiB" in told
-    assert "○ NVML, process 9.18 GiB" in told
-    assert "torch allocated 5.31 GiB" in told
-    assert "torch peak 8.34 GiB, in load" in told
+    assert shown.count(heading) == 2  # of the page, and in the picture
+    assert {"FP16", "INT8 (LLM.int8)", "INT8 (threshold 0)", "AWQ INT4 (AutoAWQ)"} <= set(shown)
+    assert {"fp16", "fp16 graph", "int8 graph, failed", "awq graph"} <= set(shown)
+    assert {"start", "context", "load", "warmup", "setup", "profile", "prefill, decode ×2"} <= set(shown)
+    assert "seconds since the worker started" in shown
+    assert shown.count("GiB") == 4
+    assert "NVML, whole device 15.04 GiB" in shown
+    assert "○ NVML, process 9.18 GiB" in shown
+    assert "torch allocated 5.31 GiB" in shown
+    assert "torch peak 8.34 GiB, in load" in shown
 
 
-def test_all_panels_have_one_scale(seven_b: Run) -> None:
-    told = texts(as_html(drawn(seven_b), "heading"))
-    assert told.count("10") == told.count("15") == 4
-    assert told.count("50") == 1  # seconds, below the last panel
+def test_all_panels_share_a_scale(seven_b: Run) -> None:
+    shown = texts(as_html(drawn(seven_b), "heading"))
+    assert shown.count("10") == shown.count("15") == 4
+    assert shown.count("50") == 1  # seconds, below the last panel
 
 
-def test_a_page_of_a_cpu_run_speaks_of_the_resident_set() -> None:
+def test_a_page_of_a_cpu_run_shows_the_resident_set() -> None:
     run = cpu_run()
-    told = texts(as_html(drawn(run), title(run, "run")))
-    assert "Memory of tiny on a CPU, run run" in told
-    assert "resident set 340 MiB" in told
-    assert not any("NVML" in text or "torch" in text for text in told)
+    shown = texts(as_html(drawn(run), title(run, "run")))
+    assert "Memory of tiny on a CPU, run run" in shown
+    assert "resident set 340 MiB" in shown
+    assert not any("NVML" in text or "torch" in text for text in shown)
 
 
-def test_a_page_asks_for_nothing_else(seven_b: Run) -> None:
+def test_a_page_is_self_contained(seven_b: Run) -> None:
     page = as_html(drawn(seven_b), "<heading> & $more$").decode()
     outside = re.sub(r'xmlns(:\w+)?="[^"]*"', "", page)
     for word in ("http", "<script", "<link", "@import", "//"):
@@ -271,7 +272,7 @@ def test_a_page_asks_for_nothing_else(seven_b: Run) -> None:
     assert len(page) < 500_000
 
 
-def test_a_run_is_drawn_alike_each_time(seven_b: Run) -> None:
+def test_drawing_is_reproducible(seven_b: Run) -> None:
     assert as_html(drawn(seven_b), "heading") == as_html(drawn(seven_b), "heading")
 
 
@@ -287,7 +288,7 @@ def test_a_browser_shows_the_page(seven_b: Run, tmp_path: Path) -> None:
         own = ["--profile", str(tmp_path), "--window-size=1200,1100"]
     command = [browser, "--headless", *own, f"--screenshot={shot}", "--window-size=1200,1100", page.as_uri()]
     subprocess.run(command, check=True, capture_output=True, timeout=120)
-    assert colours(shot.read_bytes()) > 8
+    assert colors(shot.read_bytes()) > 8
 
 
 # The option
@@ -300,7 +301,7 @@ def memory(*arguments: object) -> str:
     return result.output
 
 
-def test_the_ending_of_the_file_decides_the_form(tmp_path: Path) -> None:
+def test_the_file_extension_decides_the_format(tmp_path: Path) -> None:
     for name, begin in (("a.png", b"\x89PNG"), ("b.HTML", b"<!DOCTYPE html>")):
         said = memory(HALF_B, "--plot", tmp_path / name)
         assert f"drawn: {tmp_path / name}" in said
@@ -308,11 +309,11 @@ def test_the_ending_of_the_file_decides_the_form(tmp_path: Path) -> None:
         assert (tmp_path / name).read_bytes().startswith(begin)
 
 
-def test_only_what_was_asked_for_is_drawn(tmp_path: Path) -> None:
+def test_only_the_selected_precision_is_drawn(tmp_path: Path) -> None:
     memory(HALF_B, "-p", "awq", "--plot", tmp_path / "awq.html")
-    told = texts((tmp_path / "awq.html").read_bytes())
-    assert "awq" in told
-    assert "fp16" not in told
+    shown = texts((tmp_path / "awq.html").read_bytes())
+    assert "awq" in shown
+    assert "fp16" not in shown
 
 
 @pytest.mark.parametrize(
@@ -323,13 +324,13 @@ def test_only_what_was_asked_for_is_drawn(tmp_path: Path) -> None:
         ("nowhere/memory.png", "can't be written: No such file or directory. Name another file."),
     ],
 )
-def test_a_file_that_cannot_be_is_one_line(name: str, problem: str, tmp_path: Path) -> None:
+def test_an_impossible_file_is_a_one_line_error(name: str, problem: str, tmp_path: Path) -> None:
     with pytest.raises(BadInput) as caught:
         memory(HALF_B, "--plot", tmp_path / name)
     assert str(caught.value).startswith(f"--plot {tmp_path / name}: {problem}")
 
 
-def test_without_matplotlib_one_line_says_how_to_get_it(
+def test_without_matplotlib_the_error_says_how_to_install_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = builtins.__import__

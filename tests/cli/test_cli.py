@@ -17,11 +17,11 @@ from typing import IO, NamedTuple
 import msgspec
 import psutil
 import pytest
+from analyses import rows_of
 from commands import COLOUR, command, environment, run, run_on_terminal
 from conftest import Qbench
 
 import orchestrator
-from orchestrator.analysis.metrics import summarize
 from orchestrator.precisions.catalog import find_precisions
 from orchestrator.records.keys import key_of
 from orchestrator.records.store import read_run
@@ -298,7 +298,7 @@ def test_a_run_is_not_written_over(qbench: Qbench, measured: Measured) -> None:
 
 @pytest.mark.slow
 def test_the_report_says_in_four_forms_what_the_records_say(qbench: Qbench, measured: Measured) -> None:
-    rows = {row.precision: row for row in summarize(measured.run.cells)}
+    rows = {row.precision: row for row in rows_of(measured.run)}
     forms = {
         form: qbench("report", measured.folder, "--format", form).stdout
         for form in ("table", "md", "csv", "json")
@@ -335,7 +335,7 @@ def test_memory_by_phase(qbench: Qbench, measured: Measured) -> None:
         assert phase["sampled_peak_bytes"] >= phase["process_bytes"] > 0
         assert phase["allocated_bytes"] is None  # torch keeps no ledger on a CPU
     loaded = phases[2]["process_bytes"]
-    assert loaded == summarize(measured.run.cells)[1].loaded_bytes
+    assert loaded == rows_of(measured.run)[1].loaded_bytes
 
 
 @pytest.mark.slow
@@ -414,7 +414,7 @@ def test_modes_are_rows_and_verbose_tells_what_ran(qbench: Qbench, lively: Path,
     done = qbench("orchestrate", *options, "--decode", "generate,eager,graph", "--verbose", "--out", "run")
     assert done.returncode == 1  # a graph was asked for, and there is no GPU
     table, notes = done.stdout.split("•", 1)
-    table, best = table.split("best mode of each", 1)
+    table, best = table.split("best decode mode", 1)
     assert "tok/s, e" in best or "tok/s, g" in best
     rows = [line.split() for line in table.splitlines() if line.split()[:1] in (["fp16"], ["int8"])]
     shown = {(row[1], row[2]) for row in rows}
@@ -456,7 +456,7 @@ def test_a_budget_cuts_and_the_notes_say_so(qbench: Qbench, model_options: list[
     done = qbench("orchestrate", *P, "-p", "fp32", *model_options, *options)
     assert done.returncode == 0
     assert re.search(r"• fp16: 1 of 2 trials, 9 of 64 tokens fitted into its \d s of the budget", done.stdout)
-    assert "• fp32: left out, the budget of 1 s is spent" in done.stdout
+    assert "• fp32: skipped, the budget of 1 s is spent" in done.stdout
     fp16, fp32 = read_run(tmp_path / "run").cells
     assert fp16.trials[0].cut_short
     assert fp32.outcome == Skipped(reason="the budget of 1 s is spent")

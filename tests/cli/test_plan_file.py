@@ -83,8 +83,8 @@ def test_a_sweep_can_be_for_some_precisions_alone(tmp_path: Path) -> None:
             depths(idle)
 
 
-def test_the_example_in_the_readme(tmp_path: Path) -> None:
-    example = (ROOT / "README.md").read_text().partition("```toml\n")[2].partition("```")[0]
+def test_the_example_in_the_documents(tmp_path: Path) -> None:
+    example = (ROOT / "docs/sweeps.md").read_text().partition("```toml\n")[2].partition("```")[0]
     sweeps = options_of(example, tmp_path).workloads
     assert [(sweep.batch_size, sweep.prompt_tokens) for sweep in sweeps] == [([1, 2, 4], [32]), (None, [512])]
 

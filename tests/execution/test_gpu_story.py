@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from analyses import warnings_of
 from commands import command, environment, run
 from fake_nvml import GPU_UUID, ONE_GPU, FakeNvml, fake_nvml_fixture  # noqa: F401
 from played_worker import WHOLE_LIFE, play
@@ -17,7 +18,6 @@ from sample_records import MIB, make_run
 from orchestrator.analysis.memory.phases import phase_memory
 from orchestrator.analysis.metrics import measure_cell
 from orchestrator.records.store import read_run
-from orchestrator.report.warnings import run_warnings
 from schemas.frames import Done, Failed
 
 LOST_MIDWAY = """
@@ -71,7 +71,7 @@ def test_figures_follow_from_edges_and_samples(fake_nvml: FakeNvml, tmp_path: Pa
     assert {sample.process_bytes for sample in cell.samples} == {None}
     assert cell.sampler is not None
     assert (cell.sampler.source, cell.sampler.samples) == ("nvml", len(cell.samples))
-    assert run_warnings(make_run(cell)) == []
+    assert warnings_of(make_run(cell)) == []
 
 
 def test_a_launchers_worker_is_found_by_the_pid_it_reports(fake_nvml: FakeNvml, tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_a_hidden_pid_gives_a_reason_and_a_warning(fake_nvml: FakeNvml, tmp_path
     row = measure_cell(cell)
     assert row.nvml_peak_bytes is None
     assert row.decode_tok_s == pytest.approx(10)
-    (line,) = run_warnings(make_run(cell))
+    (line,) = warnings_of(make_run(cell))
     assert line.startswith("fp16: NVML process bytes are missing: NVML lists no process")
 
 
@@ -110,7 +110,7 @@ def test_a_gpu_lost_midway_gives_a_reason_and_the_cell_ends(fake_nvml: FakeNvml,
     kinds = [sample.device_bytes is None for sample in cell.samples]
     assert kinds == sorted(kinds)  # first figures, then reasons
     assert {False, True} == set(kinds)
-    assert any("the GPU is lost" in line for line in run_warnings(make_run(cell)))
+    assert any("the GPU is lost" in line for line in warnings_of(make_run(cell)))
 
 
 def test_what_was_observed_before_a_kill_is_kept(fake_nvml: FakeNvml, tmp_path: Path) -> None:

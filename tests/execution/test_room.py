@@ -146,7 +146,7 @@ def test_smaller_workloads_are_still_measured(
     assert (pids[0] == pids[1]) == still_works
     assert pids[1] == pids[2] != pids[3] == pids[4]
     assert "• tight (batch 8): out-of-memory: CUDA out of memory. Tried to allocate 2 GiB" in done.stdout
-    assert "• tight (batch 16): left out, batch 8 ran out of memory" in done.stdout
+    assert "• tight (batch 16): skipped, batch 8 ran out of memory" in done.stdout
     # Skipped cells alone are no failure.
     without = [cell for cell in measured.cells if not isinstance(cell.outcome, Failed)]
     measured.cells[:] = without

@@ -119,7 +119,7 @@ def test_the_command_prints_what_changes_and_the_peaks(fake_nvml: FakeNvml, prog
     assert done.returncode == 0, done.stderr
     figures = "NVML process 600, torch allocated 300, torch reserved 450, outside torch 150"
     assert done.stdout.count(f"s  {figures}\n") == 1
-    assert done.stdout.splitlines()[-1] == f"highest, MiB: {figures}"
+    assert done.stdout.splitlines()[-1] == f"peak, MiB: {figures}"
     missing = subprocess.run([command], capture_output=True, text=True)
     assert missing.returncode == 2
     assert missing.stderr == "error: RUN: is missing. Name a run folder, or take --live.\n"

@@ -138,7 +138,7 @@ def test_dry_run_reads_the_runs_that_lie_here_and_passes_over_what_is_none(
     done = qbench("orchestrate", "-p", "fp32", *options, "--dry-run")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-3:] == [
-        "2 cells, in 3 rounds, each in an order of its own: 6 cells",
+        "2 cells, in 3 rounds, each in its own random order: 6 cells",
         "budget: 10 min 30 s",
         "time: at most about 10 min 30 s, by the budget; no earlier figures of fp32 here",
     ]

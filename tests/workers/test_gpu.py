@@ -9,12 +9,12 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from analyses import memory_of, rows_of
 from conftest import ROOT
 from worker_runs import make_job, run_jobs
 
 from orchestrator.analysis.conditions import trial_conditions
-from orchestrator.analysis.memory.phases import phase_memory, summarize_memory
-from orchestrator.analysis.metrics import summarize
+from orchestrator.analysis.memory.phases import phase_memory
 from orchestrator.records.keys import key_of
 from orchestrator.records.store import read_run
 from schemas.frames import Done, Failed, Profile, Trial
@@ -56,7 +56,7 @@ def test_all_methods_of_the_seed_run_in_both_modes(run: Run) -> None:
 
 
 def test_a_graph_frees_decode_of_the_host(run: Run) -> None:
-    rows = {(row.precision, row.decode): row for row in summarize(run.cells, run.peaks)}
+    rows = {(row.precision, row.decode): row for row in rows_of(run)}
     for precision in ("fp16", "int8-t0", "awq"):
         eager, graph = rows[precision, "eager"], rows[precision, "graph"]
         assert (graph.decode_tok_s or 0) > 3 * (eager.decode_tok_s or 0)
@@ -128,7 +128,7 @@ def test_allocated_after_load_is_the_weights(measured: list[CellRecord]) -> None
     for cell in measured:
         assert cell.loaded is not None
         weight_bytes = sum(cell.loaded.weight_bytes.values())
-        assert summarize_memory(cell).loaded_bytes == pytest.approx(weight_bytes, rel=0.01)
+        assert memory_of(cell).loaded_bytes == pytest.approx(weight_bytes, rel=0.01)
 
 
 def test_nvml_holds_more_than_torch_reserved(run: Run) -> None:
@@ -141,7 +141,7 @@ def test_nvml_holds_more_than_torch_reserved(run: Run) -> None:
 
 
 def test_savings_are_those_of_the_formats(run: Run) -> None:
-    saved = {row.precision: row.saved_versus_baseline for row in summarize(run.cells) if not row.reason}
+    saved = {row.precision: row.saved_versus_baseline for row in rows_of(run) if not row.reason}
     assert saved["int8"] == pytest.approx(0.36, abs=0.02)
     assert saved["int8-t0"] == saved["int8"]
     assert saved["awq"] == pytest.approx(0.54, abs=0.02)

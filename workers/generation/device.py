@@ -92,8 +92,8 @@ class CudaDevice(Device):
             )
         self.torch = torch.device(name)
         torch.cuda.set_device(self.torch)
-        # With cuDNN's attention allowed, torch's default on Hopper, every length of the KV cache that is new
-        # costs some 50 ms a token, once per process; with it off none does. See results/README.md.
+        # With cuDNN's attention allowed, torch's default on Hopper, every new length of the KV cache costs
+        # some 50 ms a token, once per process; with it off none does. See benchmarks/cudnn_attention.py.
         torch.backends.cuda.enable_cudnn_sdp(False)
         properties = torch.cuda.get_device_properties(self.torch)
         self.name = properties.name

@@ -1,1 +1,1 @@
-"""Several runs held against each other."""
+"""Comparisons of several runs."""

@@ -1,8 +1,8 @@
-"""Two runs held against each other: what both measured, by how much it differs, and what can't be compared.
+"""Comparison of two runs: the cells of both, how much they differ, and what can't be compared.
 
-Cells are matched by what was measured: precision, decode mode, model, prompts and workload. Where one has no
-counterpart it is said which of these differ. Torch, GPU and commit may differ, since that is often the
-question; they are told.
+Cells are matched by precision, decode mode, model, prompts and workload. For a cell without a counterpart,
+the settings that differ are listed. Torch, GPU and commit may differ, since that is often the question; they
+are listed too.
 """
 
 import hashlib
@@ -30,14 +30,14 @@ FIGURES = {
     "loaded": "footprint_bytes",
     "peak": "peak_bytes",
 }
-"""What is compared process by process → its field in `CellMetrics`."""
+"""Figures compared process by process → their fields in `CellMetrics`."""
 QUALITY = "quality"
 """Agreement with FP16's tokens of the same run, compared prompt by prompt."""
 TOKENS = "tokens"
 """Agreement of the second run's tokens with the first's."""
 MEMORY = {"loaded", "peak"}
 EXACT = {*MEMORY, TOKENS}
-"""Figures that don't vary from one process to the next: one round tells all of them."""
+"""Figures that don't vary between processes, so one round is enough."""
 
 
 class CrossRunKey(NamedTuple):
@@ -65,7 +65,7 @@ class Pair(msgspec.Struct, frozen=True, kw_only=True):
     precision: str
     decode: DecodeMode
     workload: str
-    """What tells it from others of the same precision and mode; empty where nothing does."""
+    """How it differs from others of the same precision and mode; empty if there are none."""
     figure: str
     reference: float
     value: float
@@ -73,13 +73,13 @@ class Pair(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RunComparison(msgspec.Struct, frozen=True, kw_only=True):
-    """All that there is to say of two runs."""
+    """The result of comparing two runs."""
 
     pairs: list[Pair]
     unmatched: list[str]
     """Why a cell has no counterpart, a line each."""
     differences: list[str]
-    """What differs between the machines and the programs, a line each."""
+    """Differences between machines and software, a line each."""
 
 
 def compare_runs(reference: Run, run: Run) -> RunComparison:
@@ -107,7 +107,7 @@ Groups = dict[CrossRunKey, list[CellRecord]]
 
 
 def groups_of(run: Run) -> Groups:
-    """The cells of all rounds by what was measured."""
+    """The cells of all rounds by key."""
     found: Groups = {}
     for cell in run.cells:
         if cell.job is not None and not cell.job.aa_control:
@@ -118,13 +118,13 @@ def groups_of(run: Run) -> Groups:
 def _cross_run_key(job: Job) -> CrossRunKey:
     load, model = job.workload, job.model
     digest = hashlib.sha256("\n".join(load.prompts).encode()).hexdigest()[:8]
-    # A random model has no texts: its prompts are drawn, and only their number counts.
+    # A random model has no texts: its prompts are random tokens, and only their number counts.
     prompts = f"{len(load.prompts)} {'drawn' if model.is_random else f'({digest})'}"
     return CrossRunKey(key_of(job).without_round, model.name, model.outliers, prompts)
 
 
 class _Draft(NamedTuple):
-    """A pair without its comparison, which is drawn with those of all others, or known beforehand."""
+    """A pair without its comparison, which is either bootstrapped with all others, or already known."""
 
     pair: Callable[..., Pair]
     rests_on: Sample | Comparison
@@ -155,7 +155,7 @@ def _drafts(key: CrossRunKey, workload: str, theirs: Groups, ours: Groups) -> It
 def _token_drafts(
     key: CrossRunKey, pair: Callable[..., Pair], theirs: Groups, ours: Groups
 ) -> Iterator[_Draft]:
-    """How far tokens agree with FP16's in either run, and with each other over both."""
+    """How far tokens agree with FP16's within each run, and between the two runs."""
     before, now = qualities(key, theirs), qualities(key, ours)
     if prompts := [at for at in now if at in before]:
         shares, references = ([each[at] for at in prompts] for each in (now, before))
@@ -163,14 +163,14 @@ def _token_drafts(
             means = {"reference": fmean(references), "value": fmean(shares)}
             yield _Draft(partial(pair, figure=QUALITY, **means), sample)
     if same := list(agreements(ours[key], theirs[key]).values()):
-        parted = sum(share < 1 for share in same)
-        why = f"other tokens in {parted} of {len(same)} prompts" if parted else "the same"
+        diverged = sum(share < 1 for share in same)
+        why = f"different tokens in {diverged} of {len(same)} prompts" if diverged else "the same"
         found = Comparison(ratio=fmean(same), rounds=len(same), why=why)
         yield _Draft(partial(pair, figure=TOKENS, reference=1.0, value=found.ratio), found)
 
 
 def qualities(key: CrossRunKey, groups: Groups) -> dict[int, float]:
-    """Index of a prompt → agreement with FP16 of the same run, decode mode and workload; none of FP16."""
+    """Index of a prompt → agreement with FP16 of the same run, decode mode and workload; empty for FP16."""
     if key.cell.is_baseline:
         return {}
     return agreements(groups[key], groups.get(key._replace(cell=key.cell.baseline), []))
@@ -181,7 +181,7 @@ def _rows(cells: list[CellRecord]) -> Iterator[CellMetrics]:
 
 
 def what_tells(keys: Collection[CrossRunKey]) -> dict[CrossRunKey, str]:
-    """The words in which the workload of each differs from those of others; none where nothing does."""
+    """How the settings of each differ from those of the others, in words; empty if nothing differs."""
     telling = [name for name, path in SETTINGS.items() if len(set(map(attrgetter(path), keys))) > 1]
     return {key: ", ".join(_words(key, telling)) for key in keys}
 
@@ -193,7 +193,7 @@ def _words(key: CrossRunKey, names: Iterable[str]) -> Iterator[str]:
 
 
 def _unmatched(ours: Groups, theirs: Groups, other: str) -> Iterator[str]:
-    """A line for each of `ours` that the `other` run lacks, or in which one of the two failed."""
+    """A line for each of `ours` that is missing or failed in the `other` run."""
     nearest = _nearest([key for key in ours if key not in theirs], list(theirs))
     for key, cells in ours.items():
         name = " ".join(key.cell.variant)
@@ -210,10 +210,10 @@ def _has_figures(cells: list[CellRecord]) -> bool:
 
 
 def _nearest(lacking: list[CrossRunKey], theirs: list[CrossRunKey]) -> dict[CrossRunKey, CrossRunKey]:
-    """For each key that they lack, that of theirs of the same name which differs in the fewest fields.
+    """For each key that they lack, the one of theirs with the same name that differs in the fewest fields.
 
-    It is looked up without one field after the other, then without two: to hold each against each takes
-    minutes where there are thousands.
+    It is looked up ignoring one field at a time, then two, and so on: comparing every pair would take minutes
+    for thousands of keys.
     """
     found: dict[CrossRunKey, CrossRunKey] = {}
     variants = {key.cell.variant for key in theirs}
@@ -251,7 +251,7 @@ def _differences(reference: Run, run: Run) -> Iterator[str]:
     facts = [_facts(each) for each in (reference, run)]
     for name, theirs in facts[0].items():
         if facts[1][name] != theirs:
-            yield f"{name}: {theirs or 'unknown'} against {facts[1][name] or 'unknown'}"
+            yield f"{name}: {theirs or 'unknown'} vs. {facts[1][name] or 'unknown'}"
 
 
 def _facts(run: Run) -> dict[str, str]:

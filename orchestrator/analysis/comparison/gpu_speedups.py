@@ -1,7 +1,7 @@
-"""What each precision wins on each GPU, from runs of several: best decode mode over FP16's best.
+"""Each precision's speed-up on each GPU, from runs on several GPUs: best decode mode over FP16's best.
 
-Beside it stands which formats a GPU's tensor cores multiply, by its compute capability: where they can't, a
-kernel must convert, and a format can only save bytes.
+It is shown next to the formats that a GPU's tensor cores support, by its compute capability: for any other
+format a kernel must convert, so the format can only save bytes.
 """
 
 import msgspec
@@ -9,7 +9,8 @@ import msgspec
 from orchestrator.analysis.best_mode import Best, best_modes
 from orchestrator.analysis.comparison.compare import CrossRunKey, groups_of, what_tells
 from orchestrator.analysis.memory.phases import on_gpu
-from orchestrator.analysis.rounds import summarize_rounds
+from orchestrator.analysis.metrics import analyze_cells
+from orchestrator.analysis.rounds import typical_run
 from schemas.frames import Done
 from schemas.record import CellRecord, Run
 
@@ -18,7 +19,7 @@ TENSOR_CORES: dict[str, tuple[tuple[int, int], tuple[int, int] | None]] = {
     "INT4": ((7, 5), (8, 9)),
     "FP8": ((8, 9), None),
 }
-"""Format → first compute capability whose tensor cores take it, and the last, where it was dropped (NVIDIA,
+"""Format → first compute capability whose tensor cores support it, and the last, if it was dropped (NVIDIA,
 CUDA C++ Programming Guide, table of data types per compute capability)."""
 
 
@@ -28,22 +29,22 @@ class GpuSpeedups(msgspec.Struct, frozen=True, kw_only=True):
     run: str
     gpu: str
     measured: str
-    """What was measured on it and not on the others, e.g. `model qwen2.5-7b`; empty where it was the same."""
+    """How its settings differ from the others', e.g. `model qwen2.5-7b`; empty if they don't."""
     compute_capability: tuple[int, int] | None
     tensor_cores: list[str]
-    """Formats that they multiply, of INT8, INT4 and FP8."""
+    """Supported formats, of INT8, INT4 and FP8."""
     best: dict[str, Best]
     """Precision → its best mode on the first workload of its run."""
 
 
 def gpu_speedups(runs: dict[str, Run]) -> list[GpuSpeedups]:
-    """A row for each run, by its name, that has figures of a GPU."""
+    """A row for each run, by its name, that has figures from a GPU."""
     measured = {name: key for name, run in runs.items() if (key := _first_measured(run))}
     return [_row(name, runs[name], key, list(measured.values())) for name, key in measured.items()]
 
 
 def _first_measured(run: Run) -> CrossRunKey | None:
-    """The first cell on a GPU that has figures: all of its workload stand in the row."""
+    """The first cell on a GPU that has figures; the row is about its workload."""
     groups = groups_of(run).items()
     return next((key for key, cells in groups if any(map(_has_figures, cells))), None)
 
@@ -64,7 +65,7 @@ def _row(name: str, run: Run, measured: CrossRunKey, all_measured: list[CrossRun
         tensor_cores=[name for name in TENSOR_CORES if capability and _has(capability, name)],
         best={
             best.precision: best
-            for best in best_modes(summarize_rounds(run))
+            for best in best_modes([each.row for each in analyze_cells(typical_run(run))])
             if best.workload == measured.cell.workload
         },
     )

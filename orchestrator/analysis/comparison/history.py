@@ -1,7 +1,7 @@
-"""A figure over time: what was measured alike in many runs, in the order in which they were made.
+"""A figure over time: the same cell in many runs, in chronological order.
 
-Runs are found by their records, in all folders below the one that is named. Each is held against the run
-before it; where both have rounds, a change has an interval and, beyond the noise, a verdict.
+Runs are found by their records, in all folders below the given one. Each is compared with the previous run;
+if both have several rounds, a change has an interval and, beyond the noise, a verdict.
 """
 
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ from orchestrator.analysis.intervals import Comparison, Sample, compare, of_shar
 from orchestrator.analysis.metrics import measure_cell
 from orchestrator.errors import BadInput
 from orchestrator.records.keys import key_of
-from orchestrator.records.store import RECORDS, read_records
+from orchestrator.records.store import find_records, read_records
 from schemas.job import DecodeMode, ModelSource
 from schemas.record import CellRecord, Run
 
@@ -33,7 +33,7 @@ HISTORY_FIGURES = (*FIGURES, QUALITY)
 
 
 class Wanted(NamedTuple):
-    """Which figure, and of what; model and GPU by a part of their names, in any case."""
+    """Which figure, and for what; model and GPU by part of their names, ignoring case."""
 
     figure: str = "decode"
     model: str = ""
@@ -42,35 +42,35 @@ class Wanted(NamedTuple):
 
 
 class Point(msgspec.Struct, frozen=True, kw_only=True):
-    """What one run measured: a row."""
+    """A row: the figure in one run."""
 
     run: str
-    """Its folder, relative to the one that was searched."""
+    """Its folder, relative to the searched one."""
     started_at: str | None
     """UTC, ISO 8601."""
     commit: str | None
     torch: str | None
     value: float
-    """Of several rounds the median one's; of quality the mean over prompts."""
+    """The median over rounds; for quality the mean over prompts."""
     change: Comparison | None
-    """Over the run before; None of the first, and where there is no ratio."""
+    """Relative to the previous run; None for the first run, and if there is no ratio."""
 
 
 class Series(msgspec.Struct, frozen=True, kw_only=True):
-    """What was measured alike, in order of time: a table."""
+    """A table: the same cell over time."""
 
     gpu: str
-    """The CPU where there was none."""
+    """The CPU if there was none."""
     model: str
     precision: str
     decode: DecodeMode
     workload: str
-    """What tells it from others of this GPU and model; empty where nothing does."""
+    """How it differs from others of this GPU and model; empty if there are none."""
     points: list[Point]
 
 
 class History(msgspec.Struct, frozen=True, kw_only=True):
-    """What `--history` prints as JSON."""
+    """The JSON output of `--history`."""
 
     figure: str
     series: list[Series]
@@ -86,18 +86,18 @@ class _SeriesKey(NamedTuple):
 
 
 class _Reading(NamedTuple):
-    """What one run says in one table."""
+    """What one run contributes to a table."""
 
     run: str
     started_at: str | None
     commit: str | None
     torch: str | None
     values: dict[int, float]
-    """By round, or of quality by prompt."""
+    """By round, or for quality by prompt."""
 
 
 def history(folder: Path, wanted: Wanted) -> History:
-    """What all runs below `folder` say of a figure. Raises `BadInput` where none says anything."""
+    """A figure in all runs below `folder`. Raises `BadInput` if no run has it."""
     tables: dict[_SeriesKey, list[_Reading]] = {}
     seen: set[_SeriesKey] = set()
     passed_over: list[str] = []
@@ -118,10 +118,10 @@ def history(folder: Path, wanted: Wanted) -> History:
 
 
 def _readable_runs(folder: Path, figure: str, passed_over: list[str]) -> Iterator[tuple[str, Run]]:
-    """Each run with its name; of one that can't be read, why not goes to `passed_over`."""
-    for file in sorted(folder.rglob(RECORDS)):
+    """Each run with its name; if it can't be read, the reason is added to `passed_over`."""
+    for file in find_records(folder):
         try:
-            # Only the peak of a resident set needs the samples.
+            # Only the peak of a resident set requires the samples.
             yield str(file.parent.relative_to(folder)), read_records(file, samples=figure == "peak")
         except BadInput as error:
             passed_over.append(str(error))
@@ -143,14 +143,14 @@ def _is_wanted(alike: _SeriesKey, cells: list[CellRecord], wanted: Wanted) -> bo
 
 
 def _names(part: str, model: ModelSource) -> bool:
-    """Whether this is how a user may have named the model."""
+    """Whether a user may refer to the model by this."""
     names = (model.name, model.location, f"{model.kind}:{model.location}")
     return any(part.casefold() in name.casefold() for name in names)
 
 
 def _has(seen: set[_SeriesKey], passed_over: list[str]) -> str:
     if not seen:
-        other = "Name a folder above those that qbench-orchestrate wrote"
+        other = "Name a folder that contains run folders of qbench-orchestrate"
         return next(iter(passed_over), other).removesuffix(".")
     has = (
         {alike.measured.model for alike in seen},

@@ -1,7 +1,7 @@
-"""Limits that a second run must keep: `--fail-if` of `qbench-compare`, a gate for CI.
+"""Limits that a second run must satisfy: `--fail-if` of `qbench-compare`, a gate for CI.
 
-A limit is broken where the whole interval lies beyond it. Of few rounds an interval is too narrow (see
-`orchestrator.analysis.intervals`), so that they break none, but may be said to.
+A limit is broken if the whole interval is beyond it. With few rounds an interval is too narrow (see
+`orchestrator.analysis.intervals`), so they break no limit, but there is a warning that they may.
 """
 
 import re
@@ -17,7 +17,7 @@ _LIMIT = re.compile(rf"(?P<figure>{'|'.join(_ALL)})(?P<sign>[<>])(?P<limit>\d*\.
 
 @dataclass(frozen=True)
 class Limit:
-    """`decode<0.95`: fail where the second run's decode is under 0.95 of the first's, beyond the noise."""
+    """`decode<0.95`: fail if the second run's decode is below 0.95 of the first's, beyond the noise."""
 
     figure: str
     below: bool
@@ -25,14 +25,14 @@ class Limit:
     text: str
 
     def is_broken(self, pair: Pair) -> bool:
-        """Whether the whole interval lies beyond the limit; exact figures of one round have and need none."""
+        """Whether the whole interval is beyond the limit; exact figures need no interval."""
         found = pair.comparison
         nearest = found.high if self.below else found.low
         beyond = self._is_beyond(found.ratio if nearest is None else nearest)
         return pair.figure == self.figure and beyond and not self._too_few(pair)
 
     def is_open(self, pair: Pair) -> bool:
-        """Whether too few rounds, or prompts, can't tell if it is broken, though it looks so."""
+        """Whether it looks broken, but there are too few rounds, or prompts, to tell."""
         return pair.figure == self.figure and self._is_beyond(pair.comparison.ratio) and self._too_few(pair)
 
     def _is_beyond(self, value: float) -> bool:
@@ -43,10 +43,10 @@ class Limit:
 
 
 def parse_limit(text: str) -> Limit:
-    """Read what stands after `--fail-if`. Raises `BadInput`."""
+    """Parse the value of `--fail-if`. Raises `BadInput`."""
     match = _LIMIT.fullmatch(text.replace(" ", ""))
     if match is None:
         raise BadInput(
-            "--fail-if", text, "is no limit", f"Write e.g. decode<0.95; figures: {', '.join(_ALL)}"
+            "--fail-if", text, "is not a valid limit", f"Write e.g. decode<0.95; figures: {', '.join(_ALL)}"
         )
     return Limit(match["figure"], match["sign"] == "<", float(match["limit"]), text)

@@ -1,1 +1,1 @@
-"""What NVML and torch say of a worker's memory, term by term."""
+"""A worker's memory as NVML and torch report it, term by term."""

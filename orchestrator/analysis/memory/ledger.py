@@ -1,25 +1,25 @@
-"""What the driver counts for a worker, taken apart to the last byte.
+"""A worker's GPU memory by NVML, broken down to the last byte.
 
-NVML says how much of the GPU a process holds; torch's caching allocator says what it asked the driver for and
-what became of it. At one synchronised instant the two make a sum that comes out even:
+NVML says how much GPU memory a process holds; torch's caching allocator says what it took from the driver and
+in what state that memory is. Read at one synchronized instant, the two balance exactly:
 
     process = requested + rounding + pending frees + split fragments + releasable cache + outside torch
 
-- requested: what tensors asked for;
+- requested: the sizes that tensors asked for;
 - rounding: blocks are multiples of 512 bytes;
-- pending frees: freed by Python, still awaited by a stream;
-- split fragments: free parts of blocks that are in use elsewhere, which no `empty_cache()` gives back;
-- releasable cache: whole free blocks, which it would;
-- outside torch: what the allocator knows nothing of.
+- pending frees: freed by Python, but a stream may still use them;
+- split fragments: free parts of segments in partial use, which `empty_cache()` can't release;
+- releasable cache: whole free segments, which it can;
+- outside torch: memory that the allocator doesn't know of.
 
-The first five are torch's `reserved`. What lies outside is told apart by when it came: with the CUDA context,
-while loading, with cuBLAS (a product made for its sake), in the decode mode's set-up (a CUDA graph's own), or
-in warm-up (modules that CUDA loads when a kernel is first used, Triton). What came after warm-up is the
-rest, and should be nothing.
+The first five are torch's `reserved`. Memory outside torch is split by the phase in which it appeared: with
+the CUDA context, while loading, with cuBLAS (a multiplication is run just to initialize it), in the decode
+mode's set-up (a CUDA graph's own memory), or in warm-up (modules that CUDA loads when a kernel is first used,
+Triton). What appears after warm-up is the rest, and should be zero.
 
-Some of `reserved` is told apart once more, since it is none of the model's: private pools, of which every
-CUDA graph has one; segments that grow, where the user chose them; and cuBLAS' workspace, which most versions
-of torch allocate for it (pytorch#85447), and which with others (pytorch#113994) lies outside.
+Parts of `reserved` that don't belong to the model are listed separately: private pools, one for each CUDA
+graph; expandable segments, if the user enabled them; and the cuBLAS workspace, which most versions of torch
+allocate (pytorch#85447), and which others (pytorch#113994) leave outside.
 """
 
 from itertools import pairwise
@@ -30,7 +30,7 @@ from schemas.frames import PhaseName, TorchMemory
 from schemas.record import CellRecord, PhaseEdge
 
 CHECKPOINTS: tuple[PhaseName, ...] = ("context", "load", "cublas", "setup", "warmup")
-"""Phases at whose ends the part outside torch is read off; in the order in which a worker passes them."""
+"""Phases at whose ends memory outside torch is read, in the order in which a worker passes them."""
 
 
 class Ledger(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,16 +43,16 @@ class Ledger(msgspec.Struct, frozen=True, kw_only=True):
     split_fragment_bytes: int
     releasable_bytes: int
     outside_bytes: dict[str, int]
-    """Phase in which it came, or `rest` → bytes outside torch; less than 0 where some was given back."""
+    """Phase in which it appeared, or `rest` → bytes outside torch; below 0 if some was released."""
     process_bytes: int
     private_pool_bytes: int | None = None
-    """Of `reserved`; None in records that don't tell, as the next two."""
+    """Part of `reserved`; like the next two None in records that lack it."""
     expandable_bytes: int | None = None
     cublas_workspace_bytes: int | None = None
 
     @property
     def reserved_bytes(self) -> int:
-        """What torch holds of the driver's memory."""
+        """Memory that torch's allocator has taken from the driver."""
         return (
             self.requested_bytes
             + self.rounding_bytes
@@ -63,14 +63,14 @@ class Ledger(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def residual_bytes(self) -> int:
-        """What the terms leave unexplained: 0, or the ledger is wrong."""
+        """Bytes that the terms don't explain: 0 unless the ledger is wrong."""
         return self.process_bytes - self.reserved_bytes - sum(self.outside_bytes.values())
 
 
 def ledgers(cell: CellRecord) -> dict[PhaseName, Ledger]:
-    """Phase → the ledger at its end, in order; of phases that recur, the last end.
+    """Phase → the ledger at its end, in order; for recurring phases, the last end.
 
-    Empty where torch or NVML told nothing: on a CPU, or where a container hides pids.
+    Empty if torch or NVML reported nothing: on a CPU, or in a container that hides pids.
     """
     found: dict[PhaseName, Ledger] = {}
     outside: dict[str, int] = {}
@@ -80,7 +80,7 @@ def ledgers(cell: CellRecord) -> dict[PhaseName, Ledger]:
         if torch is None or process_bytes is None:
             continue
         phase = start.phase.name
-        # A worker's other cells lie between its first set-up and this one's: they are set-up to this cell.
+        # A worker's earlier cells come between its first set-up and this one: they count as set-up here.
         known = sum(came for name, came in outside.items() if name != phase)
         added = process_bytes - torch.reserved_bytes - known
         if phase in CHECKPOINTS:

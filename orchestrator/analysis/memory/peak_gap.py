@@ -1,14 +1,14 @@
-"""Torch's peak of memory and NVML's, and what lies between the two.
+"""The gap between torch's peak memory and NVML's.
 
-Torch's is exact, since its allocator notes every block that it hands out, and it is of blocks alone. NVML's
-is the highest of samples, ten a second, and of readings at phase edges, and it is of the whole device: what
-torch keeps in free blocks, what lies outside torch, and what the driver and others hold are all in it. Only
-what torch gave back to the driver within a sampling period may have escaped it.
+Torch's peak is exact, since the allocator records every block it hands out, but it counts blocks only.
+NVML's peak is the highest of the samples, ten a second, and of the readings at phase edges, and it is of the
+whole device: it includes torch's free blocks, memory outside torch, and that of the driver and other
+processes. The samples can miss only memory that torch returned to the driver within a sampling period.
 """
 
 import msgspec
 
-from orchestrator.analysis.memory.phases import on_gpu, phases_after_load
+from orchestrator.analysis.memory.phases import PhaseMemory, on_gpu, phases_after_load
 from orchestrator.units import mib
 from schemas.frames import PhaseName
 from schemas.record import CellRecord
@@ -24,19 +24,19 @@ class PeakGap(msgspec.Struct, frozen=True, kw_only=True):
     torch_bytes: int
     """Torch's peak of allocated blocks in that phase."""
     kept_bytes: int
-    """What torch's peak of reserved memory was above it: free blocks and parts of blocks."""
+    """Torch's peak of reserved memory less that: free blocks and parts of blocks."""
     outside_bytes: int
-    """Of the worker's process but not of torch, at the end of the phase."""
+    """Memory of the worker process outside torch, at the end of the phase."""
     others_bytes: int
-    """The rest: of the driver and of other processes. Below 0, torch's peak fell between samples."""
+    """The rest: the driver's and other processes'. Below 0 if torch's peak fell between two samples."""
 
 
-def peak_gap(cell: CellRecord) -> PeakGap | None:
-    """None where one of the two peaks is unknown, as on a CPU."""
-    phases = [phase for phase in phases_after_load(cell) if phase.sampled_peak_bytes is not None]
-    if not phases or not on_gpu(cell):
+def peak_gap(cell: CellRecord, phases: list[PhaseMemory]) -> PeakGap | None:
+    """None if one of the two peaks is unknown, as on a CPU. `phases` are those of the cell."""
+    sampled = [phase for phase in phases_after_load(phases) if phase.sampled_peak_bytes is not None]
+    if not sampled or not on_gpu(cell):
         return None
-    highest = max(phases, key=lambda phase: phase.sampled_peak_bytes or 0)
+    highest = max(sampled, key=lambda phase: phase.sampled_peak_bytes or 0)
     device, at_ns = highest.sampled_peak_bytes, highest.sampled_peak_at_ns
     allocated, reserved = highest.peak_allocated_bytes, highest.peak_reserved_bytes
     outside = highest.outside_torch_bytes
@@ -54,13 +54,13 @@ def peak_gap(cell: CellRecord) -> PeakGap | None:
 
 
 def gap_sentence(gap: PeakGap, sampling_period_s: float) -> str:
-    """What lies between the two peaks, in words."""
-    rest = f"and {mib(gap.others_bytes)} of the driver and of other processes"
+    """The terms of the gap, in words."""
+    rest = f"and {mib(gap.others_bytes)} of the driver and other processes"
     if gap.others_bytes < 0:
         missed = mib(-gap.others_bytes)
-        rest = f"less {missed} that came and went between samples {sampling_period_s:.2f} s apart"
+        rest = f"minus {missed} allocated and freed between samples {sampling_period_s:.2f} s apart"
     return (
         f"NVML's peak, {mib(gap.device_bytes)} MiB of the device, was seen {gap.seen_at_s:.1f} s after the "
-        f"worker's start, in {gap.phase}: {mib(gap.torch_bytes)} at torch's own peak, {mib(gap.kept_bytes)} "
-        f"that torch kept in free blocks, {mib(gap.outside_bytes)} outside torch, {rest}"
+        f"worker started, in {gap.phase}: {mib(gap.torch_bytes)} at torch's own peak, {mib(gap.kept_bytes)} "
+        f"in torch's free blocks, {mib(gap.outside_bytes)} outside torch, {rest}"
     )

@@ -1,9 +1,9 @@
-"""Torch's view of memory and NVML's, laid side by side phase by phase: pure functions over records.
+"""Memory by phase, as torch and NVML saw it: pure functions over records.
 
-Both were read at the same synchronised instants, the phase edges, so their difference is what lies on
-the GPU outside torch's allocator: the CUDA context, cuBLAS, modules, whatever libraries own. Between
-edges torch keeps its own high-water mark, reset at each edge, and samples of the whole device catch
-what NVML saw.
+Both were read at the same synchronized instants, the phase edges, so their difference is the GPU memory
+outside torch's allocator: the CUDA context, cuBLAS, loaded modules, and what other libraries allocate.
+Between edges torch keeps its own high-water mark, reset at each edge, and NVML's peak comes from samples of
+the whole device.
 """
 
 from collections.abc import Iterator
@@ -16,9 +16,9 @@ from schemas.record import CellRecord, MemoryReading, PhaseEdge
 
 
 class PhaseMemory(msgspec.Struct, frozen=True, kw_only=True):
-    """Memory of one phase, in bytes: as it stood at the phase's end, and the highest seen during it.
+    """Memory of one phase, in bytes: at the end of the phase, and the highest seen during it.
 
-    Phases that recur, prefill and decode, are merged over trials: the last end, the highest peak.
+    Recurring phases (prefill and decode) are merged over trials: the last end, the highest peak.
     """
 
     phase: PhaseName
@@ -27,17 +27,17 @@ class PhaseMemory(msgspec.Struct, frozen=True, kw_only=True):
     peak_allocated_bytes: int | None = None
     peak_reserved_bytes: int | None = None
     process_bytes: int | None = None
-    """NVML's figure for the worker; without an NVIDIA GPU its resident set."""
+    """NVML's figure for the worker process; its resident set if there is no NVIDIA GPU."""
     device_bytes: int | None = None
     sampled_peak_bytes: int | None = None
-    """Highest sample: of the whole device with NVML, of the resident set without."""
+    """Highest sample: of the whole device with NVML, of the resident set without it."""
     sampled_peak_at_ns: int | None = None
-    """When it was first seen, on the monotonic clock that the record's edges are on."""
+    """When it was first seen, on the monotonic clock of the record's edges."""
     outside_torch_bytes: int | None = None
-    """process − reserved; None where either is unknown."""
+    """process − reserved; None if either is unknown."""
     device_over_baseline_bytes: int | None = None
-    """What came to the device since just before the worker started: where NVML won't tell the worker's share,
-    an estimate of it, and no more than that, since others on the GPU move it too."""
+    """Growth of the device's memory in use since just before the worker started. It only estimates the
+    worker's share, for when NVML hides that share: other processes on the GPU change it too."""
 
 
 class MemorySummary(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,10 +49,10 @@ class MemorySummary(msgspec.Struct, frozen=True, kw_only=True):
     nvml_peak_bytes: int | None
 
 
-def summarize_memory(cell: CellRecord) -> MemorySummary:
-    """Footprint after load, and peaks from there on."""
-    load = next((phase for phase in phase_memory(cell) if phase.phase == "load"), None)
-    later = phases_after_load(cell)
+def summarize_memory(cell: CellRecord, phases: list[PhaseMemory]) -> MemorySummary:
+    """Footprint after load, and peaks after that. `phases` are those of the cell."""
+    load = next((phase for phase in phases if phase.phase == "load"), None)
+    later = phases_after_load(phases)
     if on_gpu(cell):
         return MemorySummary(
             on_gpu=True,
@@ -60,7 +60,7 @@ def summarize_memory(cell: CellRecord) -> MemorySummary:
             peak_bytes=_highest(phase.peak_allocated_bytes for phase in later),
             nvml_peak_bytes=_highest(_process_bytes_after_load(cell)),
         )
-    # A resident set's peak lies between the edges: with the samples lost nothing is known of it.
+    # A resident set peaks between the edges, so without the samples its peak is unknown.
     lost = cell.sampler is not None and cell.sampler.samples and not cell.samples
     return MemorySummary(
         on_gpu=False,
@@ -70,14 +70,14 @@ def summarize_memory(cell: CellRecord) -> MemorySummary:
     )
 
 
-def phases_after_load(cell: CellRecord) -> list[PhaseMemory]:
-    """Those that use the model; what the profiler holds is its own, and the model was measured without it."""
-    after = dropwhile(lambda phase: phase.phase != "load", phase_memory(cell))
+def phases_after_load(phases: list[PhaseMemory]) -> list[PhaseMemory]:
+    """Phases that use the model, without the profiler's pass, whose extra memory is the profiler's."""
+    after = dropwhile(lambda phase: phase.phase != "load", phases)
     return [phase for phase in after if phase.phase not in ("load", "profile")]
 
 
 def _process_bytes_after_load(cell: CellRecord) -> Iterator[int | None]:
-    """At the edges from warm-up to the profiler's pass, or to the end where there was none."""
+    """At each edge from warm-up to the profiler's pass, or to the end if there was none."""
     edges = list(dropwhile(lambda edge: edge.phase.name != "warmup", cell.edges))
     profiled = any(edge.phase.name == "profile" for edge in edges)
     for edge in edges[: -1 if profiled else None]:
@@ -85,7 +85,7 @@ def _process_bytes_after_load(cell: CellRecord) -> Iterator[int | None]:
 
 
 def on_gpu(cell: CellRecord) -> bool:
-    """Whether the worker used an NVIDIA GPU, by its own word."""
+    """Whether the worker reported an NVIDIA GPU as its device."""
     return cell.ready is not None and cell.ready.device_uuid is not None
 
 

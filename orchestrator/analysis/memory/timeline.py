@@ -1,13 +1,13 @@
-"""Memory over time: a worker's whole life as series of points and spans of phases, ready to be drawn.
+"""Memory over time: the lifetime of a worker as series of points and spans of phases, ready to be drawn.
 
-Cells that one worker measured share a process, so they lie one after another on one clock: seconds since
-that worker's start. Three looks meet on it, and they know different things:
+Cells measured by one worker share a process, so they follow one another on one clock: seconds since the
+worker started. Three sources share that clock, and each knows something else:
 
-- samples of the device, ten a second, see everything on it but cannot tell whose it is;
-- the driver's count for the process is read at phase edges only, since asking for it takes a lock;
-- torch's own counts are read at the same edges, and it keeps the highest mark of the phase between two.
+- samples of the device, ten a second, count everything on it but can't tell which process owns it;
+- NVML's figure for the process is read at phase edges only, since asking for it takes a lock in the driver;
+- torch's own figures are read at the same edges, and torch keeps the peak of each phase.
 
-What lies between two edges is therefore known from the samples and from torch's marks alone.
+Between two edges only the samples and torch's peaks are known.
 """
 
 from itertools import pairwise
@@ -15,30 +15,30 @@ from itertools import pairwise
 import msgspec
 
 from orchestrator.analysis.memory.phases import on_gpu
-from orchestrator.records.names import full_name
+from orchestrator.records.names import full_names
 from schemas.frames import Failed, PhaseName
 from schemas.record import CellRecord, MemoryReading, PhaseEdge, Run
 
 
 class Point(msgspec.Struct, frozen=True):
-    """A figure and when it was read; None where a sample failed, so that a curve shows a gap."""
+    """A figure and when it was read; None if the sample failed, so that the curve has a gap."""
 
     at_s: float
     held_bytes: int | None
 
 
 class PhaseSpan(msgspec.Struct, frozen=True, kw_only=True):
-    """A phase from its edge to the next one, or to the last that was seen of the worker."""
+    """A phase from its edge to the next one, or to the last sign of the worker."""
 
     phase: PhaseName
     start_s: float
     end_s: float
     peak_allocated_bytes: int | None = None
-    """Torch's highest mark in this phase; None where the phase did not reach its end."""
+    """Torch's peak in this phase; None if the phase did not reach its end."""
 
 
 class CellSpan(msgspec.Struct, frozen=True, kw_only=True):
-    """When a worker was at a cell; what it does once for all of them counts to the first."""
+    """When a worker measured a cell; work done once for all cells counts to the first."""
 
     name: str
     start_s: float
@@ -47,44 +47,44 @@ class CellSpan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Timeline(msgspec.Struct, frozen=True, kw_only=True):
-    """One worker's memory; seconds count from its start, series are in order of time."""
+    """One worker's memory; seconds count from its start, series are in chronological order."""
 
     precision: str
     label: str
     on_gpu: bool
     cells: list[CellSpan]
     phases: list[PhaseSpan]
-    """One after another without gap or overlap."""
+    """Consecutive, without gap or overlap."""
     sampled: list[Point]
-    """The whole device with NVML, at samples and edges; without it the worker's resident set."""
+    """The whole device with NVML, at samples and edges; without NVML the worker's resident set."""
     process: list[Point]
-    """NVML's count for the worker, at edges; empty on a CPU, and where it was hidden throughout."""
+    """NVML's figure for the worker, at edges; empty on a CPU, or if it was always hidden."""
     reserved: list[Point]
-    """What torch's allocator held of the device, at edges."""
+    """Device memory held by torch's allocator, at edges."""
     allocated: list[Point]
-    """What tensors took of that, at edges."""
+    """The part of that in tensors, at edges."""
 
     @property
     def end_s(self) -> float:
-        """The last that was seen of the worker."""
+        """The last sign of the worker."""
         return self.phases[-1].end_s
 
     @property
     def highest_bytes(self) -> int:
-        """The highest figure of all series and marks; 0 where nothing is known."""
+        """The highest figure of all series and peaks; 0 if nothing is known."""
         series = (*self.sampled, *self.process, *self.reserved, *self.allocated)
         marks = (span.peak_allocated_bytes or 0 for span in self.phases)
         return max((*(point.held_bytes or 0 for point in series), *marks), default=0)
 
     @property
     def first_known_s(self) -> float:
-        """When the first figure was read; the imports before it take no memory that anyone counts."""
+        """When the first figure was read; the imports before it use no memory that is counted."""
         series = (*self.sampled, *self.process, *self.allocated)
         return min((point.at_s for point in series if point.held_bytes is not None), default=0.0)
 
 
 def timelines(run: Run, cells: list[CellRecord]) -> list[Timeline]:
-    """One per worker among these `cells` of `run`, in the order in which the workers began."""
+    """One per worker of these `cells` of `run`, in the order in which the workers started."""
     workers: dict[tuple[int | None, int], list[CellRecord]] = {}
     for cell in cells:
         if cell.edges:
@@ -93,12 +93,12 @@ def timelines(run: Run, cells: list[CellRecord]) -> list[Timeline]:
 
 
 def _worker(cell: CellRecord) -> tuple[int | None, int]:
-    """Its pid, and its start: a pid may come again in a run, and a worker that failed early told none."""
+    """Its pid and its start: pids may be reused within a run, and a worker that failed early reports none."""
     return cell.ready.pid if cell.ready else None, cell.edges[0].phase.at_ns
 
 
 def _timeline(run: Run, cells: list[CellRecord]) -> Timeline:
-    # Every cell's edges begin with those of the worker, up to its first set-up.
+    # The edges of every cell begin with the worker's own, up to its first set-up.
     edges = sorted({edge.phase.at_ns: edge for cell in cells for edge in cell.edges}.values(), key=_at_ns)
     start_ns = edges[0].phase.at_ns
     readings = [sample for cell in cells for sample in cell.samples]
@@ -124,6 +124,7 @@ def _at_ns(edge: PhaseEdge) -> int:
 
 
 def _cells(run: Run, cells: list[CellRecord], start_ns: int, end_ns: int) -> list[CellSpan]:
+    name = full_names(run.cells)
     seen: set[int] = set()
     begins_ns: list[int] = []
     for cell in cells:
@@ -132,7 +133,7 @@ def _cells(run: Run, cells: list[CellRecord], start_ns: int, end_ns: int) -> lis
         seen.update(own)
     return [
         CellSpan(
-            name=full_name(cell, run.cells),
+            name=name(cell),
             start_s=(begin_ns - start_ns) / 1e9,
             end_s=(until_ns - start_ns) / 1e9,
             failed=isinstance(cell.outcome, Failed),
