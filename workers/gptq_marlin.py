@@ -29,9 +29,9 @@ from workers.quantization.gptq_checkpoint import is_prepared, packed_folder, pre
 def load(job: Job) -> LoadedModel:
     from gptqmodel.nn_modules.qlinear import marlin
 
-    from workers.quantization.marlin_model import Layout, adding_atomically, load_marlin_model
+    from workers.quantization.marlin_model import Layout, load_marlin_model, with_atomic_adds
 
-    marlin.apply_gptq_marlin_linear = adding_atomically(marlin.apply_gptq_marlin_linear)
+    marlin.apply_gptq_marlin_linear = with_atomic_adds(marlin.apply_gptq_marlin_linear)
     stored = {"quant_method": "gptq", "bits": 4, "sym": True, "desc_act": False}
     layout = Layout(marlin.MarlinLinear, {"desc_act": False, "sym": True}, stored)
     loaded = load_marlin_model(job, layout, packed_folder)

@@ -29,7 +29,7 @@ def measure(job: Job, channel: Channel) -> None:
     channel.enter("start")
     from workers.generation.device import open_device
     from workers.harness.peak_rates import measure_peaks
-    from workers.harness.ready import import_packages, ready_frame
+    from workers.harness.startup import import_packages, ready_frame
 
     versions = import_packages(job.packages)
     channel.enter("context")

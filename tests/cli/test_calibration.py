@@ -18,7 +18,7 @@ from worker_runs import make_job
 
 from orchestrator.records.store import read_run
 from schemas.job import CalibrationText, Job
-from workers.harness.main import SetupStep, _phases_to_do
+from workers.harness.main import SetupStep, phases_to_do
 from workers.quantization.calibration_text import (
     BLOCK_TOKENS,
     FEWEST_SAMPLES,
@@ -148,7 +148,7 @@ def test_weights_are_not_looked_for_before_their_model_is_converted(tmp_path: Pa
         raise FileNotFoundError
 
     errands = [SetupStep("prepare", None, lambda job: False), SetupStep("prepare", None, looked)]
-    assert _phases_to_do(errands, make_job("awq", tmp_path, tmp_path)) == ["prepare"]
+    assert phases_to_do(errands, make_job("awq", tmp_path, tmp_path)) == ["prepare"]
 
 
 # Samples

@@ -112,7 +112,7 @@ def test_every_dtype_has_a_rate_or_a_reason(on_cpu: PeaksRecord) -> None:
 def test_it_takes_seconds_and_says_how_many(on_cpu: PeaksRecord) -> None:
     peaks = outcome_of(on_cpu)
     # Each box is spent, and 5 s are kept by a machine that has its cores to itself.
-    assert peak_rates.BOX_S * 3 < peaks.measured_s < 15
+    assert peak_rates.TIME_BOX_S * 3 < peaks.measured_s < 15
     assert peaks.measured_s < on_cpu.wall_s
 
 
@@ -142,7 +142,7 @@ def test_what_a_device_cannot_do_is_missing_with_its_reason(monkeypatch: pytest.
         raise RuntimeError("scaled products need compute capability 8.9\nand a trace")
 
     monkeypatch.setattr(torch, "_scaled_mm", refuse)
-    monkeypatch.setattr(peak_rates, "BOX_S", 0.001)
+    monkeypatch.setattr(peak_rates, "TIME_BOX_S", 0.001)
     monkeypatch.setattr(peak_rates, "SIZES", {"cpu": (16, 32)})
     rates, missing = matrix_rates(Device("cpu"), float("inf"))
     assert missing == {"float8_e4m3fn": "scaled products need compute capability 8.9"}

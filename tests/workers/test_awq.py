@@ -225,7 +225,7 @@ CALIBRATE = """\
     from awq import AutoAWQForCausalLM
     from awq.quantize.quantizer import AwqQuantizer
     from transformers import AutoTokenizer
-    from workers.quantization.awq_model import _runnable_on
+    from workers.quantization.awq_model import runnable_on
     from workers.quantization.awq_recipe import Calibrator, quantization_config
     from workers.quantization.calibration_text import OWN_TEXT
 
@@ -271,7 +271,7 @@ CALIBRATE = """\
         error = (logits(model.model) - before).norm() / before.norm()
         return {"weights": calibrator.changed, "logits": error.item()}
 
-    with _runnable_on("cpu"):
+    with runnable_on("cpu"):
         print(json.dumps({"mended": harm(Calibrator), "unmended": harm(Unmended)}))
 """
 

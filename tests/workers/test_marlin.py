@@ -15,7 +15,7 @@ from worker_runs import make_job
 from orchestrator.precisions.catalog import find_precisions
 from schemas.job import Job
 from workers.harness import ready
-from workers.models.random_packed import DEVIATION_OF_INT4, random_packed
+from workers.models.random_int4 import DEVIATION_OF_INT4, random_packed
 from workers.protocol.errors import Unsupported
 from workers.quantization import awq_cache, gptq_checkpoint, marlin_build
 from workers.quantization.marlin_model import Layout, _joined, _marlin_layer, adding_atomically

@@ -169,7 +169,7 @@ AWQ = """\
     for name, module in model.named_modules():
         if isinstance(module, gemm.WQLinear_GEMM):
             module.register_forward_pre_hook(look(name))
-    with torch.inference_mode(), awq_model._runnable_on("cpu"):
+    with torch.inference_mode(), awq_model.runnable_on("cpu"):
         logits = model(torch.arange(32)[None]).logits
     print(json.dumps({"found": found, "finite": bool(logits.isfinite().all())}))
 """

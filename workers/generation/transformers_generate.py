@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
 from workers.generation.device import Device
 from workers.generation.prompts import Batch
-from workers.generation.timing import Generation, Limits, seconds_since
+from workers.generation.timed_generation import Generation, Limits, seconds_since
 from workers.protocol.errors import Unsupported
 
 

@@ -22,7 +22,8 @@ class LoadedModel(NamedTuple):
     settings: Mapping[str, str] = {}
     """Whatever decides which kernels run and can't be read off the model's config."""
     opaque: tuple[type, ...] = ()
-    """Classes of linear layers that torch.compile must not trace; see `workers/generation/opaque.py`."""
+    """Classes of linear layers that torch.compile must not trace; see `workers/generation/opaque_linears.py`.
+    """
     max_gemv_batch: int = 1
     """The largest batch for which torch.compile turns matrix products into reductions, one per row; see
     `workers/generation/compilation.py`."""
