@@ -100,10 +100,10 @@ def run_worker(job: Job, module: str | None = None, lent: Path | None = None) ->
     return WorkerRun(frames, process.returncode, process.pid, log.decode())
 
 
-def run_jobs(jobs: list[Job], **variables: str) -> list[WorkerRun]:
-    """Run several jobs in one worker, which ends after them; what it said of each."""
+def run_jobs(jobs: list[Job], lent: Path | None = None, **variables: str) -> list[WorkerRun]:
+    """Run several jobs in one worker, which ends after them; the frames of each."""
     module = find_precisions()[jobs[0].precision].module
-    with starting(jobs[0], module, **variables) as process, tempfile.TemporaryFile() as log:
+    with starting(jobs[0], module, lent, **variables) as process, tempfile.TemporaryFile() as log:
         Thread(target=shutil.copyfileobj, args=(process.stderr, log), daemon=True).start()
         runs = [_run_job(process, job) for job in jobs]
         process.stdin.write(b"\n")  # type: ignore[union-attr]

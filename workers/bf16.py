@@ -1,6 +1,6 @@
 # /// script
 # requires-python = ">=3.11"
-# dependencies = ["torch>=2.6", "transformers>=5.17,<6", "accelerate>=1.10", "gguf>=0.17"]
+# dependencies = ["torch>=2.6,<2.14", "transformers>=5.17,<6", "accelerate>=1.10", "gguf>=0.17"]
 # [tool.qbench]
 # precision = "bf16"
 # label = "BF16"

@@ -1,7 +1,7 @@
 # /// script
 # requires-python = ">=3.11"
 # dependencies = [
-#   "torch>=2.8", "transformers>=5.17,<6", "accelerate>=1.13", "gguf>=0.17", "gptqmodel==7.6.0",
+#   "torch>=2.8,<2.14", "transformers>=5.17,<6", "accelerate>=1.13", "gguf>=0.17", "gptqmodel==7.6.0",
 # ]
 # [tool.qbench]
 # precision = "gptq"

@@ -1,7 +1,7 @@
 # /// script
 # requires-python = ">=3.11"
 # dependencies = [
-#   "torch>=2.10", "transformers>=5.17,<6", "accelerate>=1.10", "gguf>=0.17",
+#   "torch>=2.10,<2.14", "transformers>=5.17,<6", "accelerate>=1.10", "gguf>=0.17",
 #   "hqq==0.2.8.post1", "gemlite==0.6.0.post2",
 # ]
 # [tool.qbench]

@@ -1,6 +1,6 @@
 # /// script
 # requires-python = ">=3.11"
-# dependencies = ["torch>=2.6"]
+# dependencies = ["torch>=2.6,<2.14"]
 # ///
 """The worker that measures no precision but the device itself, so that every row can be held against it.
 

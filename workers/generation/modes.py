@@ -68,7 +68,7 @@ def _compile_mode() -> ModuleType:
         from workers.generation import compile_mode
     except (ImportError, AttributeError) as error:
         raise Unsupported(
-            f"torch {torch.__version__} lacks a private part of torch that compile uses: {error}"
+            f"torch {torch.__version__} lacks a private part that compile uses: {error}"
             f" (tested with torch {TESTED_TORCH})",
             "leave compile out of --decode, or install a tested version of torch",
         ) from error
