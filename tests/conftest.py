@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from fake_nvml import fake_nvml_fixture  # noqa: F401
 from golden_text import golden  # noqa: F401
+from worker_runs import ask  # noqa: F401
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -12,11 +12,12 @@
 # in_all = false
 # calibrated = true
 # ///
-"""AWQ INT4 through Marlin (Frantar et al. 2024, arXiv:2408.11743): the weights of `awq`, another kernel.
+"""AWQ INT4 with Marlin (Frantar et al. 2024, arXiv:2408.11743): the weights of `awq`, a faster kernel.
 
 Stores what `awq` stores, repacked on the GPU into the order in which Marlin's threads read it, and multiplies
-in FP16 through GPTQModel's Marlin. It is made to keep memory busy for up to some 32 rows, so it wins where
-bytes are time, and keeps its lead at batches where other four-bit kernels lose theirs. nvcc compiles it once.
+in FP16 with GPTQModel's Marlin kernel. The kernel saturates memory bandwidth for up to about 32 rows, so it
+is fastest for memory-bound work, and stays ahead at batch sizes where other 4-bit kernels fall behind. nvcc
+compiles it once.
 """
 
 from schemas.job import Job
@@ -38,13 +39,4 @@ def load(job: Job) -> LoadedModel:
 
 
 if __name__ == "__main__":
-    main(
-        Backend(
-            load,
-            prepare,
-            is_prepared,
-            marlin_build.build,
-            marlin_build.is_built,
-            packed_folder,
-        )
-    )
+    main(Backend(load, prepare, is_prepared, marlin_build.build, marlin_build.is_built, packed_folder))

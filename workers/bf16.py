@@ -8,10 +8,10 @@
 # devices = ["cpu", "cuda"]
 # min_compute_capability = 8.0
 # ///
-"""BF16: sixteen bits with FP32's range and a shorter mantissa.
+"""BF16: 16 bits with FP32's range and a shorter mantissa.
 
-The same bytes as FP16, hence the same floor on memory and on decode time; the format most models are
-trained in, and the one that doesn't overflow where FP16 does. GPUs before Ampere have no units for it.
+The same bytes as FP16, hence the same lower bounds on memory and decode time. Most models are trained in it,
+and it doesn't overflow where FP16 does. GPUs before Ampere have no hardware support for it.
 """
 
 from schemas.job import Job

@@ -10,8 +10,8 @@
 # ///
 """FP16: IEEE half precision, the baseline that every other precision is compared with.
 
-Stores 16 bits per weight and multiplies them as they are, on the tensor cores where there are any. A
-decode step at batch 1 must read every weight once, so its floor is weight bytes over memory bandwidth.
+Stores 16 bits per weight and multiplies them directly, on tensor cores if the GPU has them. A decode step at
+batch 1 must read every weight once, so it takes at least weight bytes divided by memory bandwidth.
 """
 
 from schemas.job import Job

@@ -12,11 +12,12 @@
 # in_all = false
 # calibrated = true
 # ///
-"""GPTQ INT4: each weight makes up for the rounding of those before (Frantar et al. 2022, arXiv:2210.17323).
+"""GPTQ INT4: each weight compensates for the rounding of earlier ones (Frantar et al. 2022,
+arXiv:2210.17323).
 
-Stores packed INT4 around a fixed zero point, with an FP16 scale per group of input channels, calibrated by
-GPTQModel, and multiplies in FP16 through its Marlin, as `awq-marlin` does. It wins where bytes are time, and
-keeps its lead at batches of up to some 32 rows. nvcc compiles the kernel once.
+Stores packed INT4 with a fixed zero point and an FP16 scale per group of input channels, calibrated by
+GPTQModel, and multiplies in FP16 with its Marlin kernel, like `awq-marlin`. It is fastest for memory-bound
+work, and stays ahead for batches of up to about 32 rows. nvcc compiles the kernel once.
 """
 
 from schemas.job import Job
@@ -39,13 +40,4 @@ def load(job: Job) -> LoadedModel:
 
 
 if __name__ == "__main__":
-    main(
-        Backend(
-            load,
-            prepare,
-            is_prepared,
-            marlin_build.build,
-            marlin_build.is_built,
-            packed_folder,
-        )
-    )
+    main(Backend(load, prepare, is_prepared, marlin_build.build, marlin_build.is_built, packed_folder))

@@ -2,11 +2,11 @@
 # requires-python = ">=3.11"
 # dependencies = ["torch>=2.6,<2.14"]
 # ///
-"""The worker that measures no precision but the device itself, so that every row can be held against it.
+"""The worker that measures the device itself instead of a precision, as a reference for every row.
 
-It is started and talks like the others, with a process of its own so that nothing of it is left on the
-device when they measure. A data sheet is no substitute: it says what a chip could do at its boost clock,
-not what this one does under its power limit, in this host, with this torch.
+It starts and communicates like the others, in a separate process so that nothing of it is left on the device
+when they measure. A data sheet is no substitute: it says what a chip can do at its boost clock, not what this
+one does under its power limit, in this host, with this torch.
 """
 
 from schemas.job import Job, decode_job
@@ -25,7 +25,7 @@ def main() -> None:
 
 
 def measure(job: Job, channel: Channel) -> None:
-    """From the imports to Peaks."""
+    """Everything from the imports to Peaks."""
     channel.enter("start")
     from workers.generation.device import open_device
     from workers.harness.peak_rates import measure_peaks
