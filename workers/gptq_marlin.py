@@ -12,8 +12,7 @@
 # in_all = false
 # calibrated = true
 # ///
-"""GPTQ INT4: each weight compensates for the rounding of earlier ones (Frantar et al. 2022,
-arXiv:2210.17323).
+"""GPTQ INT4: weights compensate for the rounding of earlier ones (Frantar et al. 2022, arXiv:2210.17323).
 
 Stores packed INT4 with a fixed zero point and an FP16 scale per group of input channels, calibrated by
 GPTQModel, and multiplies in FP16 with its Marlin kernel, like `awq-marlin`. It is fastest for memory-bound

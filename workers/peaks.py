@@ -16,7 +16,7 @@ from workers.protocol.errors import describe_failure
 
 def main() -> None:
     """Read a Job for its device, measure, and send Peaks or Failed."""
-    channel = Channel.take_over()
+    channel = Channel.claim_stdio()
     try:
         measure(decode_job(channel.answers.readline()), channel)
     except Exception as error:

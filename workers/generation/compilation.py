@@ -51,8 +51,7 @@ INDUCTOR = {
 RECOMPILE_LIMIT = 1024
 """Variants of a function for different arguments. Beyond it torch.compile silently falls back to eager."""
 FLUSH_BYTES = 1 << 28
-"""Written by the tuner between two runs of a kernel: takes 0.1 ms, enough for any host to issue the next
-launch."""
+"""Written by the tuner between two runs of a kernel: 0.1 ms, enough for any host to issue a launch."""
 
 # Options are looked up now rather than in the middle of a compilation, where torch wraps what goes wrong.
 for _config, _option in [

@@ -16,8 +16,7 @@ from schemas.job import Job
 from workers.protocol.errors import Unsupported
 
 STEPS_BEFORE_CAPTURE = 2
-"""Steps in which libraries allocate workspaces and Triton compiles, neither of which may happen in a capture.
-"""
+"""Steps in which libraries allocate workspaces and Triton compiles, which a capture doesn't allow."""
 
 
 class StepTimes(Protocol):
@@ -38,7 +37,7 @@ class Device:
     def synchronize(self) -> None:
         """Wait until all issued work is done."""
 
-    def works(self) -> bool:
+    def is_usable(self) -> bool:
         """Whether measuring can continue; after some CUDA errors it can't in this process."""
         return True
 
@@ -46,7 +45,7 @@ class Device:
         """Statistics of the caching allocator after synchronizing. Resets its peaks."""
         return None
 
-    def open_cublas(self, dtype: torch.dtype) -> None:
+    def initialize_cublas(self, dtype: torch.dtype) -> None:
         """Multiply once, so that cuBLAS's own memory is measured separately from the model's."""
 
     def release_unused(self) -> None:
@@ -60,8 +59,7 @@ class Device:
         return HostClock()
 
     def replayable(self, step: Callable[[], None], compiled: bool) -> Callable[[], None]:
-        """`step` as a CUDA graph: one launch instead of a thousand. Without CUDA, `step` itself if it is
-        compiled.
+        """`step` as a CUDA graph, with one launch instead of a thousand; on a CPU, a compiled `step` itself.
 
         Raises `Unsupported` if `step` waits for the GPU, because a graph replays without the host.
         """
@@ -103,7 +101,7 @@ class CudaDevice(Device):
     def synchronize(self) -> None:
         torch.cuda.synchronize(self.torch)
 
-    def works(self) -> bool:
+    def is_usable(self) -> bool:
         try:
             self.synchronize()
         except RuntimeError:
@@ -130,7 +128,7 @@ class CudaDevice(Device):
             expandable_bytes=sum(segment["total_size"] for segment in segments if segment["is_expandable"]),
         )
 
-    def open_cublas(self, dtype: torch.dtype) -> None:
+    def initialize_cublas(self, dtype: torch.dtype) -> None:
         # A bias makes it use cuBLASLt as well. Whether their workspaces are inside torch's allocator depends
         # on the version of torch.
         ones = torch.ones(64, 64, dtype=dtype, device=self.torch)

@@ -12,8 +12,7 @@ from contextlib import contextmanager
 import torch
 
 _forwards: list[Callable[[torch.Tensor], torch.Tensor]] = []
-"""Of the layers that are opaque now. An operator takes tensors and numbers, so it gets an index into this
-list."""
+"""Of the layers that are opaque now. An operator only takes tensors and numbers, so it gets an index."""
 
 
 @torch.library.custom_op("qbench::linear", mutates_args=())

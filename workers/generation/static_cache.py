@@ -66,8 +66,7 @@ class StepState:
         self.tokens = zeros(rows, new_tokens)
         self.cache = StaticCache(config=model.config, max_cache_len=self.capacity)
         self.mask: torch.Tensor | None = None
-        """Attention mask of a step: additive, (batch, 1, 1, capacity), if grouped; else 2D, (batch,
-        capacity)."""
+        """A step's attention mask: additive, (batch, 1, 1, capacity), if grouped; else (batch, capacity)."""
         if self.grouped:
             self.cache.layers = [SlotLayer(self.capacity, self.slot) for _ in self.cache.layers]
             self.mask = zeros(rows, 1, 1, self.capacity, dtype=model.dtype)
@@ -168,8 +167,7 @@ def _fused_attention(
 def _matmul_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, scale: float
 ) -> torch.Tensor:
-    """The same as two batched matrix products, for which cuBLAS divides a long cache among many thread
-    blocks.
+    """The same as two batched matrix products: cuBLAS divides a long cache among many thread blocks.
 
     At 2,048 tokens of context, Qwen2.5-7B in FP16 decodes at 126 tok/s this way, and at 99 with the fused
     kernel (one H100). Scores stay in float32, as they do inside that kernel.

@@ -1,5 +1,4 @@
-"""transformers' own `generate()`, timed from inside: what its users get, for comparison with our decode
-modes.
+"""transformers' own `generate()`, timed from inside, for comparison with our decode modes.
 
 Its stopping criteria are called after every token, so one that never stops sees each token without adding a
 synchronization.

@@ -1,5 +1,4 @@
-"""The contents of a loaded model, read from its modules: which kernels can run, and a forward pass's least
-work."""
+"""The contents of a loaded model, read from its modules: which kernels can run, and what a step must read."""
 
 import enum
 import re

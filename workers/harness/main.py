@@ -49,7 +49,7 @@ def main(backend: Backend) -> None:
     only_prepare = sys.argv[1:] == ["--prepare"]
     if only_prepare:
         steps = [step for step in steps if step.phase == "prepare"]
-    channel = Channel.take_over(int(sys.argv[3]) if setup_phase else None)
+    channel = Channel.claim_stdio(int(sys.argv[3]) if setup_phase else None)
     try:
         job = decode_job(channel.answers.readline())
         if setup_phase:

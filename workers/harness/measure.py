@@ -52,12 +52,12 @@ def measure(job: Job, load: Callable[[Job], LoadedModel], channel: Channel, bega
     channel.send(take_inventory(loaded, device))
     if device.torch.type == "cuda":
         enter("cublas")
-        device.open_cublas(loaded.model.dtype)
+        device.initialize_cublas(loaded.model.dtype)
     all_measured = True
     next_job: Job | None = job
     while next_job is not None:
         all_measured &= _measured(next_job, loaded, device, channel, enter, began_ns)
-        if not device.works():
+        if not device.is_usable():
             return False
         device.release_unused()
         next_job = channel.next_job()

@@ -20,8 +20,7 @@ GROUP = 128
 MAX_ROWS = 64
 """Larger batches have not been measured."""
 MAX_BLOCK_ROWS = 16
-"""Per thread block. For 32 and 64 rows, thread blocks of 8 or 32 rows were no faster (one H100, manual run).
-"""
+"""Per thread block. For 32 and 64 rows, blocks of 8 or 32 rows were no faster (one H100, manual run)."""
 RESERVED_SHARED_BYTES = 1 << 10
 """Shared memory that CUDA reserves in each thread block."""
 _SHARED_SOURCE = Path(__file__).with_suffix(".cuh")
@@ -51,8 +50,7 @@ def unavailable() -> str | None:
 def route_small_batches(
     kind: Any, product: Callable[..., torch.Tensor], supports: Callable[[Any], bool]
 ) -> None:
-    """Make torchao's linear layers with weights of this `kind` call `product(rows, weight)` for small
-    batches.
+    """Make linear layers with torchao weights of this `kind` multiply small batches with `product`.
 
     Rows have shape (rows, K) in BF16, one token of each sequence. Prompts stay with torchao, and so do
     weights that the kernel doesn't support.

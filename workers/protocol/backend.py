@@ -25,8 +25,7 @@ class LoadedModel(NamedTuple):
     """Classes of linear layers that torch.compile must not trace; see `workers/generation/opaque_linears.py`.
     """
     max_gemv_batch: int = 1
-    """The largest batch for which torch.compile turns matrix products into reductions, one per row; see
-    `workers/generation/compilation.py`."""
+    """Largest batch whose products compile to reductions; see `workers/generation/compilation.py`."""
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ class Channel:
         self.encoder = msgspec.json.Encoder()
 
     @classmethod
-    def take_over(cls, frames_descriptor: int | None = None) -> "Channel":
+    def claim_stdio(cls, frames_descriptor: int | None = None) -> "Channel":
         """Reserve stdin and stdout for the channel, and redirect everything printed to stderr."""
         frames = os.dup(1) if frames_descriptor is None else frames_descriptor
         answers = os.dup(0)

@@ -6,8 +6,7 @@ from schemas.job import Job
 from workers.quantization import checkpoint_cache
 
 AUTOAWQ_VERSION = "0.2.9"
-"""As pinned by the header of `awq`; repeated here for environments that only read what another one prepared.
-"""
+"""As pinned by the header of `awq`; repeated here for environments without AutoAWQ, which only read."""
 SHIPPED_RECIPES = Path(__file__).parent / "recipes"
 
 
