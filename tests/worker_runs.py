@@ -194,6 +194,7 @@ class SharedWorkers:
                 stack.close()
             stack = ExitStack()
             self.alive[key] = stack.enter_context(running(job)), stack
+        self.alive[key] = self.alive.pop(key)  # the least recently used one comes first, and ends first
         return self.alive[key][0]
 
 

@@ -63,34 +63,6 @@ def test_all_modes_give_the_same_tokens(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["nf4", "fp4", "int8-wo", "int8-dyn", "fp8-wo"])
-def test_quantized_formats_only_diverge_at_near_ties(
-    precision: str, ask: SharedWorkers, lively: Path, cache: Path
-) -> None:
-    job = make_job(precision, lively, cache, prompts=UNEQUAL)
-    answers = tokens(job, ask)
-    assert answers["generate"] == answers["eager"]
-    loaded = importlib.import_module(find_precisions()[precision].module).load(job)
-    batches = make_batches(job, loaded.tokenizer, loaded.model.config.vocab_size)
-    for batch, eager, compiled in zip(batches, answers["eager"], answers["compile"], strict=True):
-        assert len(set(eager)) > 3  # a constant answer would prove nothing
-        assert logit_loss_at_divergence(loaded.model, batch, eager, compiled) < 0.1
-
-
-@torch.inference_mode()
-def logit_loss_at_divergence(
-    model: PreTrainedModel, batch: Batch, chosen: list[int], other: list[int]
-) -> float:
-    """By how many standard deviations the logit of `chosen` is higher at the first token that differs."""
-    steps = [step for step, pair in enumerate(zip(chosen, other, strict=True)) if len(set(pair)) > 1]
-    if not steps:
-        return 0.0
-    context = torch.cat([batch.ids, torch.tensor([chosen[: steps[0]]], dtype=torch.long)], dim=1)
-    logits = model(context).logits[0, -1].float()
-    return float((logits[chosen[steps[0]]] - logits[other[steps[0]]]) / logits.std())
-
-
-@pytest.mark.slow
 def test_context_in_the_cache_acts_like_context_in_the_prompt(
     ask: SharedWorkers, lively: Path, cache: Path
 ) -> None:
@@ -188,6 +160,34 @@ def test_warm_up_continues_until_two_trials_agree(ask: SharedWorkers, lively: Pa
         assert not warmup.settled(grown.trial_s[:-1])
     assert (none.trial_s, none.settled) == ([], None)
     assert len(seven.trial_s) >= 7
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["nf4", "fp4", "int8-wo", "int8-dyn", "fp8-wo"])
+def test_quantized_formats_only_diverge_at_near_ties(
+    precision: str, ask: SharedWorkers, lively: Path, cache: Path
+) -> None:
+    job = make_job(precision, lively, cache, prompts=UNEQUAL)
+    answers = tokens(job, ask)
+    assert answers["generate"] == answers["eager"]
+    loaded = importlib.import_module(find_precisions()[precision].module).load(job)
+    batches = make_batches(job, loaded.tokenizer, loaded.model.config.vocab_size)
+    for batch, eager, compiled in zip(batches, answers["eager"], answers["compile"], strict=True):
+        assert len(set(eager)) > 3  # a constant answer would prove nothing
+        assert logit_loss_at_divergence(loaded.model, batch, eager, compiled) < 0.1
+
+
+@torch.inference_mode()
+def logit_loss_at_divergence(
+    model: PreTrainedModel, batch: Batch, chosen: list[int], other: list[int]
+) -> float:
+    """By how many standard deviations the logit of `chosen` is higher at the first token that differs."""
+    steps = [step for step, pair in enumerate(zip(chosen, other, strict=True)) if len(set(pair)) > 1]
+    if not steps:
+        return 0.0
+    context = torch.cat([batch.ids, torch.tensor([chosen[: steps[0]]], dtype=torch.long)], dim=1)
+    logits = model(context).logits[0, -1].float()
+    return float((logits[chosen[steps[0]]] - logits[other[steps[0]]]) / logits.std())
 
 
 @pytest.mark.parametrize(

@@ -85,23 +85,21 @@ def _measure_cell(
     deadline_ns = None if job.budget_s is None else began_ns + int(job.budget_s * 1e9)
     workload = job.workload
     batches = make_batches(job, loaded.tokenizer, loaded.model.config.vocab_size)
-    _check_context(loaded, batches, workload.new_tokens)
+    mode, new_tokens = workload.decode, workload.new_tokens
+    _check_context(loaded, batches, new_tokens)
     enter("setup")
-    with set_up_generation(workload.decode, loaded, batches, workload.new_tokens, device) as (
-        generate,
-        setup,
-    ):
+    with set_up_generation(mode, loaded, batches, new_tokens, device) as (generate, setup):
         channel.send(setup)
         enter("warmup")
         if device.torch.type == "cuda":
             run_other_shapes(generate, batches)
         channel.send(warm_up(generate, batches[0], workload, channel.report, deadline_ns))
         trials = []
-        for trial in _trials(generate, batches, workload.new_tokens, enter, deadline_ns):
+        for trial in _trials(generate, batches, new_tokens, enter, deadline_ns):
             channel.send(trial)
             trials.append(trial)
         enter("profile")
-        channel.send(profile_generation(generate, batches[0], workload.new_tokens, device))
+        channel.send(profile_generation(generate, batches[0], new_tokens, device))
         enter("end")
     return Done(
         at_ns=time.monotonic_ns(),
