@@ -16,9 +16,9 @@ import time
 import torch
 
 from workers.generation.device import CudaDevice
-from workers.generation.modes import EagerStepper
 from workers.generation.prompts import Batch
-from workers.generation.timing import Limits, generate_stepwise
+from workers.generation.steppers import EagerStepper
+from workers.generation.timed_generation import Limits, generate_stepwise
 from workers.models.random_model import load_random_model, random_prompt_ids
 
 NEW_TOKENS = 64

@@ -11,6 +11,7 @@ import pytest
 from fake_nvml import fake_nvml_fixture  # noqa: F401
 from golden_text import golden  # noqa: F401
 from hypothesis import HealthCheck, settings
+from worker_runs import ask  # noqa: F401
 
 # A loaded machine draws examples slowly, which is no fault of the tests.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])

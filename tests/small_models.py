@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from workers.kernels.joint_linear import joined_linear
+from workers.kernels.merged_linear import merged_linear
 
 
 def small_model(architecture: str, **config: Any) -> PreTrainedModel:
@@ -23,4 +23,4 @@ def small_model(architecture: str, **config: Any) -> PreTrainedModel:
 
 def side_by_side(layers: list[Any]) -> torch.nn.Linear:
     """A linear layer whose outputs are those of these, one after the other."""
-    return joined_linear(layers, torch.cat([layer.weight for layer in layers]))
+    return merged_linear(layers, torch.cat([layer.weight for layer in layers]))

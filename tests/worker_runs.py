@@ -1,16 +1,16 @@
-"""Workers run as the parent runs them, with everything that came out of them: shared by several tests."""
+"""Run real workers the way the parent does, and collect everything they send."""
 
 import os
 import shutil
 import subprocess
-import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from threading import Thread
 from typing import NamedTuple, TypeVar
 
 import msgspec
+import pytest
 from packaging.requirements import Requirement
 
 from orchestrator.precisions.catalog import find_precisions
@@ -20,7 +20,7 @@ from orchestrator.precisions.interpreter import (
     worker_command,
     worker_environment,
 )
-from schemas.frames import AnyFrame, Failed, Phase, Waiting
+from schemas.frames import AnyFrame, Failed, Loaded, Phase, Waiting
 from schemas.job import Job, ModelSource, Workload
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,10 +31,11 @@ F = TypeVar("F", bound=AnyFrame)
 
 
 class WorkerRun(NamedTuple):
-    """A worker that has ended. `frames` is all of its stdout: a line that is no frame can't be decoded."""
+    """What a worker sent for a job: `frames` is all of its stdout, since any other line can't be decoded."""
 
     frames: list[AnyFrame]
-    status: int
+    status: int | None
+    """Its exit status; None while it runs."""
     pid: int
     log: str
 
@@ -71,9 +72,9 @@ def make_job(precision: str, model: Path | str, cache: Path, **others: object) -
 def starting(
     job: Job, module: str, lent: Path | None = None, **variables: str
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A worker's process with its pipes, the job not sent yet; killed at the end if it still runs.
+    """A worker's process and pipes, before its job is sent; killed at the end if it is still running.
 
-    `lent` holds the packages `workers` and `schemas` where they shall not be the project's; `variables` are
+    `lent` is a folder with packages `workers` and `schemas` to use instead of the project's; `variables` are
     set in the worker's environment.
     """
     own = own_interpreter()
@@ -93,56 +94,125 @@ def starting(
 
 
 def run_worker(job: Job, module: str | None = None, lent: Path | None = None) -> WorkerRun:
-    """Run one worker to its end. Its stdin is closed after the job, which stands for all acknowledgements."""
+    """Run one job in its own worker. Its stdin is closed after the job, which acknowledges every phase."""
     with starting(job, module or find_precisions()[job.precision].module, lent) as process:
         out, log = process.communicate(msgspec.json.encode(job) + b"\n", timeout=LIMIT_S)
     frames = msgspec.json.Decoder(AnyFrame).decode_lines(out)
     return WorkerRun(frames, process.returncode, process.pid, log.decode())
 
 
-def run_jobs(jobs: list[Job], **variables: str) -> list[WorkerRun]:
-    """Run several jobs in one worker, which ends after them; what it said of each."""
-    module = find_precisions()[jobs[0].precision].module
-    with starting(jobs[0], module, **variables) as process, tempfile.TemporaryFile() as log:
-        Thread(target=shutil.copyfileobj, args=(process.stderr, log), daemon=True).start()
-        runs = [_run_job(process, job) for job in jobs]
-        process.stdin.write(b"\n")  # type: ignore[union-attr]
-        process.stdin.flush()  # type: ignore[union-attr]
-        status = process.wait(LIMIT_S)
-        return [WorkerRun(frames, status, process.pid, "") for frames in runs]
+class RunningWorker:
+    """A worker that has loaded its model, and takes one job after the other."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self.process = process
+        self.opening: list[AnyFrame] = []
+        """Frames up to Loaded, of the first job."""
+
+    def run(self, job: Job) -> list[AnyFrame]:
+        """The job's frames, up to the worker's request for another."""
+        frames: list[AnyFrame] = []
+        self._write(msgspec.json.encode(job))
+        while not frames or not isinstance(frames[-1], Waiting):
+            assert self.process.stdout
+            line = self.process.stdout.readline()
+            assert line, "the worker ended"
+            frames.append(msgspec.json.decode(line, type=AnyFrame))
+            if isinstance(frames[-1], Phase):
+                self._write(b"")
+            if isinstance(frames[-1], Loaded):
+                self.opening = list(frames)
+        return frames
+
+    def finish(self) -> int:
+        """Its exit status, once it is told that there are no more jobs."""
+        self._write(b"")
+        return self.process.wait(LIMIT_S)
+
+    def _write(self, line: bytes) -> None:
+        assert self.process.stdin
+        self.process.stdin.write(line + b"\n")
+        self.process.stdin.flush()
 
 
-def _run_job(process: subprocess.Popen[bytes], job: Job) -> list[AnyFrame]:
-    assert process.stdin
-    assert process.stdout
-    frames: list[AnyFrame] = []
-    line = msgspec.json.encode(job)
-    while not frames or not isinstance(frames[-1], Waiting):
-        if not frames or isinstance(frames[-1], Phase):  # the job, and a line for every phase edge
-            process.stdin.write(line + b"\n")
-            process.stdin.flush()
-            line = b""
-        said = process.stdout.readline()
-        assert said, "the worker ended"
-        frames.append(msgspec.json.decode(said, type=AnyFrame))
-    return frames
+@contextmanager
+def running(job: Job, lent: Path | None = None, **variables: str) -> Iterator[RunningWorker]:
+    """A worker for jobs with this job's model; its log is discarded."""
+    module = find_precisions()[job.precision].module
+    with starting(job, module, lent, **variables) as process:
+        Thread(target=process.stderr.read, daemon=True).start()  # type: ignore[union-attr]
+        yield RunningWorker(process)
 
 
-def kept(run: Callable[..., WorkerRun] = run_worker) -> Callable[..., WorkerRun]:
-    """`run` with a memory: the same job is run once, however many tests look at it."""
-    runs: dict[bytes, WorkerRun] = {}
+def run_jobs(jobs: list[Job], lent: Path | None = None, **variables: str) -> list[WorkerRun]:
+    """Run several jobs in one worker, which ends after them; the frames of each."""
+    with running(jobs[0], lent, **variables) as worker:
+        frames = [worker.run(job) for job in jobs]
+        status = worker.finish()
+        return [WorkerRun(each, status, worker.process.pid, "") for each in frames]
 
-    def ask(job: Job) -> WorkerRun:
+
+class SharedWorkers:
+    """Runs each job once, in a worker that has its model loaded already if there is one.
+
+    So jobs that differ in their workload share a process, which would take seconds to import torch and
+    transformers. Every run begins with the frames of its worker's start.
+    """
+
+    MAX_ALIVE = 2
+
+    def __init__(self) -> None:
+        self.runs: dict[bytes, WorkerRun] = {}
+        self.alive: dict[bytes, tuple[RunningWorker, ExitStack]] = {}
+
+    def __call__(self, job: Job) -> WorkerRun:
         key = msgspec.json.encode(job)
-        if key not in runs:
-            runs[key] = run(job)
-        return runs[key]
+        if key not in self.runs:
+            self.runs[key] = self._run(job)
+        return self.runs[key]
 
-    return ask
+    def finish(self, job: Job) -> int:
+        """End the worker of this job's model; its exit status."""
+        worker, stack = self.alive.pop(_model_key(job))
+        with stack:
+            return worker.finish()
+
+    def close(self) -> None:
+        for _, stack in self.alive.values():
+            stack.close()
+
+    def _run(self, job: Job) -> WorkerRun:
+        worker = self._worker(job)
+        opening = list(worker.opening)
+        return WorkerRun(opening + worker.run(job), None, worker.process.pid, "")
+
+    def _worker(self, job: Job) -> RunningWorker:
+        key = _model_key(job)
+        if key not in self.alive:
+            while len(self.alive) >= self.MAX_ALIVE:
+                _, stack = self.alive.pop(next(iter(self.alive)))
+                stack.close()
+            stack = ExitStack()
+            self.alive[key] = stack.enter_context(running(job)), stack
+        self.alive[key] = self.alive.pop(key)  # the least recently used one comes first, and ends first
+        return self.alive[key][0]
+
+
+@pytest.fixture(scope="session")
+def ask() -> Iterator[SharedWorkers]:
+    """Run a job, each once per session, in a worker shared with other jobs of the same model."""
+    workers = SharedWorkers()
+    yield workers
+    workers.close()
+
+
+def _model_key(job: Job) -> bytes:
+    """The job apart from its workload: what a worker loads and keeps."""
+    return msgspec.json.encode(msgspec.structs.replace(job, workload=Workload(prompts=[]), budget_s=None))
 
 
 def copy_packages(folder: Path, names: Iterable[str] = ("workers", "schemas")) -> Path:
-    """The project's packages copied to `folder`, for a test to add files to."""
+    """Copy the project's packages to `folder`, for a test to add files."""
     for name in names:
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     return folder

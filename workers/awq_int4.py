@@ -1,7 +1,7 @@
 # /// script
 # requires-python = ">=3.11"
 # dependencies = [
-#   "torch>=2.6", "transformers>=5.17,<6", "accelerate>=1.10", "gguf>=0.17",
+#   "torch>=2.6,<2.14", "transformers>=5.17,<6", "accelerate>=1.10", "gguf>=0.17",
 #   "autoawq==0.2.9", "datasets>=2.20",
 # ]
 # [tool.qbench]
@@ -12,10 +12,10 @@
 # min_compute_capability = 7.5
 # calibrated = true
 # ///
-"""AWQ INT4: four-bit weights, calibrated so that the channels that matter keep their precision.
+"""AWQ INT4: 4-bit weights, calibrated so that the most important channels keep their precision.
 
-Stores packed INT4 with an FP16 scale and an INT4 zero point per group of input channels, and multiplies
-through AutoAWQ's Triton kernel in FP16 (on a CPU: dequantized at every call, for reference only). It saves
+Stores packed INT4 with an FP16 scale and an INT4 zero point per group of input channels, and multiplies in
+FP16 with AutoAWQ's Triton kernel (on a CPU it dequantizes at every call, for reference only). It saves the
 most memory; whether it is faster than FP16 depends on the kernel, not on the format.
 """
 

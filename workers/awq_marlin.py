@@ -1,7 +1,7 @@
 # /// script
 # requires-python = ">=3.11"
 # dependencies = [
-#   "torch>=2.8", "transformers>=5.17,<6", "accelerate>=1.13", "gguf>=0.17", "gptqmodel==7.6.0",
+#   "torch>=2.8,<2.14", "transformers>=5.17,<6", "accelerate>=1.13", "gguf>=0.17", "gptqmodel==7.6.0",
 # ]
 # [tool.qbench]
 # precision = "awq-marlin"
@@ -12,11 +12,12 @@
 # in_all = false
 # calibrated = true
 # ///
-"""AWQ INT4 through Marlin (Frantar et al. 2024, arXiv:2408.11743): the weights of `awq`, another kernel.
+"""AWQ INT4 with Marlin (Frantar et al. 2024, arXiv:2408.11743): the weights of `awq`, a faster kernel.
 
 Stores what `awq` stores, repacked on the GPU into the order in which Marlin's threads read it, and multiplies
-in FP16 through GPTQModel's Marlin. It is made to keep memory busy for up to some 32 rows, so it wins where
-bytes are time, and keeps its lead at batches where other four-bit kernels lose theirs. nvcc compiles it once.
+in FP16 with GPTQModel's Marlin kernel. The kernel saturates memory bandwidth for up to about 32 rows, so it
+is fastest for memory-bound work, and stays ahead at batch sizes where other 4-bit kernels fall behind. nvcc
+compiles it once.
 """
 
 from schemas.job import Job

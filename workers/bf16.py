@@ -1,6 +1,6 @@
 # /// script
 # requires-python = ">=3.11"
-# dependencies = ["torch>=2.6", "transformers>=5.17,<6", "accelerate>=1.10", "gguf>=0.17"]
+# dependencies = ["torch>=2.6,<2.14", "transformers>=5.17,<6", "accelerate>=1.10", "gguf>=0.17"]
 # [tool.qbench]
 # precision = "bf16"
 # label = "BF16"
@@ -8,10 +8,10 @@
 # devices = ["cpu", "cuda"]
 # min_compute_capability = 8.0
 # ///
-"""BF16: sixteen bits with FP32's range and a shorter mantissa.
+"""BF16: 16 bits with FP32's range and a shorter mantissa.
 
-The same bytes as FP16, hence the same floor on memory and on decode time; the format most models are
-trained in, and the one that doesn't overflow where FP16 does. GPUs before Ampere have no units for it.
+The same bytes as FP16, hence the same lower bounds on memory and decode time. Most models are trained in it,
+and it doesn't overflow where FP16 does. GPUs before Ampere have no hardware support for it.
 """
 
 from schemas.job import Job

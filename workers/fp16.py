@@ -1,6 +1,6 @@
 # /// script
 # requires-python = ">=3.11"
-# dependencies = ["torch>=2.6", "transformers>=5.17,<6", "accelerate>=1.10", "gguf>=0.17"]
+# dependencies = ["torch>=2.6,<2.14", "transformers>=5.17,<6", "accelerate>=1.10", "gguf>=0.17"]
 # [tool.qbench]
 # precision = "fp16"
 # label = "FP16"
@@ -10,8 +10,8 @@
 # ///
 """FP16: IEEE half precision, the baseline that every other precision is compared with.
 
-Stores 16 bits per weight and multiplies them as they are, on the tensor cores where there are any. A
-decode step at batch 1 must read every weight once, so its floor is weight bytes over memory bandwidth.
+Stores 16 bits per weight and multiplies them directly, on tensor cores if the GPU has them. A decode step at
+batch 1 must read every weight once, so it takes at least weight bytes divided by memory bandwidth.
 """
 
 from schemas.job import Job

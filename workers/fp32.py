@@ -1,6 +1,6 @@
 # /// script
 # requires-python = ">=3.11"
-# dependencies = ["torch>=2.6", "transformers>=5.17,<6", "accelerate>=1.10", "gguf>=0.17"]
+# dependencies = ["torch>=2.6,<2.14", "transformers>=5.17,<6", "accelerate>=1.10", "gguf>=0.17"]
 # [tool.qbench]
 # precision = "fp32"
 # label = "FP32"
@@ -9,8 +9,9 @@
 # ///
 """FP32: single precision, the reference for quality.
 
-Twice the bytes of FP16, so at best half its decode speed, and no tensor cores unless TF32 is allowed,
-which torch leaves off. Worth its price only as a yardstick, or on CPUs without half-precision units.
+Twice the bytes of FP16, so at best half its decode speed, and no tensor cores unless TF32 is enabled, which
+it isn't in torch by default. Worth its cost only as a reference, or on CPUs without half-precision
+arithmetic.
 """
 
 from schemas.job import Job

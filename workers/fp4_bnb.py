@@ -1,7 +1,7 @@
 # /// script
 # requires-python = ">=3.11"
 # dependencies = [
-#   "torch>=2.6", "transformers>=5.17,<6", "accelerate>=1.10", "gguf>=0.17", "bitsandbytes>=0.49",
+#   "torch>=2.6,<2.14", "transformers>=5.17,<6", "accelerate>=1.10", "gguf>=0.17", "bitsandbytes>=0.49",
 # ]
 # [tool.qbench]
 # precision = "fp4"
@@ -10,10 +10,10 @@
 # devices = ["cpu", "cuda"]
 # min_compute_capability = 7.5
 # ///
-"""FP4: four bits as a tiny float, with a sign, two bits of exponent and one of mantissa (bitsandbytes' own).
+"""FP4: 4-bit floats with a sign, two exponent bits and one mantissa bit (bitsandbytes).
 
-The same bytes, scales and kernels as NF4, which differs in its table of sixteen values alone: their speeds
-should agree, and quality tells which grid fits the weights. It isn't the FP4 that Blackwell's tensor cores
+The same bytes, scales and kernels as NF4; only the 16-entry codebook differs. So their speeds should agree,
+and quality shows which codebook fits the weights better. It isn't the FP4 that Blackwell's tensor cores
 multiply.
 """
 

@@ -1,7 +1,7 @@
 # /// script
 # requires-python = ">=3.11"
 # dependencies = [
-#   "torch>=2.11", "transformers>=5.17,<6", "accelerate>=1.10", "gguf>=0.17", "torchao==0.18.*",
+#   "torch>=2.11,<2.14", "transformers>=5.17,<6", "accelerate>=1.10", "gguf>=0.17", "torchao==0.18.*",
 # ]
 # [tool.qbench]
 # precision = "fp8-dyn"
@@ -10,11 +10,11 @@
 # devices = ["cuda"]
 # min_compute_capability = 8.9
 # ///
-"""FP8 weights and activations: E4M3 on both sides, a scale for each row of either (torchao, W8A8).
+"""FP8 weights and activations: E4M3 for both, with a scale per row (torchao, W8A8).
 
 Stores what `fp8-wo` does. Activations are quantized on the fly, and `torch._scaled_mm` multiplies FP8 by FP8
-on tensor cores, which have it from compute capability 8.9 on. It wins where arithmetic is the bound, at large
-batches and long prompts, and reads half of FP16's bytes everywhere.
+on tensor cores, which support it from compute capability 8.9. It is fastest for compute-bound work, large
+batches and long prompts, and always reads half the bytes of FP16.
 """
 
 from schemas.job import Job

@@ -1,7 +1,7 @@
 # /// script
 # requires-python = ">=3.11"
 # dependencies = [
-#   "torch>=2.11", "transformers>=5.17,<6", "accelerate>=1.10", "gguf>=0.17", "torchao==0.18.*",
+#   "torch>=2.11,<2.14", "transformers>=5.17,<6", "accelerate>=1.10", "gguf>=0.17", "torchao==0.18.*",
 # ]
 # [tool.qbench]
 # precision = "fp8-wo"
@@ -10,11 +10,11 @@
 # devices = ["cpu", "cuda"]
 # min_compute_capability = 8.9
 # ///
-"""FP8 weights alone: E4M3 with a scale per output row, activations as they are (torchao).
+"""FP8 weights only: E4M3 with a scale per output row, BF16 activations (torchao).
 
-The bytes of `int8-wo`, spaced as floats are: finer near zero, coarser far from it. Every linear layer
-dequantizes its weight to BF16 and calls `matmul`: slower than BF16 as it stands. On a GPU few rows are
-multiplied as those of `int8-wo` are.
+The bytes of `int8-wo`, with the spacing of floats: finer near zero, coarser far from it. Every linear layer
+dequantizes its weight to BF16 and calls `matmul`, which by itself is slower than BF16. On a GPU, small
+batches use the same kernel as `int8-wo`.
 """
 
 from schemas.job import Job

@@ -1,7 +1,7 @@
 # /// script
 # requires-python = ">=3.11"
 # dependencies = [
-#   "torch>=2.10", "transformers>=5.17,<6", "accelerate>=1.10", "gguf>=0.17",
+#   "torch>=2.10,<2.14", "transformers>=5.17,<6", "accelerate>=1.10", "gguf>=0.17",
 #   "hqq==0.2.8.post1", "gemlite==0.6.0.post2",
 # ]
 # [tool.qbench]
@@ -12,13 +12,13 @@
 # min_compute_capability = 8.0
 # in_all = false
 # ///
-"""HQQ INT4: zero points fitted to the weights alone, in seconds and without data (Badri & Shaji 2023).
+"""HQQ INT4: zero points fitted to the weights, in seconds and without calibration data (Badri & Shaji 2023).
 
-Stores packed INT4 with an FP16 scale and an FP16 zero point per group of 128 input channels (64 or 32 where
-128 doesn't divide them). gemlite's Triton kernels dequantize in registers while they multiply: a
-matrix–vector kernel for up to four rows, split-K below 64, GEMM from there. It wins where bytes are time, at
-small batches, and needs no calibration. Kernels are tuned at first use, before anything is timed; gemlite
-comes with what was found on some GPUs, the H100 among them. It can't be imported without a GPU.
+Stores packed INT4 with an FP16 scale and an FP16 zero point per group of 128 input channels (64 or 32 if 128
+doesn't divide them). gemlite's Triton kernels dequantize in registers while they multiply: a matrix-vector
+kernel for up to four rows, split-K below 64, GEMM above. It is fastest for memory-bound work at small
+batches. Kernels are tuned at first use, before anything is timed; gemlite ships tuning results for some GPUs,
+including the H100. It can't be imported without a GPU.
 """
 
 from schemas.job import Job

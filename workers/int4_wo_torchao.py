@@ -1,7 +1,7 @@
 # /// script
 # requires-python = ">=3.11"
 # dependencies = [
-#   "torch>=2.11", "transformers>=5.17,<6", "accelerate>=1.10", "gguf>=0.17", "torchao==0.18.*",
+#   "torch>=2.11,<2.14", "transformers>=5.17,<6", "accelerate>=1.10", "gguf>=0.17", "torchao==0.18.*",
 # ]
 # [tool.qbench]
 # precision = "int4-wo"
@@ -10,12 +10,12 @@
 # devices = ["cuda"]
 # min_compute_capability = 8.0
 # ///
-"""INT4 weights alone: four bits in groups of 128, rounded to nearest, activations in BF16 (torchao).
+"""INT4 weights only: 4 bits in groups of 128, rounded to nearest, BF16 activations (torchao).
 
 Stores packed INT4 in tiles, with a BF16 scale and zero point per group; input widths are padded to multiples
-of 1024. torch's own `_weight_int4pack_mm` dequantizes in registers while it multiplies, whatever the decode
-mode. Up to 64 rows go through a kernel of ours that reads them faster (`workers/kernels/int4_product.py`). It
-wins where bytes are time, at small batches, at some loss of quality: nothing is calibrated.
+of 1024. torch's `_weight_int4pack_mm` dequantizes in registers while it multiplies, in every decode mode.
+Batches of up to 64 rows use our own kernel, which reads weights faster (`workers/kernels/int4_product.py`).
+It is fastest for memory-bound work at small batches, at some loss of quality, since nothing is calibrated.
 """
 
 from schemas.job import Job
@@ -30,7 +30,7 @@ def load(job: Job) -> LoadedModel:
     from workers.kernels.small_batch import GROUP
     from workers.quantization.torchao_model import load_torchao_model
 
-    # The layout of torch's own kernel; torchao's default one needs a package of kernels.
+    # The layout of torch's own kernel; torchao's default layout needs an extra package of kernels.
     config = Int4WeightOnlyConfig(group_size=GROUP, int4_packing_format="tile_packed_to_4d")
     return with_int4_product(load_torchao_model(job, config))
 

@@ -1,7 +1,7 @@
 # /// script
 # requires-python = ">=3.11"
 # dependencies = [
-#   "torch>=2.6", "transformers>=5.17,<6", "accelerate>=1.10", "gguf>=0.17", "bitsandbytes>=0.49",
+#   "torch>=2.6,<2.14", "transformers>=5.17,<6", "accelerate>=1.10", "gguf>=0.17", "bitsandbytes>=0.49",
 # ]
 # [tool.qbench]
 # precision = "int8"
@@ -10,11 +10,11 @@
 # devices = ["cpu", "cuda"]
 # min_compute_capability = 7.5
 # ///
-"""LLM.int8: bitsandbytes' eight bits with outliers kept in FP16 (Dettmers et al. 2022, arXiv:2208.07339).
+"""LLM.int8: 8-bit weights with outliers kept in FP16 (bitsandbytes; Dettmers et al. 2022, arXiv:2208.07339).
 
-Stores weights as INT8 with one scale per output row. Activations are quantized on the fly; columns with
-a value of at least 6.0 are multiplied in FP16 instead, and finding them synchronises with the host at
-every linear layer. It halves memory at almost no loss of quality; it seldom wins time at batch 1.
+Stores weights as INT8 with one scale per output row. Activations are quantized on the fly; columns with a
+value of at least 6.0 are multiplied in FP16 instead, and finding them synchronizes with the host at every
+linear layer. It halves memory at almost no loss of quality, but is seldom faster than FP16 at batch 1.
 """
 
 from schemas.job import Job

@@ -1,7 +1,7 @@
 # /// script
 # requires-python = ">=3.11"
 # dependencies = [
-#   "torch>=2.11", "transformers>=5.17,<6", "accelerate>=1.10", "gguf>=0.17", "torchao==0.18.*",
+#   "torch>=2.11,<2.14", "transformers>=5.17,<6", "accelerate>=1.10", "gguf>=0.17", "torchao==0.18.*",
 # ]
 # [tool.qbench]
 # precision = "int8-dyn"
@@ -10,10 +10,10 @@
 # devices = ["cpu", "cuda"]
 # min_compute_capability = 8.0
 # ///
-"""INT8 weights and activations: each row of activations gets a scale when it comes (torchao, W8A8).
+"""INT8 weights and activations: each row of activations is scaled on the fly (torchao, W8A8).
 
-Stores what `int8-wo` does. `torch._int_mm` multiplies INT8 by INT8 into INT32, on the tensor cores of a GPU.
-Fewer than 17 rows are padded to that many. Made for compute-bound work: large batches and long prompts.
+Stores what `int8-wo` does. `torch._int_mm` multiplies INT8 by INT8 into INT32, on a GPU's tensor cores. Fewer
+than 17 rows are padded to 17. Designed for compute-bound work: large batches and long prompts.
 """
 
 from schemas.job import Job
@@ -25,13 +25,13 @@ def load(job: Job) -> LoadedModel:
     from torchao.kernel import intmm
     from torchao.quantization import Int8DynamicActivationInt8WeightConfig
 
-    from workers.kernels.int_mm import FEWEST_ROWS, int_mm, scaled_int_mm
+    from workers.kernels.int_mm import MIN_ROWS, int_mm, scaled_int_mm
     from workers.quantization.torchao_model import load_torchao_model
 
     loaded = load_torchao_model(job, Int8DynamicActivationInt8WeightConfig())
     intmm.safe_int_mm = int_mm
     intmm._int_scaled_matmul_cpu = scaled_int_mm
-    return loaded._replace(settings={**loaded.settings, "fewest_rows": f"{FEWEST_ROWS}, by padding"})
+    return loaded._replace(settings={**loaded.settings, "fewest_rows": f"{MIN_ROWS}, by padding"})
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 # /// script
 # requires-python = ">=3.11"
 # dependencies = [
-#   "torch>=2.6", "transformers>=5.17,<6", "accelerate>=1.10", "gguf>=0.17", "bitsandbytes>=0.49",
+#   "torch>=2.6,<2.14", "transformers>=5.17,<6", "accelerate>=1.10", "gguf>=0.17", "bitsandbytes>=0.49",
 # ]
 # [tool.qbench]
 # precision = "int8-t0"
@@ -12,9 +12,9 @@
 # ///
 """INT8 without outliers: bitsandbytes with threshold 0, all columns multiplied in INT8.
 
-The same bytes as LLM.int8, without its search for outlier columns and so without its synchronisation at
-every linear layer: faster, at a loss of quality on models that have outliers. A precision of its own,
-since published "INT8" figures mix the two.
+The same bytes as LLM.int8, but no search for outlier columns and hence no synchronization at every linear
+layer: faster, at a loss of quality on models that have outliers. It is listed separately because published
+"INT8" figures mix the two.
 """
 
 from schemas.job import Job

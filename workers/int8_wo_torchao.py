@@ -1,7 +1,7 @@
 # /// script
 # requires-python = ">=3.11"
 # dependencies = [
-#   "torch>=2.11", "transformers>=5.17,<6", "accelerate>=1.10", "gguf>=0.17", "torchao==0.18.*",
+#   "torch>=2.11,<2.14", "transformers>=5.17,<6", "accelerate>=1.10", "gguf>=0.17", "torchao==0.18.*",
 # ]
 # [tool.qbench]
 # precision = "int8-wo"
@@ -10,12 +10,12 @@
 # devices = ["cpu", "cuda"]
 # min_compute_capability = 8.0
 # ///
-"""INT8 weights alone: eight bits with a scale per output row, activations as they are (torchao).
+"""INT8 weights only: 8 bits with a scale per output row, BF16 activations (torchao).
 
-Every linear layer converts its weight to BF16 and multiplies with torch's own `mm`, then by the scales. Left
-to itself that writes the converted weight out each time, and costs more than BF16 does. On a GPU up to 64
-rows go through a kernel of ours, which reads the weight as it is (`workers/kernels/eight_bit_product.py`). So
-it wins where bytes are time, at small batches.
+Every linear layer converts its weight to BF16, multiplies with torch's `mm`, and then applies the scales. By
+itself that writes the converted weight to memory each time and is slower than BF16. On a GPU, batches of up
+to 64 rows use our own kernel, which converts in registers (`workers/kernels/eight_bit_product.py`). So it is
+faster for memory-bound work at small batches.
 """
 
 from schemas.job import Job

@@ -1,7 +1,7 @@
 # /// script
 # requires-python = ">=3.11"
 # dependencies = [
-#   "torch>=2.6", "transformers>=5.17,<6", "accelerate>=1.10", "gguf>=0.17", "bitsandbytes>=0.49",
+#   "torch>=2.6,<2.14", "transformers>=5.17,<6", "accelerate>=1.10", "gguf>=0.17", "bitsandbytes>=0.49",
 # ]
 # [tool.qbench]
 # precision = "nf4"
@@ -10,12 +10,12 @@
 # devices = ["cpu", "cuda"]
 # min_compute_capability = 7.5
 # ///
-"""NF4: four bits on a grid that fits normally distributed weights (Dettmers et al. 2023, arXiv:2305.14314).
+"""NF4: a 4-bit codebook for normally distributed weights (Dettmers et al. 2023, arXiv:2305.14314).
 
-Stores, two to a byte, places in a table of sixteen values, with an FP32 scale for every 64 weights (no
-double quantization). For a few rows a kernel of bitsandbytes' own looks the values up while it multiplies;
-for many the weight is dequantized to FP16 and cuBLAS multiplies. A quarter of FP16's bytes without
-calibration: it wins where memory is short, and at batch 1, where bytes are time.
+Stores 4-bit indices into a 16-entry codebook, two per byte, with an FP32 scale for every 64 weights (no
+double quantization). For a few rows, bitsandbytes' own kernel looks the values up while it multiplies; for
+many, the weight is dequantized to FP16 and multiplied by cuBLAS. It takes a quarter of FP16's bytes without
+calibration: useful when memory is scarce, and fast at batch 1, which is memory-bound.
 """
 
 from schemas.job import Job

@@ -1,12 +1,12 @@
 # /// script
 # requires-python = ">=3.11"
-# dependencies = ["torch>=2.6"]
+# dependencies = ["torch>=2.6,<2.14"]
 # ///
-"""The worker that measures no precision but the device itself, so that every row can be held against it.
+"""The worker that measures the device itself instead of a precision, as a reference for every row.
 
-It is started and talks like the others, with a process of its own so that nothing of it is left on the
-device when they measure. A data sheet is no substitute: it says what a chip could do at its boost clock,
-not what this one does under its power limit, in this host, with this torch.
+It starts and communicates like the others, in a separate process so that nothing of it is left on the device
+when they measure. A data sheet is no substitute: it says what a chip can do at its boost clock, not what this
+one does under its power limit, in this host, with this torch.
 """
 
 from schemas.job import Job, decode_job
@@ -16,7 +16,7 @@ from workers.protocol.errors import describe_failure
 
 def main() -> None:
     """Read a Job for its device, measure, and send Peaks or Failed."""
-    channel = Channel.take_over()
+    channel = Channel.claim_stdio()
     try:
         measure(decode_job(channel.answers.readline()), channel)
     except Exception as error:
@@ -25,11 +25,11 @@ def main() -> None:
 
 
 def measure(job: Job, channel: Channel) -> None:
-    """From the imports to Peaks."""
+    """Everything from the imports to Peaks."""
     channel.enter("start")
     from workers.generation.device import open_device
     from workers.harness.peak_rates import measure_peaks
-    from workers.harness.ready import import_packages, ready_frame
+    from workers.harness.startup import import_packages, ready_frame
 
     versions = import_packages(job.packages)
     channel.enter("context")

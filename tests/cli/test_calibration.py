@@ -18,11 +18,11 @@ from worker_runs import make_job
 
 from orchestrator.records.store import read_run
 from schemas.job import CalibrationText, Job
-from workers.harness.main import SetupStep, _phases_to_do
+from workers.harness.main import SetupStep, phases_to_do
 from workers.quantization.calibration_text import (
     BLOCK_TOKENS,
-    FEWEST_SAMPLES,
-    MOST_SAMPLES,
+    MAX_SAMPLES,
+    MIN_SAMPLES,
     OWN_TEXT,
     read_note,
     samples,
@@ -105,7 +105,7 @@ def test_too_short_a_text_is_one_line(qbench: Qbench, tiny_llama: Path, tmp_path
     assert done.stdout == ""
     line = done.stderr.splitlines()[-1]
     assert line.startswith("error: the calibration text ")
-    assert f"samples of 128 tokens, fewer than {FEWEST_SAMPLES}" in line
+    assert f"samples of 128 tokens, fewer than {MIN_SAMPLES}" in line
     assert Path(line.rpartition(" ")[2]).is_file()  # the log
 
 
@@ -148,7 +148,7 @@ def test_weights_are_not_looked_for_before_their_model_is_converted(tmp_path: Pa
         raise FileNotFoundError
 
     errands = [SetupStep("prepare", None, lambda job: False), SetupStep("prepare", None, looked)]
-    assert _phases_to_do(errands, make_job("awq", tmp_path, tmp_path)) == ["prepare"]
+    assert phases_to_do(errands, make_job("awq", tmp_path, tmp_path)) == ["prepare"]
 
 
 # Samples
@@ -166,14 +166,14 @@ def job_with(content: bytes, folder: str) -> Job:
     return msgspec.structs.replace(make_job("awq", Path(folder), Path(folder)), calibration=text)
 
 
-@given(length=st.integers(FEWEST_SAMPLES * BLOCK_TOKENS, 40_000))
+@given(length=st.integers(MIN_SAMPLES * BLOCK_TOKENS, 40_000))
 def test_samples_are_blocks_of_the_text_in_order_and_over_all_of_it(length: int) -> None:
     text = "".join(chr(0x1000 + index) for index in range(length))  # every token tells where it stood
     with tempfile.TemporaryDirectory() as folder:
         taken = samples(job_with(text.encode(), folder), letters)  # type: ignore[arg-type]
     whole = length // BLOCK_TOKENS
     starts = [block[0] - 0x1000 for block in taken]
-    assert len(taken) == min(whole, MOST_SAMPLES)
+    assert len(taken) == min(whole, MAX_SAMPLES)
     assert all(start % BLOCK_TOKENS == 0 for start in starts)
     assert all(block == list(range(block[0], block[0] + BLOCK_TOKENS)) for block in taken)
     gaps = {after - before for before, after in pairwise(starts)}
@@ -182,7 +182,7 @@ def test_samples_are_blocks_of_the_text_in_order_and_over_all_of_it(length: int)
     assert starts[-1] >= (whole - 1) * BLOCK_TOKENS - max(gaps)
 
 
-@given(length=st.integers(0, FEWEST_SAMPLES * BLOCK_TOKENS - 1))
+@given(length=st.integers(0, MIN_SAMPLES * BLOCK_TOKENS - 1))
 def test_fewer_samples_than_the_fewest_are_refused(length: int) -> None:
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -194,7 +194,7 @@ def test_fewer_samples_than_the_fewest_are_refused(length: int) -> None:
 def test_a_text_that_was_changed_meanwhile_is_refused(tmp_path: Path) -> None:
     job = job_with(b"x" * 5000, str(tmp_path))
     (tmp_path / "text.txt").write_bytes(b"y" * 5000)
-    with pytest.raises(ValueError, match="was changed meanwhile"):
+    with pytest.raises(ValueError, match="has changed since the run was planned"):
         samples(job, letters)  # type: ignore[arg-type]
 
 

@@ -389,7 +389,7 @@ def test_cudas_number_and_nvmls_are_told_apart(
 
 def test_a_worker_tells_what_cuda_was_told(monkeypatch: pytest.MonkeyPatch) -> None:
     from workers.generation.device import Device
-    from workers.harness.ready import ready_frame
+    from workers.harness.startup import ready_frame
 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,0")
     monkeypatch.delenv("CUDA_DEVICE_ORDER", raising=False)

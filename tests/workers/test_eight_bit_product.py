@@ -1,7 +1,7 @@
-"""Few rows times weights of 8 bits: how work is shared out, which rows come here, on a GPU the numbers."""
+"""Small batches times 8-bit weights: how work is divided, which rows are routed here, and on a GPU the
+numbers."""
 
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,29 +14,30 @@ from torchao.quantization import (
     quantize_,
 )
 
+from workers.kernels import eight_bit_product as eight_bit_kernel
 from workers.kernels.eight_bit_product import eight_bit_product, plan, with_eight_bit_product
-from workers.kernels.small_batch import MOST_ROWS, RESERVED_SHARED_BYTES
+from workers.kernels.small_batch import MAX_ROWS, RESERVED_SHARED_BYTES, Gpu
 from workers.protocol.backend import LoadedModel
 
-H100 = SimpleNamespace(multi_processor_count=132, shared_memory_per_multiprocessor=228 << 10)
+H100 = Gpu(132, 228 << 10)
 CONFIGS = [Int8WeightOnlyConfig, Float8WeightOnlyConfig]
 
 
 @pytest.mark.parametrize("config", CONFIGS)
 @pytest.mark.parametrize(
-    ("shape", "outputs", "comes"),
+    ("shape", "outputs", "routed"),
     [
         ((2, 1, 256), 64, True),
-        ((MOST_ROWS, 1, 256), 64, True),
-        ((MOST_ROWS + 1, 1, 256), 64, False),
+        ((MAX_ROWS, 1, 256), 64, True),
+        ((MAX_ROWS + 1, 1, 256), 64, False),
         ((1, 1, 256), 64, True),
         ((1, 5, 256), 64, False),
         ((2, 1, 192), 64, False),
         ((2, 1, 256), 72, False),
     ],
 )
-def test_few_rows_come_here_and_others_go_to_torchao(
-    config: type, shape: tuple[int, ...], outputs: int, comes: bool, monkeypatch: pytest.MonkeyPatch
+def test_small_batches_are_routed_and_others_left_to_torchao(
+    config: type, shape: tuple[int, ...], outputs: int, routed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layer = torch.nn.Linear(shape[-1], outputs, dtype=torch.bfloat16)
     quantize_(layer, config())
@@ -56,14 +57,36 @@ def test_few_rows_come_here_and_others_go_to_torchao(
         expected = layer(x)
         with_eight_bit_product(LoadedModel(torch.nn.Module(), None))
         torch.testing.assert_close(layer(x), expected, rtol=0.02, atol=0.02)
-        assert seen == ([(math.prod(shape[:-1]), shape[-1])] if comes else [])
+        assert seen == ([(math.prod(shape[:-1]), shape[-1])] if routed else [])
         seen.clear()
         torch.compile(layer, backend="aot_eager", dynamic=False)(x)
-        assert bool(seen) == comes
+        assert bool(seen) == routed
+
+
+def test_a_launch_is_planned_once_per_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    plans = []
+    launched: list[list[object]] = []
+
+    def counted(rows: int, blocks: int, gpu: Gpu) -> eight_bit_kernel.Launch:
+        plans.append((rows, blocks))
+        return plan(rows, blocks, gpu)
+
+    monkeypatch.setattr(eight_bit_kernel, "plan", counted)
+    monkeypatch.setattr(eight_bit_kernel, "gpu_limits", lambda _: H100)
+    monkeypatch.setattr(
+        eight_bit_kernel, "compile_kernel", lambda *_, **__: lambda args, **_: launched.append(args)
+    )
+    eight_bit_kernel.launcher.cache_clear()
+    stored = {dtype: torch.zeros(32, 256, dtype=dtype) for dtype in (torch.int8, torch.float8_e4m3fn)}
+    for dtype in (torch.int8, torch.int8, torch.float8_e4m3fn, torch.int8):
+        eight_bit_product(torch.randn(2, 256).bfloat16(), stored[dtype], torch.ones(32))
+    eight_bit_kernel.launcher.cache_clear()
+    assert plans == [(2, 2), (2, 2)]  # one for each dtype, which have kernels of their own
+    assert [(args[4], args[5]) for args in launched] == [(2, 32)] * 4
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-def test_queries_keys_and_values_are_one_product(config: type, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_queries_keys_and_values_are_merged(config: type, monkeypatch: pytest.MonkeyPatch) -> None:
     linear = torch.nn.functional.linear
     for kind in (Int8Tensor, Float8Tensor):
         functions = kind._TORCH_FN_TABLE[kind]
@@ -81,17 +104,17 @@ def test_queries_keys_and_values_are_one_product(config: type, monkeypatch: pyte
 @pytest.mark.parametrize(
     ("rows", "blocks", "warps"), [(1, 864, 4), (1, 1184, 8), (8, 224, 4), (8, 1184, 8), (64, 1184, 4)]
 )
-def test_few_rows_have_more_warps_where_blocks_wait(rows: int, blocks: int, warps: int) -> None:
+def test_few_rows_get_more_warps_if_blocks_would_wait(rows: int, blocks: int, warps: int) -> None:
     launch = plan(rows, blocks, H100)
     assert launch.warps == warps
-    assert launch.shared_bytes + RESERVED_SHARED_BYTES <= H100.shared_memory_per_multiprocessor
+    assert launch.shared_bytes + RESERVED_SHARED_BYTES <= H100.shared_bytes
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
 @pytest.mark.parametrize("shape", [(16, 128), (512, 3584), (3584, 3584), (18944, 896), (1008, 18944)])
-@pytest.mark.parametrize("rows", [1, 2, 7, 9, 16, 19, MOST_ROWS])
-def test_the_product_is_that_of_float64(dtype: torch.dtype, shape: tuple[int, int], rows: int) -> None:
+@pytest.mark.parametrize("rows", [1, 2, 7, 9, 16, 19, MAX_ROWS])
+def test_the_product_agrees_with_float64(dtype: torch.dtype, shape: tuple[int, int], rows: int) -> None:
     torch.manual_seed(0)
     outputs, inputs = shape
     weight = (torch.randn(shape, device="cuda") * 40).clamp(-127, 127).to(dtype)

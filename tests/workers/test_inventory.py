@@ -1,4 +1,4 @@
-"""What is stored is counted to the byte, however deep the tensors that hold it are wrapped."""
+"""Stored weights are counted to the byte, however deeply their tensors are wrapped."""
 
 import torch
 from torchao.quantization import Int4TilePackedTo4dTensor, Int4WeightOnlyConfig, Int8WeightOnlyConfig
@@ -12,7 +12,7 @@ from workers.protocol.backend import LoadedModel
 LINEAR_PARAMETERS = 2 * (4 * 128 * 128 + 3 * 128 * 256)
 INVERSE_FREQUENCIES = 2 * 4 * 16
 REST = 2 * (2 * 512 * 128 + 5 * 128)
-"""Bytes of embeddings, head and norms in 16 bits."""
+"""Bytes of embeddings, head and norms at 16 bits."""
 
 
 def tiny_model(dtype: torch.dtype, **options: object) -> PreTrainedModel:
@@ -23,7 +23,7 @@ def tiny_model(dtype: torch.dtype, **options: object) -> PreTrainedModel:
 
 
 def tile_packed(weight: torch.Tensor) -> Int4TilePackedTo4dTensor:
-    """What `int4-wo` makes of a weight on a GPU: the shapes, without the values."""
+    """A weight in the format of `int4-wo` on a GPU, with its shapes but not its values."""
     rows, columns = weight.shape
     padded = -(-columns // 1024) * 1024
     packed = torch.zeros(rows // 8, padded // 128, 32, 4, dtype=torch.int32)
@@ -48,7 +48,7 @@ def test_scales_of_scales_are_counted() -> None:
     assert loaded.settings["bnb_4bit_use_double_quant"] == "True"
 
 
-def test_a_packed_layer_is_stored_with_its_padding_and_read_without() -> None:
+def test_padding_of_a_packed_layer_is_stored_but_not_read() -> None:
     model = tiny_model(torch.bfloat16)
     for layer in model.model.layers:
         up = layer.mlp.up_proj
@@ -64,25 +64,25 @@ def test_a_packed_layer_is_stored_with_its_padding_and_read_without() -> None:
     assert "model.layers.*.mlp.up_proj" not in loaded.unquantized_linears
     assert loaded.unquantized_linears["model.layers.*.mlp.down_proj"] == 2
     assert loaded.costs
-    embeddings = 2 * 512 * 128  # of which a step reads one row, since the head is another matrix
+    embeddings = 2 * 512 * 128  # a step reads one row, since the head is a separate matrix
     padded = 2 * (256 * 1024 // 2 + 256 * 8 * 2 * 2)
-    padding = padded * 7 // 8  # 128 inputs of 1024 are true
+    padding = padded * 7 // 8  # only 128 of 1024 inputs are real
     assert loaded.costs.step_weight_bytes == sum(loaded.weight_bytes.values()) - embeddings - padding
 
 
-def test_a_format_is_told_in_its_own_words() -> None:
+def test_a_formats_own_settings_are_recorded() -> None:
     model = tiny_model(torch.bfloat16)
     config = Int4WeightOnlyConfig(group_size=128, int4_packing_format="tile_packed_to_4d")
     model.config.quantization_config = TorchAoConfig(config)
     settings = take_inventory(LoadedModel(model, None), Device("cpu")).settings
-    told = {
+    expected = {
         "quant_method": "torchao",
         "quant_type": "Int4WeightOnlyConfig",
         "group_size": "128",
         "int4_packing_format": "tile_packed_to_4d",
         "int4_choose_qparams_algorithm": "tinygemm",
     }
-    assert told.items() <= settings.items()
+    assert expected.items() <= settings.items()
     model.config.quantization_config = TorchAoConfig(Int8WeightOnlyConfig())
     settings = take_inventory(LoadedModel(model, None), Device("cpu")).settings
     assert settings["granularity"] == "PerRow(dim=-1)"

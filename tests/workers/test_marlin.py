@@ -1,4 +1,4 @@
-"""Marlin: what is built, kept, drawn and refused, and on a GPU with GPTQModel what joined layers make."""
+"""Marlin: building, caching, random weights, refusals, and on a GPU with GPTQModel, merged layers."""
 
 import importlib
 import importlib.metadata
@@ -9,16 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.utils import set_module_tensor_to_device
+from golden_text import Golden
 from packaging.requirements import Requirement
 from worker_runs import make_job
 
 from orchestrator.precisions.catalog import find_precisions
 from schemas.job import Job
-from workers.harness import ready
-from workers.models.random_packed import DEVIATION_OF_INT4, random_packed
+from workers.harness import startup
+from workers.models.random_int4 import DEVIATION_OF_INT4, random_int4_tensor
 from workers.protocol.errors import Unsupported
-from workers.quantization import awq_cache, gptq_checkpoint, marlin_build
-from workers.quantization.marlin_model import Layout, _joined, _marlin_layer, adding_atomically
+from workers.quantization import awq_cache, awq_prepare, gptq_checkpoint, marlin_build
+from workers.quantization.marlin_model import Layout, marlin_layer, merged_layer, with_atomic_adds
 
 GROUP_SIZE = 128
 
@@ -32,7 +33,7 @@ def no_report(message: str, done: int, total: int) -> None:
     raise AssertionError(message)
 
 
-def test_it_is_built_for_the_versions_that_are_installed(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_build_is_valid_for_the_installed_versions_only(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     versions = {"torch": "2.11.0+cu130", "gptqmodel": "7.6.0"}
     monkeypatch.setattr(importlib.metadata, "version", versions.__getitem__)
     assert not marlin_build.is_built(job)
@@ -47,23 +48,28 @@ def test_it_is_built_for_the_versions_that_are_installed(job: Job, monkeypatch: 
     assert not marlin_build.is_built(job)
 
 
-def test_without_nvcc_it_says_what_to_install(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_nvcc_the_toolkit_is_suggested(
+    job: Job, golden: Golden, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("torch.utils.cpp_extension.CUDA_HOME", None)
     monkeypatch.setattr("shutil.which", lambda _: None)
-    with pytest.raises(Unsupported, match="there is no nvcc to compile them") as refused:
+    with pytest.raises(Unsupported) as refused:
         marlin_build.build(job, no_report)
     assert "CUDA_HOME" in (refused.value.hint or "")
+    golden([str(refused.value), refused.value.hint or ""])
 
 
-def test_without_autoawq_it_names_the_command_that_makes_weights(
-    job: Job, monkeypatch: pytest.MonkeyPatch
+def test_without_autoawq_the_calibrating_command_is_suggested(
+    job: Job, golden: Golden, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert not awq_cache.is_prepared(job)
     monkeypatch.setitem(sys.modules, "workers.quantization.awq_model", None)
-    with pytest.raises(Unsupported, match="no AWQ weights of this model yet") as refused:
-        awq_cache.prepare(job, no_report)
+    with pytest.raises(Unsupported) as refused:
+        awq_prepare.prepare(job, no_report)
     command = f"qbench-worker awq --calibrate --model {job.model.location}"
-    assert command in (refused.value.hint or "")
+    hint = refused.value.hint or ""
+    assert command in hint
+    golden([str(refused.value), hint.replace(job.model.location, "MODEL")])
 
 
 def test_both_awq_precisions_share_their_weights(tiny_llama: Path, cache: Path) -> None:
@@ -75,14 +81,14 @@ def test_both_awq_precisions_share_their_weights(tiny_llama: Path, cache: Path) 
     assert needs["autoawq"] == f"=={awq_cache.AUTOAWQ_VERSION}"
 
 
-def test_gptq_adds_as_awq_does() -> None:
+def test_gptq_adds_atomically_like_awq() -> None:
     asked = []
-    product = adding_atomically(lambda **arguments: asked.append(arguments))
+    product = with_atomic_adds(lambda **arguments: asked.append(arguments))
     product(input=1, use_atomics=False)
     assert asked == [{"input": 1, "use_atomics": True}]
 
 
-def test_gptq_checkpoints_are_kept_by_content(
+def test_gptq_checkpoints_are_cached_by_content(
     tiny_llama: Path, tiny_qwen2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     versions = {"gptqmodel": "7.6.0"}
@@ -100,13 +106,13 @@ def test_gptq_checkpoints_are_kept_by_content(
     assert gptq_checkpoint.is_prepared(make_job("gptq", "qwen2.5-0.5b", tmp_path))
 
 
-def test_random_integers_deviate_as_real_weights_do() -> None:
+def test_random_int4_weights_have_the_requested_deviation() -> None:
     generator = torch.Generator().manual_seed(0)
     packed = torch.empty(64, 32, dtype=torch.int32, device="meta")
     scales = torch.empty(1, 256, dtype=torch.float16, device="meta")
-    integers = random_packed("up_proj.qweight", packed, 0.02, generator)
-    zeros = random_packed("up_proj.qzeros", packed[:1], 0.02, generator)
-    scale = random_packed("up_proj.scales", scales, 0.02, generator)
+    integers = random_int4_tensor("up_proj.qweight", packed, 0.02, generator)
+    zeros = random_int4_tensor("up_proj.qzeros", packed[:1], 0.02, generator)
+    scale = random_int4_tensor("up_proj.scales", scales, 0.02, generator)
     assert {tensor.device.type for tensor in (integers, zeros, scale)} == {"cpu"}
     nibbles = torch.stack([integers >> shift & 15 for shift in range(0, 32, 4)]).float()
     assert nibbles.std().item() == pytest.approx(DEVIATION_OF_INT4, rel=0.02)
@@ -114,20 +120,20 @@ def test_random_integers_deviate_as_real_weights_do() -> None:
     assert (nibbles * scale[0, 0].float()).std().item() == pytest.approx(0.02, rel=0.02)
 
 
-def test_a_package_can_not_choose_the_allocator(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As gptqmodel does: it sets what isn't set."""
+def test_packages_cannot_choose_the_allocator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As gptqmodel would, which sets variables that aren't set."""
     monkeypatch.delenv("PYTORCH_ALLOC_CONF", raising=False)
     monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "backend:native")
     monkeypatch.setenv("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
-    with ready._cuda_defaults_kept():
-        seen = {name: os.environ[name] for name in ready.CUDA_DEFAULTS}
+    with startup.keep_cuda_defaults():
+        seen = {name: os.environ[name] for name in startup.CUDA_DEFAULTS}
     assert seen == {"PYTORCH_ALLOC_CONF": "backend:native", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
     assert "PYTORCH_ALLOC_CONF" not in os.environ
     assert os.environ["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
 
 
 def fill_at_random(layer: torch.nn.Module) -> None:
-    """As a checkpoint would, before it is repacked."""
+    """Like a checkpoint, before it is repacked."""
     shift = torch.iinfo(torch.int32).max
     for name, empty in [*layer.named_parameters(), *layer.named_buffers()]:
         values = torch.empty(empty.shape, dtype=empty.dtype, device="cuda:0")
@@ -146,17 +152,19 @@ def fill_at_random(layer: torch.nn.Module) -> None:
     [("marlin_awq", "AwqMarlinLinear", False), ("marlin", "MarlinLinear", True)],
 )
 @pytest.mark.parametrize("rows", [1, 32])
-def test_joined_layers_make_what_they_made_apart(module: str, kind: str, symmetric: bool, rows: int) -> None:
+def test_merged_layers_give_the_outputs_of_separate_ones(
+    module: str, kind: str, symmetric: bool, rows: int
+) -> None:
     pytest.importorskip("gptqmodel")
     kernels = importlib.import_module(f"gptqmodel.nn_modules.qlinear.{module}")
     layout = Layout(getattr(kernels, kind), {"desc_act": False, "sym": symmetric}, {})
     torch.manual_seed(0)
-    layers = [_marlin_layer([torch.nn.Linear(2048, width)], layout, GROUP_SIZE) for width in (2048, 256, 256)]
+    layers = [marlin_layer([torch.nn.Linear(2048, width)], layout, GROUP_SIZE) for width in (2048, 256, 256)]
     for layer in layers:
         fill_at_random(layer)
-    joint = _joined(layers, layout)
+    merged = merged_layer(layers, layout)
     x = torch.randn(rows, 2048, dtype=torch.float16, device="cuda:0")
-    for layer in (*layers, joint):
+    for layer in (*layers, merged):
         layer.post_init()
-    apart = torch.cat([layer(x) for layer in layers], dim=-1)
-    torch.testing.assert_close(joint(x), apart, rtol=0.01, atol=0.01 * apart.abs().max().item())
+    separate = torch.cat([layer(x) for layer in layers], dim=-1)
+    torch.testing.assert_close(merged(x), separate, rtol=0.01, atol=0.01 * separate.abs().max().item())

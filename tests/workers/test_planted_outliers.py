@@ -1,4 +1,4 @@
-"""Planted outliers are where LLM.int8 looks for them, and nowhere else; and nothing overflows on the way."""
+"""Planted outliers are where LLM.int8 looks for them and nowhere else, and nothing overflows."""
 
 import json
 import subprocess
@@ -25,12 +25,12 @@ from workers.models.random_model import (
 )
 
 THRESHOLD = 6.0
-"""Of bitsandbytes, from which on a column is multiplied in FP16."""
+"""bitsandbytes multiplies columns with values of at least this in FP16."""
 INT8 = BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=THRESHOLD)
 
 
 def deep_config(layers: int = 48) -> LlamaConfig:
-    """Narrow, but as deep as the deepest of the published ones."""
+    """Narrow, but as deep as the deepest published architecture."""
     return LlamaConfig(
         hidden_size=256,
         intermediate_size=512,
@@ -43,7 +43,7 @@ def deep_config(layers: int = 48) -> LlamaConfig:
 
 
 def inputs_of_linears(model: PreTrainedModel) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """Name of each linear layer but the head → its input, shape (tokens, features); and the logits."""
+    """The input of each linear layer but the head by name, shape (tokens, features); and the logits."""
     seen: dict[str, torch.Tensor] = {}
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Linear) and name != "lm_head":
@@ -55,7 +55,7 @@ def inputs_of_linears(model: PreTrainedModel) -> tuple[dict[str, torch.Tensor], 
 
 @pytest.mark.parametrize("count", [0, 1, 6, 128])
 @pytest.mark.parametrize("quantization", [None, INT8], ids=["fp16", "int8"])
-def test_the_planted_channels_pass_the_threshold_in_every_layer(
+def test_planted_channels_exceed_the_threshold_in_every_layer(
     count: int, quantization: BitsAndBytesConfig | None
 ) -> None:
     config = deep_config()
@@ -78,7 +78,7 @@ def test_the_planted_channels_pass_the_threshold_in_every_layer(
 
 @settings(max_examples=20, deadline=None)
 @given(count=st.integers(0, 128), seed=st.integers(0, 2**40))
-def test_what_the_model_computes_stays(count: int, seed: int) -> None:
+def test_outliers_do_not_change_the_models_output(count: int, seed: int) -> None:
     config = deep_config(layers=2)
     plain, planted = (
         inputs_of_linears(build_random_model(config, "cpu", torch.float32, seed, outliers))[1]
@@ -88,14 +88,14 @@ def test_what_the_model_computes_stays(count: int, seed: int) -> None:
 
 
 @given(count=st.integers(0, 128), seed=st.integers(0), size=st.integers(128, 8192))
-def test_channels_follow_from_the_seed_alone(count: int, seed: int, size: int) -> None:
+def test_channels_depend_only_on_the_seed(count: int, seed: int, size: int) -> None:
     channels = outlier_channels(count, size, seed)
     assert len(set(channels)) == count
     assert channels == outlier_channels(count, size, seed) == tuple(sorted(channels))
     assert all(0 <= channel < size for channel in channels)
 
 
-def test_another_seed_takes_other_channels() -> None:
+def test_another_seed_gives_other_channels() -> None:
     assert outlier_channels(6, 3584, 0) != outlier_channels(6, 3584, 1)
 
 
@@ -114,13 +114,13 @@ def test_every_precision_gets_the_same_model() -> None:
 
 
 @pytest.mark.parametrize("name", random_names())
-def test_every_architecture_has_what_makes_and_what_reads_them(name: str) -> None:
+def test_every_architecture_has_the_norms_and_their_readers(name: str) -> None:
     config = random_config(name)
     names = [each.removesuffix(".weight") for each in random_state_dict(config, "cpu", torch.float16, 0)]
     for part in (*NORMS, *READERS):
         assert sum(each.endswith(part) for each in names) == config.num_hidden_layers
     norms = {each.rpartition(".")[2] for each in names if "norm" in each}
-    assert norms == {*NORMS, "norm"}  # the last feeds the output head alone, which no precision quantizes
+    assert norms == {*NORMS, "norm"}  # the last one only feeds the output head, which no precision quantizes
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_every_architecture_has_what_makes_and_what_reads_them(name: str) -> Non
         ("model.norm.weight", 1),
     ],
 )
-def test_only_makers_and_readers_are_changed(name: str, changed: float) -> None:
+def test_only_norms_and_their_readers_are_changed(name: str, changed: float) -> None:
     weight = torch.ones(4) if "norm" in name or "bias" in name else torch.ones(2, 4)
     plant_outliers(name, weight, (1, 3))
     assert weight[..., [0, 2]].eq(1).all()
@@ -169,27 +169,27 @@ AWQ = """\
     for name, module in model.named_modules():
         if isinstance(module, gemm.WQLinear_GEMM):
             module.register_forward_pre_hook(look(name))
-    with torch.inference_mode(), awq_model._runnable_on("cpu"):
+    with torch.inference_mode(), awq_model.runnable_on("cpu"):
         logits = model(torch.arange(32)[None]).logits
     print(json.dumps({"found": found, "finite": bool(logits.isfinite().all())}))
 """
 
 
 @pytest.mark.slow
-def test_awqs_random_integers_have_them_too() -> None:
+def test_awqs_random_integers_have_outliers_too() -> None:
     argv = [sys.executable, "-P", "-c", textwrap.dedent(AWQ)]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
-    told = json.loads(done.stdout.splitlines()[-1])
-    assert told["finite"]
-    assert len(told["found"]) == 28
+    printed = json.loads(done.stdout.splitlines()[-1])
+    assert printed["finite"]
+    assert len(printed["found"]) == 28
     channels = list(outlier_channels(6, 256, seed=3))
-    for name, columns in told["found"].items():
+    for name, columns in printed["found"].items():
         assert columns == (channels if name.endswith(READERS) else []), name
 
 
 @pytest.mark.slow
-def test_a_run_records_them_and_says_so(tmp_path: Path, cache: Path) -> None:
+def test_a_run_with_outliers_records_them_and_warns(tmp_path: Path, cache: Path) -> None:
     (tmp_path / "prompts.txt").write_text("Why?\n")
     model = ["--model", "random:qwen2.5-0.5b", "--outliers", "6", "--device", "cpu"]
     small = ["--prompts", "prompts.txt", "--prompt-tokens", "4", "--new-tokens", "2", "--warmup", "0"]
@@ -205,19 +205,20 @@ def test_a_run_records_them_and_says_so(tmp_path: Path, cache: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "fix"),
+    ("arguments", "value", "bound"),
     [
-        (["--outliers", "6"], "--outliers 6: outliers can be planted in random weights only. Add --model"),
-        (["--outliers", "6", "--model", "."], "--outliers 6: outliers can be planted in random weights only"),
-        (["--outliers", "129", "--model", "random:qwen2.5-0.5b"], "<= 128"),
-        (["--outliers", "-1", "--model", "random:qwen2.5-0.5b"], ">= 0"),
+        (["--outliers", "6"], "6", "--model"),
+        (["--outliers", "6", "--model", "."], "6", "--model"),
+        (["--outliers", "129", "--model", "random:qwen2.5-0.5b"], "129", "<= 128"),
+        (["--outliers", "-1", "--model", "random:qwen2.5-0.5b"], "-1", ">= 0"),
     ],
 )
-def test_outliers_of_other_models_are_refused(
-    arguments: list[str], fix: str, tmp_path: Path, cache: Path
+def test_outliers_in_other_models_are_refused(
+    arguments: list[str], value: str, bound: str, tmp_path: Path, cache: Path
 ) -> None:
     for script in (["orchestrate", "-p", "int8"], ["worker", "int8"]):
         done = run(command(*script, *arguments), tmp_path, environment(cache))
         assert done.returncode == 2
         (line,) = done.stderr.splitlines()
-        assert fix in line
+        assert f"--outliers {value}" in line
+        assert bound in line

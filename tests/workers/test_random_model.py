@@ -1,4 +1,4 @@
-"""Random weights and the converted GGUF, loaded for real on the CPU."""
+"""Random weights and the converted GGUF, actually loaded on the CPU."""
 
 import struct
 import weakref
@@ -30,7 +30,7 @@ from workers.models.random_model import (
     random_state_dict,
 )
 
-# As the models' own pages state them.
+# As stated on the models' own pages.
 PUBLISHED_BILLIONS = {
     "qwen2.5-0.5b": 0.494,
     "qwen2.5-1.5b": 1.544,
@@ -68,7 +68,7 @@ def test_config_has_the_published_parameter_count(name: str, billions: float) ->
     assert round(parameters / 1e9, 3) == billions
 
 
-def test_values_follow_from_seed_and_name_not_from_order() -> None:
+def test_values_depend_on_seed_and_name_but_not_on_order() -> None:
     weights = random_state_dict(tiny_config(tied=False), "cpu", torch.float16, seed=1)
     again = random_state_dict(tiny_config(tied=False), "cpu", torch.float16, seed=1)
     other = random_state_dict(tiny_config(tied=False), "cpu", torch.float16, seed=2)
@@ -89,7 +89,7 @@ def test_values_have_the_spread_of_an_untrained_model() -> None:
     assert torch.all(weights["model.layers.0.self_attn.q_proj.bias"][...] == 0)
 
 
-def test_tied_weight_is_left_out_and_tied_again(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_tied_weight_is_omitted_and_tied_again(capfd: pytest.CaptureFixture[str]) -> None:
     assert "lm_head.weight" not in random_state_dict(tiny_config(tied=True), "cpu", torch.float16, 0)
     model = build_random_model(tiny_config(tied=True), "cpu", torch.float16, 0)
     assert model.lm_head.weight is model.model.embed_tokens.weight
@@ -97,7 +97,7 @@ def test_tied_weight_is_left_out_and_tied_again(capfd: pytest.CaptureFixture[str
     assert "lm_head" not in capfd.readouterr().err
 
 
-def test_model_holds_what_the_state_dict_draws() -> None:
+def test_the_model_has_the_weights_of_the_state_dict() -> None:
     config = tiny_config(tied=False)
     drawn = random_state_dict(config, "cpu", torch.float16, 3)
     model = build_random_model(config, "cpu", torch.float16, 3)
@@ -117,7 +117,7 @@ def test_model_holds_what_the_state_dict_draws() -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_quantized_weights_never_stand_whole_in_fp16(
+def test_quantized_weights_are_never_all_in_memory_in_fp16(
     quantization: QuantizationConfigMixin, weight: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alive: weakref.WeakSet[torch.Tensor] = weakref.WeakSet()
@@ -141,7 +141,7 @@ def test_quantized_weights_never_stand_whole_in_fp16(
     assert model(torch.arange(5)[None]).logits.isfinite().all()
 
 
-def test_torchao_rounds_the_weights_that_are_drawn() -> None:
+def test_torchao_rounds_the_drawn_weights() -> None:
     config = tiny_config(tied=False)
     drawn = random_state_dict(config, "cpu", torch.bfloat16, 3)
     quantization = TorchAoConfig(Int8WeightOnlyConfig(set_inductor_config=False))
@@ -168,7 +168,7 @@ def test_prompt_ids() -> None:
     [b"", bytes(100), struct.pack("<IQQ", 3, 0, 0) + bytes(100), struct.pack("<IQQ", 3, 9, 9) + bytes(8)],
     ids=["cut after the magic", "no version", "nothing in it", "cut in the metadata"],
 )
-def test_broken_gguf_is_one_line_and_leaves_nothing(tmp_path: Path, body: bytes) -> None:
+def test_a_broken_gguf_is_one_line_and_leaves_nothing(tmp_path: Path, body: bytes) -> None:
     path = tmp_path / "broken.gguf"
     path.write_bytes(b"GGUF" + body)
     folder = converted_folder(path, tmp_path / "cache")
@@ -179,7 +179,7 @@ def test_broken_gguf_is_one_line_and_leaves_nothing(tmp_path: Path, body: bytes)
 
 
 @pytest.mark.slow
-def test_embedded_model_converts_and_answers(tmp_path: Path) -> None:
+def test_the_embedded_model_converts_and_answers(tmp_path: Path) -> None:
     try:
         gguf = fetch_embedded_model(cache_folder())
     except BadInput as error:

@@ -1,1 +1,1 @@
-"""Making tokens: decode modes, and how they are timed."""
+"""Token generation: decode modes and their timing."""

@@ -1,4 +1,4 @@
-"""The device a worker measures on: synchronise, look at the allocator, time steps without a sync."""
+"""The device a worker measures on: synchronizing, allocator statistics, and timing steps without syncing."""
 
 import contextlib
 import ctypes
@@ -16,18 +16,18 @@ from schemas.job import Job
 from workers.protocol.errors import Unsupported
 
 STEPS_BEFORE_CAPTURE = 2
-"""Steps in which libraries allocate workspaces and Triton compiles: none of it may happen in a capture."""
+"""Steps in which libraries allocate workspaces and Triton compiles, which a capture doesn't allow."""
 
 
 class StepTimes(Protocol):
-    """Marks laid between steps while they are issued, read once they are done."""
+    """Marks set between steps as they are issued, and read once they are done."""
 
     def mark(self) -> None: ...
     def intervals_s(self) -> list[float]: ...
 
 
 class Device:
-    """A CPU, which does a step before the call returns: nothing to wait for, no allocator to ask."""
+    """A CPU: a step is done when its call returns, so there is nothing to wait for; no caching allocator."""
 
     def __init__(self, name: str) -> None:
         self.torch = torch.device(name)
@@ -37,21 +37,21 @@ class Device:
     def synchronize(self) -> None:
         """Wait until all issued work is done."""
 
-    def works(self) -> bool:
-        """Whether more can be measured; after some CUDA errors nothing can, until the process ends."""
+    def is_usable(self) -> bool:
+        """Whether measuring can continue; after some CUDA errors it can't in this process."""
         return True
 
     def memory(self) -> TorchMemory | None:
-        """The caching allocator now, synchronised; its peaks start anew from here."""
+        """Statistics of the caching allocator after synchronizing. Resets its peaks."""
         return None
 
-    def open_cublas(self, dtype: torch.dtype) -> None:
-        """Multiply once, so that what cuBLAS takes for itself is told apart from what the model needs."""
+    def initialize_cublas(self, dtype: torch.dtype) -> None:
+        """Multiply once, so that cuBLAS's own memory is measured separately from the model's."""
 
     def release_unused(self) -> None:
-        """Give back what loading left behind, so that memory read next is a property of the model."""
+        """Free what loading left behind, so that the next reading of memory shows only the model."""
         gc.collect()
-        # glibc keeps freed blocks for itself; where there is another C library, so be it.
+        # glibc caches freed blocks. Other C libraries lack this function.
         with contextlib.suppress(AttributeError):
             ctypes.CDLL(None).malloc_trim(0)
 
@@ -59,13 +59,12 @@ class Device:
         return HostClock()
 
     def replayable(self, step: Callable[[], None], compiled: bool) -> Callable[[], None]:
-        """`step` as a CUDA graph: one launch instead of a thousand. Without CUDA only what is compiled.
+        """`step` as a CUDA graph, with one launch instead of a thousand; on a CPU, a compiled `step` itself.
 
-        Raises `Unsupported` where `step` waits for the GPU in its midst, since what a graph replays has no
-        host to come back to.
+        Raises `Unsupported` if `step` waits for the GPU, because a graph replays without the host.
         """
         if not compiled:
-            raise Unsupported("CUDA graphs need an NVIDIA GPU", "take --decode eager or compile")
+            raise Unsupported("CUDA graphs need an NVIDIA GPU", "use --decode eager or compile")
         return step
 
 
@@ -82,7 +81,7 @@ class HostClock:
 
 
 class CudaDevice(Device):
-    """An NVIDIA GPU, to which work is issued ahead of its being done."""
+    """An NVIDIA GPU, where work is issued before it is done."""
 
     def __init__(self, name: str) -> None:
         if not torch.cuda.is_available():
@@ -92,8 +91,8 @@ class CudaDevice(Device):
             )
         self.torch = torch.device(name)
         torch.cuda.set_device(self.torch)
-        # With cuDNN's attention allowed, torch's default on Hopper, every new length of the KV cache costs
-        # some 50 ms a token, once per process; with it off none does. See benchmarks/cudnn_attention.py.
+        # With cuDNN attention, torch's default on Hopper, each new length of the KV cache costs about 50 ms,
+        # once per process; without it none does. See benchmarks/cudnn_attention.py.
         torch.backends.cuda.enable_cudnn_sdp(False)
         properties = torch.cuda.get_device_properties(self.torch)
         self.name = properties.name
@@ -102,7 +101,7 @@ class CudaDevice(Device):
     def synchronize(self) -> None:
         torch.cuda.synchronize(self.torch)
 
-    def works(self) -> bool:
+    def is_usable(self) -> bool:
         try:
             self.synchronize()
         except RuntimeError:
@@ -129,14 +128,14 @@ class CudaDevice(Device):
             expandable_bytes=sum(segment["total_size"] for segment in segments if segment["is_expandable"]),
         )
 
-    def open_cublas(self, dtype: torch.dtype) -> None:
-        # A bias makes it cuBLASLt's. Where their workspaces lie, in torch's allocator or outside of it, is a
-        # matter of torch's version.
+    def initialize_cublas(self, dtype: torch.dtype) -> None:
+        # A bias makes it use cuBLASLt as well. Whether their workspaces are inside torch's allocator depends
+        # on the version of torch.
         ones = torch.ones(64, 64, dtype=dtype, device=self.torch)
         torch.nn.functional.linear(ones @ ones, ones, ones[0])
 
     def release_unused(self) -> None:
-        # transformers reserves memory ahead of loading, and quantizing leaves the unquantized behind.
+        # transformers reserves memory before loading, and quantizing leaves unquantized weights in the cache.
         gc.collect()
         torch.cuda.empty_cache()
 
@@ -155,15 +154,15 @@ class CudaDevice(Device):
         except RuntimeError as error:
             raise Unsupported(
                 f"a decode step of this precision can't be recorded as a CUDA graph: {first_line(error)}",
-                "--decode eager measures it",
+                "use --decode eager",
             ) from error
         return graph.replay
 
 
 def refuse_waiting(step: Callable[[], None]) -> None:
-    """Run `step` once, and raise `Unsupported` if it waits for the GPU, before a capture would break on it.
+    """Run `step` once, and raise `Unsupported` if it waits for the GPU, which would break a capture.
 
-    A capture that breaks leaves the CUDA context in doubt; a refused synchronisation leaves nothing.
+    A broken capture leaves the CUDA context in an undefined state; a refused synchronization has no effect.
     """
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -172,15 +171,15 @@ def refuse_waiting(step: Callable[[], None]) -> None:
         if "synchronizing CUDA operation" not in str(error):
             raise
         raise Unsupported(
-            f"it waits for the GPU in every step, at {place(error)}, which no CUDA graph can record",
-            "--decode eager measures it",
+            f"every decode step waits for the GPU, at {origin(error)}, which no CUDA graph can record",
+            "use --decode eager",
         ) from error
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def place(error: BaseException) -> str:
-    """Where `error` came from: the innermost line that isn't torch's own, e.g. `if x.any()` (ops.py:14)."""
+def origin(error: BaseException) -> str:
+    """Origin of `error`: the innermost line outside torch, e.g. `if x.any()` (ops.py:14)."""
     frames = traceback.extract_tb(error.__traceback__)
     outside = [frame for frame in frames if "/torch/" not in frame.filename]
     frame = (outside or list(frames))[-1]
@@ -192,7 +191,7 @@ def first_line(error: BaseException) -> str:
 
 
 class CudaEvents:
-    """Events recorded on the stream between kernels: the GPU's own clock, read after the fact."""
+    """CUDA events recorded between kernels: times by the GPU's own clock, read afterwards."""
 
     def __init__(self) -> None:
         self.events: list[torch.cuda.Event] = []
@@ -208,5 +207,5 @@ class CudaEvents:
 
 
 def open_device(job: Job) -> Device:
-    """The job's device. Raises `Unsupported` where torch can't use it."""
+    """The job's device. Raises `Unsupported` if torch can't use it."""
     return Device("cpu") if job.device == "cpu" else CudaDevice(job.device)

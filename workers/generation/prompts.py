@@ -1,4 +1,4 @@
-"""Prompts as token ids, batched: what a trial is fed."""
+"""Prompts as batches of token ids, the input of trials."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -10,13 +10,13 @@ from schemas.job import Job, Workload
 from workers.models.random_model import random_prompt_ids
 
 RANDOM_PROMPT_TOKENS = 64
-"""Length of a random model's prompt where the job names none."""
+"""Length of a random model's prompts if the job doesn't set it."""
 
 
 class Batch(NamedTuple):
-    """Token ids, shape (batch, tokens), and a mask of the same shape where prompts were padded.
+    """Token ids, shape (batch, tokens), and a mask of the same shape if prompts were padded.
 
-    `context`, shape (batch, depth), comes before them.
+    `context`, shape (batch, depth), precedes them.
     """
 
     ids: torch.Tensor
@@ -29,12 +29,12 @@ class Batch(NamedTuple):
 
     @property
     def prompt_end(self) -> int:
-        """Tokens before the first that is generated: context, padding and prompt."""
+        """Number of tokens before the first generated one: context, padding and prompt."""
         return self.depth + self.ids.shape[1]
 
 
 def make_batches(job: Job, tokenizer: PreTrainedTokenizerBase | None, vocabulary: int) -> list[Batch]:
-    """All prompts of the job in batches of equal size; the last is filled up from the first prompts."""
+    """All prompts of the job in batches of equal size; the last is completed with the first prompts."""
     workload = job.workload
     if tokenizer is None:
         prompts = list(_random_prompts(workload, vocabulary, job.seed))
@@ -55,7 +55,7 @@ def make_batches(job: Job, tokenizer: PreTrainedTokenizerBase | None, vocabulary
 def _context(
     workload: Workload, tokenizer: PreTrainedTokenizerBase | None, vocabulary: int, seed: int
 ) -> torch.Tensor | None:
-    """The text of all prompts, over and over, or random tokens; the same in every row."""
+    """The text of all prompts, repeated, or random tokens; the same in every row."""
     if not workload.depth:
         return None
     if tokenizer is None:
@@ -87,7 +87,7 @@ def _exactly(ids: list[int], length: int) -> list[int]:
 
 
 def _batch(prompts: list[list[int]], padding: int) -> Batch:
-    # Padding goes to the left, so that the last position of every row is the one to continue.
+    # Padded on the left, so that generation continues every row at its last position.
     width = max(map(len, prompts))
     ids = torch.tensor([[padding] * (width - len(prompt)) + prompt for prompt in prompts])
     if all(len(prompt) == width for prompt in prompts):

@@ -1,12 +1,13 @@
 """Decoder layers that torch.compile compiles once for all of them.
 
-A decoder is one layer many times over. A step that is traced as a whole has 28 layers to be walked through,
-each of the same code, even where their kernels are made once: for Qwen2.5-7B that took 12 to 28 s
-(`results/h100-best-7b`). Here the step calls its layers through one operator, which the compiler doesn't look
-into, and the first call of a layer compiles the code that all share: 2 to 14 s (`results/h100-table-7b`).
+A decoder is one layer repeated many times. If a step is traced as a whole, all its layers are traced,
+although they share code and kernels: for Qwen2.5-7B's 28 layers that took 12 to 28 s
+(`results/h100-best-7b`). Here the step calls its layers through a custom operator that the compiler doesn't
+trace into, and the first call of a layer compiles the code that all of them share: 2 to 14 s
+(`results/h100-table-7b`).
 
-What tells layers apart for torch.compile is their index, by which they find their part of the cache. So each
-has a twin for the compiler, with the same weights, that takes itself for the first and gets a cache of one.
+torch.compile tells layers apart by their index, which selects their part of the cache. So the compiler sees a
+copy of each layer that shares its weights, has index 0, and gets a cache of a single layer.
 """
 
 import copy
@@ -24,68 +25,69 @@ from workers.generation.static_cache import SlotLayer
 
 Learn = Callable[[Callable[[], None]], None]
 _layers: "list[RepeatedLayer]" = []
-"""Those of the step that is compiled now. An operator takes tensors and numbers: a layer is called by its
-place here."""
+"""Of the step being compiled. An operator takes tensors and numbers, so it gets an index into this list."""
 
 
 @torch.library.custom_op("qbench::decoder_layer", mutates_args=())
-def _decoder_layer(hidden: torch.Tensor, others: list[torch.Tensor], place: int) -> torch.Tensor:
-    return _layers[place].run(hidden, others)
+def _decoder_layer(hidden: torch.Tensor, others: list[torch.Tensor], index: int) -> torch.Tensor:
+    return _layers[index].run(hidden, others)
 
 
 @_decoder_layer.register_fake
-def _(hidden: torch.Tensor, others: list[torch.Tensor], place: int) -> torch.Tensor:
+def _(hidden: torch.Tensor, others: list[torch.Tensor], index: int) -> torch.Tensor:
     return torch.empty_like(hidden)
 
 
 class RepeatedLayer:
-    """A decoder layer as a compiled step sees it: an operator, whose insides are compiled by themselves."""
+    """A decoder layer as a compiled step sees it: an operator whose body is compiled separately."""
 
-    def __init__(self, layer: torch.nn.Module, place: int, compiled: Callable[..., torch.Tensor]) -> None:
-        self.plain = layer.forward
-        self.place = place
-        self.twin = _as_first(layer)
+    def __init__(self, layer: torch.nn.Module, index: int, compiled: Callable[..., torch.Tensor]) -> None:
+        self.eager_forward = layer.forward
+        self.index = index
+        self.copy = _copy_with_index_0(layer)
         self.compiled = compiled
         self.learning = False
         self.example: Any = None
-        """What a step calls it with after the hidden state: positional and named arguments."""
+        """Positional and named arguments of a step's call, apart from the hidden state."""
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         if torch.compiler.is_compiling():
-            return torch.ops.qbench.decoder_layer(hidden_states, _tensors((args, kwargs)), self.place)
+            return torch.ops.qbench.decoder_layer(hidden_states, _tensors((args, kwargs)), self.index)
         if self.learning:
             self.example = (args, kwargs)
-        return self.plain(hidden_states, *args, **kwargs)
+        return self.eager_forward(hidden_states, *args, **kwargs)
 
     def run(self, hidden: torch.Tensor, others: list[torch.Tensor]) -> torch.Tensor:
-        """The compiled layer, called like its example but for the tensors."""
-        leaves, shape = tree_flatten(self.example)
+        """Call the compiled layer like its example, with these tensors."""
+        leaves, spec = tree_flatten(self.example)
         tensors = iter(others)
-        arguments = [next(tensors) if isinstance(leaf, torch.Tensor) else self._own(leaf) for leaf in leaves]
-        args, kwargs = tree_unflatten(arguments, shape)
-        return self.compiled(self.twin, hidden, *args, **kwargs)
+        arguments = [
+            next(tensors) if isinstance(leaf, torch.Tensor) else self._own_cache(leaf) for leaf in leaves
+        ]
+        args, kwargs = tree_unflatten(arguments, spec)
+        return self.compiled(self.copy, hidden, *args, **kwargs)
 
-    def _own(self, leaf: Any) -> Any:
-        return Cache(layers=[leaf.layers[self.place]]) if isinstance(leaf, Cache) else leaf
+    def _own_cache(self, leaf: Any) -> Any:
+        return Cache(layers=[leaf.layers[self.index]]) if isinstance(leaf, Cache) else leaf
 
 
 @contextmanager
-def repeated_layers(model: PreTrainedModel, compiled: Compile) -> Iterator[Learn]:
-    """Let compiled steps of `model` call its decoder layers one by one, each through `compiled`.
+def repeated_layers(model: PreTrainedModel, compile_function: Compile) -> Iterator[Learn]:
+    """Within this context, compiled steps of `model` call its decoder layers through `compile_function`.
 
-    Every layer has a place of its own in the cache. What is yielded wants the step before it is compiled, and
-    makes it once as it is: from there it takes what layers are called with beside tensors.
+    Every layer must have its own entry in the cache. Pass the step to the yielded function before compiling
+    it: it runs the step once in eager mode to record the layers' non-tensor arguments.
     """
     layers = [layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)]
-    kinds = {type(layer): compiled(type(layer).forward) for layer in layers}
-    _layers.extend(RepeatedLayer(layer, place, kinds[type(layer)]) for place, layer in enumerate(layers))
+    forwards = {type(layer): compile_function(type(layer).forward) for layer in layers}
+    _layers.extend(RepeatedLayer(layer, index, forwards[type(layer)]) for index, layer in enumerate(layers))
     for layer, repeated in zip(layers, _layers, strict=True):
         layer.forward = repeated.forward
     try:
         yield _learn
     finally:
         for layer in layers:
-            del layer.forward  # that of the class comes to light again
+            del layer.forward  # uncovers the class's method
         _layers.clear()
 
 
@@ -97,20 +99,23 @@ def _learn(step: Callable[[], None]) -> None:
         layer.learning = False
 
 
-def _as_first(layer: torch.nn.Module) -> torch.nn.Module:
-    """`layer` with the weights that it has, and the index of the first. What its modules share, theirs do."""
-    twins = {module: copy.copy(module) for module in layer.modules()}
-    for module, twin in twins.items():
-        twin._modules = {name: twins[child] for name, child in module._modules.items() if child is not None}
-        if hasattr(twin, "layer_idx"):
-            twin.layer_idx = 0
-    return twins[layer]
+def _copy_with_index_0(layer: torch.nn.Module) -> torch.nn.Module:
+    """A copy with the same weights and index 0. Modules that share a submodule still share its copy."""
+    copies = {module: copy.copy(module) for module in layer.modules()}
+    for module, copied in copies.items():
+        copied._modules = {
+            name: copies[child] for name, child in module._modules.items() if child is not None
+        }
+        if hasattr(copied, "layer_idx"):
+            copied.layer_idx = 0
+    return copies[layer]
 
 
 def _tensors(arguments: Any) -> list[torch.Tensor]:
-    """Tensors among the arguments, and those that a layer reads through its cache.
+    """The tensors among the arguments, and the slot that a layer reads through its cache.
 
-    That is the slot. The step moves it on once its layers are through; were it not named, it might earlier.
+    The step advances the slot after its layers have run; if the slot weren't an input, the compiler could
+    advance it earlier.
     """
     leaves = tree_leaves(arguments)
     caches = [leaf for leaf in leaves if isinstance(leaf, Cache)]

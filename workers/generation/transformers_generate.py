@@ -1,7 +1,7 @@
-"""transformers' own `generate()`, timed from within: what its users get, beside which ours can be held.
+"""transformers' own `generate()`, timed from inside, for comparison with our decode modes.
 
-Its stopping criteria are asked after every token, so one that never stops sees each token come without
-a synchronisation of its own.
+Its stopping criteria are called after every token, so one that never stops sees each token without adding a
+synchronization.
 """
 
 import time
@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
 from workers.generation.device import Device
 from workers.generation.prompts import Batch
-from workers.generation.timing import Generation, Limits, seconds_since
+from workers.generation.timed_generation import Generation, Limits, seconds_since
 from workers.protocol.errors import Unsupported
 
 
@@ -23,9 +23,9 @@ def generate_with_transformers(
     limits: Limits,
     between: Callable[[], None] = lambda: None,
 ) -> Generation:
-    """Call `model.generate()`, greedily, and tell prefill from decode; see `Generate`."""
+    """Call `model.generate()` greedily, with prefill and decode timed separately; see `Generate`."""
     if batch.context is not None:
-        raise Unsupported("generate() takes no context apart from its prompt", "leave --depth out")
+        raise Unsupported("generate() takes no context besides its prompt", "leave --depth out")
     ids = batch.ids.to(device.torch)
     mask = torch.ones_like(ids) if batch.mask is None else batch.mask.to(device.torch)
     watch = TokenWatch(device, limits, between)
@@ -48,7 +48,7 @@ def generate_with_transformers(
 
 
 class TokenWatch(StoppingCriteria):
-    """Marks each token; after the first, which prefill makes, decode begins. Stops where limits say."""
+    """Marks each token. The first comes from prefill; decode starts after it. Stops at the limits."""
 
     def __init__(self, device: Device, limits: Limits, between: Callable[[], None]) -> None:
         self.device = device

@@ -1,5 +1,4 @@
-"""What a loaded model is made of, read off its modules: the proof of which kernels can run, and of the work
-that a forward pass can't avoid."""
+"""The contents of a loaded model, read from its modules: which kernels can run, and what a step must read."""
 
 import enum
 import re
@@ -8,28 +7,27 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from schemas.frames import ForwardCosts, Loaded
 from workers.generation.device import Device
 from workers.protocol.backend import LoadedModel
 
-MOST_NAMES = 20
+MAX_NAMES = 20
 SCALES = {"scales", "scale", "SCB", "absmax", "scale_and_zero"}
-"""What AutoAWQ, GPTQModel and gemlite, torchao, and bitsandbytes call them."""
+"""Names in AutoAWQ, GPTQModel and gemlite, torchao, and bitsandbytes."""
 ZERO_POINTS = {"qzeros", "zeros", "zero_point"}
 
 
 class Stored(NamedTuple):
-    """A tensor that a model holds, by the name under which its module or its parameter does."""
+    """A tensor of a model, under its name in the module or parameter that holds it."""
 
     name: str
     tensor: torch.Tensor
 
 
 def take_inventory(loaded: LoadedModel, device: Device) -> Loaded:
-    """Weight bytes by dtype, modules by class, what stayed unquantized, and the costs of a forward pass."""
+    """Weight bytes by dtype, modules by class, unquantized layers, and the costs of a forward pass."""
     model = loaded.model
     with torch.device("meta"):
         skeleton = AutoModelForCausalLM.from_config(model.config)
@@ -54,7 +52,8 @@ def _stored_tensors(module: torch.nn.Module) -> Iterator[Stored]:
         yield Stored(name, buffer)
     for name, parameter in module.named_parameters():
         yield from _unwrapped(Stored(name, parameter))
-        # bitsandbytes hangs scales on the parameter itself: SCB, or a quant_state, which may hold another.
+        # bitsandbytes attaches scales to the parameter itself: SCB, or a quant_state, which may contain
+        # another.
         yield from _tensors_in(parameter)
         state = getattr(parameter, "quant_state", None)
         while state is not None:
@@ -63,13 +62,18 @@ def _stored_tensors(module: torch.nn.Module) -> Iterator[Stored]:
 
 
 def _unwrapped(stored: Stored) -> Iterator[Stored]:
-    """The tensor itself, or those around which a subclass like torchao's is a mere wrapper."""
-    if not is_traceable_wrapper_subclass(stored.tensor):
+    """The tensor itself, or the tensors inside a wrapper subclass like torchao's."""
+    if not is_wrapper(stored.tensor):
         yield stored
         return
     names, _ = stored.tensor.__tensor_flatten__()
     for name in names:
         yield from _unwrapped(Stored(name, getattr(stored.tensor, name)))
+
+
+def is_wrapper(value: object) -> bool:
+    """Whether a tensor is only a wrapper around others, by the protocol of torch's wrapper subclasses."""
+    return isinstance(value, torch.Tensor) and hasattr(value, "__tensor_flatten__")
 
 
 def _tensors_in(holder: object) -> Iterator[Stored]:
@@ -78,15 +82,15 @@ def _tensors_in(holder: object) -> Iterator[Stored]:
             yield Stored(name, value)
 
 
-def _bytes_by(quality: Callable[[Stored], str], tensors: Iterable[Stored]) -> dict[str, int]:
-    """Bytes of distinct storage: tied weights count once."""
+def _bytes_by(key: Callable[[Stored], str], tensors: Iterable[Stored]) -> dict[str, int]:
+    """Bytes of distinct storages: tied weights count once."""
     found: Counter[str] = Counter()
     seen = set()
     for stored in tensors:
         storage = stored.tensor.untyped_storage()
         if storage.data_ptr() not in seen:
             seen.add(storage.data_ptr())
-            found[quality(stored)] += storage.nbytes()
+            found[key(stored)] += storage.nbytes()
     return dict(found)
 
 
@@ -95,7 +99,7 @@ def _dtype(stored: Stored) -> str:
 
 
 def _kind(stored: Stored) -> str:
-    """What a stored tensor is for, by what the libraries call it, e.g. `scales float16`."""
+    """What a stored tensor is for, by its name in the libraries, e.g. `scales float16`."""
     last = stored.name.rpartition(".")[2]
     if last in ZERO_POINTS:
         kind = "zero points"
@@ -113,10 +117,10 @@ def _classes(modules: Iterable[torch.nn.Module]) -> dict[str, int]:
 
 
 def _class(module: torch.nn.Module) -> str:
-    """Name of its class, and in brackets of its weight's where that multiplies in its own way."""
+    """Name of its class, and in brackets that of its weight if the weight implements the product."""
     name = type(module).__name__
     weight = getattr(module, "weight", None)
-    return f"{name}[{type(weight).__name__}]" if is_traceable_wrapper_subclass(weight) else name
+    return f"{name}[{type(weight).__name__}]" if is_wrapper(weight) else name
 
 
 def _unquantized(linears: dict[str, torch.nn.Module]) -> dict[str, int]:
@@ -128,24 +132,28 @@ def _unquantized(linears: dict[str, torch.nn.Module]) -> dict[str, int]:
 
 def _off_device(model: PreTrainedModel, device: torch.device) -> list[str]:
     tensors = [*model.named_parameters(), *model.named_buffers()]
-    return [name for name, tensor in tensors if tensor.device.type != device.type][:MOST_NAMES]
+    return [name for name, tensor in tensors if tensor.device.type != device.type][:MAX_NAMES]
 
 
 def _settings(model: PreTrainedModel) -> dict[str, str]:
     quantization: Any = getattr(model.config, "quantization_config", None) or {}
     facts = quantization if isinstance(quantization, dict) else quantization.to_dict()
-    # bitsandbytes' config holds the settings of both its formats, whichever is used.
+    # bitsandbytes' config contains the settings of both its formats; `idle` is the prefix of the unused one.
     idle = "bnb_4bit" if facts.get("load_in_8bit") else "llm_int8" if facts.get("load_in_4bit") else "_"
-    told = {
+    reported = {
         name: str(getattr(value, "value", value))
         for name, value in facts.items()
         if isinstance(value, bool | int | float | str) and not name.startswith(("_", "load_in", idle))
     }
-    return {"attention": str(model.config._attn_implementation), **told, **_torchao_settings(quantization)}
+    return {
+        "attention": str(model.config._attn_implementation),
+        **reported,
+        **_torchao_settings(quantization),
+    }
 
 
 def _torchao_settings(quantization: Any) -> dict[str, str]:
-    """The format's own config, which transformers' config for torchao is wrapped around."""
+    """Settings of the format's own config, which transformers' torchao config wraps."""
     inner = getattr(quantization, "quant_type", None)
     if inner is None:
         return {}
@@ -157,7 +165,7 @@ def _torchao_settings(quantization: Any) -> dict[str, str]:
 
 
 def _costs(model: PreTrainedModel, skeleton: PreTrainedModel) -> ForwardCosts | None:
-    """None for a mixture of experts, of which a token passes only some."""
+    """None for a mixture of experts, where each token uses only some of the weights."""
     config = model.config.get_text_config(decoder=True)
     if any(getattr(config, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts")):
         return None
@@ -176,7 +184,7 @@ def _costs(model: PreTrainedModel, skeleton: PreTrainedModel) -> ForwardCosts | 
 
 
 def _read_by_a_step(model: PreTrainedModel) -> Iterator[Stored]:
-    """All that is stored, input embeddings apart: a step reads one row of them, unless the head is tied."""
+    """Everything but the input embeddings, of which a step reads one row, unless the head is tied to them."""
     embeddings = model.get_input_embeddings().weight.untyped_storage().data_ptr()
     head = model.get_output_embeddings()
     tied = embeddings in {stored.tensor.untyped_storage().data_ptr() for stored in _stored_tensors(head)}
@@ -186,7 +194,7 @@ def _read_by_a_step(model: PreTrainedModel) -> Iterator[Stored]:
 
 
 def _padding_bytes(model: PreTrainedModel) -> int:
-    """What torchao's INT4 in tiles holds beyond the width of its layers, which no step must read."""
+    """Padding of torchao's tiled INT4 beyond the width of its layers, which a step need not read."""
     padding = 0
     for parameter in model.parameters():
         scales = getattr(parameter, "scale_and_zero", None)  # (groups, outputs, 2)

@@ -1,4 +1,4 @@
-"""The program around a precision: read Jobs, prepare what is missing, measure, send frames."""
+"""A worker's main program: read Jobs, prepare what is missing, measure, send frames."""
 
 import contextlib
 import ctypes
@@ -26,7 +26,7 @@ SENT_ITS_FAILURE = 3
 
 
 class SetupStep(NamedTuple):
-    """Something that must be done once, before torch is imported and ahead of all measuring."""
+    """Something to do once, before torch is imported and anything is measured."""
 
     phase: PhaseName
     run: Callable[[Job, Report], None] | None
@@ -34,9 +34,9 @@ class SetupStep(NamedTuple):
 
 
 def main(backend: Backend) -> None:
-    """Be a worker: read a Job, measure what `backend` loads, send frames, and repeat for every further Job.
+    """Run a worker: read a Job, measure the model that `backend` loads, send frames, repeat for further Jobs.
 
-    Exits 0, or 1 if a job failed. With `--prepare` it prepares, reports where the result is, and ends.
+    Exits 0, or 1 if a job failed. With `--prepare` it only prepares, and reports where the result is.
     """
     began_ns = time.monotonic_ns()
     _die_with_parent()
@@ -49,18 +49,18 @@ def main(backend: Backend) -> None:
     only_prepare = sys.argv[1:] == ["--prepare"]
     if only_prepare:
         steps = [step for step in steps if step.phase == "prepare"]
-    channel = Channel.take_over(int(sys.argv[3]) if setup_phase else None)
+    channel = Channel.claim_stdio(int(sys.argv[3]) if setup_phase else None)
     try:
         job = decode_job(channel.answers.readline())
         if setup_phase:
             _run_steps(steps, setup_phase, job, channel)
             return
         channel.enter("start")
-        phases = _phases_to_do(steps, job)
+        phases = phases_to_do(steps, job)
         for phase in phases:
             channel.enter(phase)
             _run_in_own_process(phase, job, channel)
-            began_ns = time.monotonic_ns()  # done once and kept, so the budget doesn't count it
+            began_ns = time.monotonic_ns()  # the result is kept, so it doesn't count against the budget
         if only_prepare:
             channel.send(_prepared(backend, job, anew=bool(phases)))
             return
@@ -75,10 +75,10 @@ def main(backend: Backend) -> None:
         sys.exit(1)
 
 
-def _phases_to_do(steps: list[SetupStep], job: Job) -> list[PhaseName]:
+def phases_to_do(steps: list[SetupStep], job: Job) -> list[PhaseName]:
     phases: list[PhaseName] = []
     for step in steps:
-        # Once one step of a phase has to run, `is_done` of those after it may have nothing to look at yet.
+        # Once a step of a phase has to run, `is_done` of later steps may have nothing to look at yet.
         if step.phase not in phases and not step.is_done(job):
             phases.append(step.phase)
     return phases
@@ -103,12 +103,12 @@ def _run_in_own_process(phase: PhaseName, job: Job, channel: Channel) -> None:
 
 def _prepared(backend: Backend, job: Job, anew: bool) -> Prepared:
     if backend.prepared_folder is None:
-        raise Unsupported("its worker does not say where its calibrated weights are")
+        raise Unsupported("this worker doesn't say where its calibrated weights are")
     folder = backend.prepared_folder(job)
     return Prepared(folder=str(folder), calibration=read_note(folder), anew=anew)
 
 
 def _die_with_parent() -> None:
-    """Ask Linux to end this process when its parent ends, so that no run leaves a model on a GPU."""
+    """Ask Linux to kill this process when its parent ends, so that no run leaves a model on a GPU."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,8 +1,8 @@
-"""What a worker does once it may import torch: load once, then for each job warm up, time and profile.
+"""Measuring, from the import of torch on: load once, then warm up, time and profile each job.
 
-The protocol of a job: untimed trials until two in a row agree, then every batch of prompts once, greedily,
-then one pass under the profiler. A budget shortens the list of trials; only the first trial may itself end
-early, so that every precision yields at least one figure.
+A job runs untimed trials until two in a row agree, then every batch of prompts once, greedily, then one pass
+under the profiler. A budget shortens the list of trials; only the first trial itself may be cut short, so
+that every precision yields at least one figure.
 """
 
 import time
@@ -13,39 +13,32 @@ from functools import partial
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from schemas.frames import Done, PhaseName, Trial, WarmedUp
-from schemas.job import Job, Workload
+from schemas.frames import Done, PhaseName, Trial
+from schemas.job import Job
 from workers.generation.device import Device, open_device
-from workers.generation.modes import decoding
+from workers.generation.modes import set_up_generation
 from workers.generation.prompts import Batch, make_batches
-from workers.generation.timing import Generate, Generation, Limits
+from workers.generation.timed_generation import Generate, Generation, Limits
 from workers.harness.inventory import take_inventory
 from workers.harness.profiling import profile_generation
-from workers.harness.ready import MEASURED_WITH, import_packages, ready_frame
+from workers.harness.startup import MEASURED_WITH, import_packages, ready_frame
+from workers.harness.warmup import run_other_shapes, warm_up
 from workers.protocol.backend import LoadedModel
 from workers.protocol.channel import Channel
 from workers.protocol.errors import Unsupported, describe_failure
 
-WARMUP_SHARE = 0.25
-"""Part of a budget that warm-up may take."""
-MOST_EXTRA_WARMUPS = 4
-"""Untimed trials beyond those asked for that are made while two in a row don't agree."""
-EXTRA_WARMUP_S = 5.0
-"""What has been warmed up for so long gets no such trials: a host that wanders never settles."""
-AGREEMENT = 0.02
-"""Relative difference up to which two trials agree."""
-FEWEST_STEPS = 8
-"""Decode steps of a timed trial that are made however late it is, since a rate from fewer says little."""
+MIN_STEPS = 8
+"""Decode steps made in a timed trial even after the deadline, because a rate from fewer says little."""
 SAMPLE_CHARACTERS = 200
 
 Enter = Callable[[PhaseName, int | None], None]
 
 
 def measure(job: Job, load: Callable[[Job], LoadedModel], channel: Channel, began_ns: int) -> bool:
-    """Load what the job names, measure it, and go on with whatever jobs the parent sends after it.
+    """Load the job's model, measure the job, then measure any further jobs that the parent sends.
 
-    The first job's budget, if there is one, counts from `began_ns` (monotonic). What fails while loading
-    is raised; what fails later is sent as Failed, and the result is False.
+    The first job's budget, if any, counts from `began_ns` (monotonic). Errors while loading are raised; later
+    ones are sent as Failed, and the result is False.
     """
     versions = import_packages(dict.fromkeys([*job.packages, *MEASURED_WITH]))
     channel.enter("context")
@@ -59,12 +52,12 @@ def measure(job: Job, load: Callable[[Job], LoadedModel], channel: Channel, bega
     channel.send(take_inventory(loaded, device))
     if device.torch.type == "cuda":
         enter("cublas")
-        device.open_cublas(loaded.model.dtype)
+        device.initialize_cublas(loaded.model.dtype)
     all_measured = True
     next_job: Job | None = job
     while next_job is not None:
         all_measured &= _measured(next_job, loaded, device, channel, enter, began_ns)
-        if not device.works():
+        if not device.is_usable():
             return False
         device.release_unused()
         next_job = channel.next_job()
@@ -92,20 +85,21 @@ def _measure_cell(
     deadline_ns = None if job.budget_s is None else began_ns + int(job.budget_s * 1e9)
     workload = job.workload
     batches = make_batches(job, loaded.tokenizer, loaded.model.config.vocab_size)
-    _check_context(loaded, batches, workload.new_tokens)
+    mode, new_tokens = workload.decode, workload.new_tokens
+    _check_context(loaded, batches, new_tokens)
     enter("setup")
-    with decoding(workload.decode, loaded, batches, workload.new_tokens, device) as (generate, facts):
-        channel.send(facts)
+    with set_up_generation(mode, loaded, batches, new_tokens, device) as (generate, setup):
+        channel.send(setup)
         enter("warmup")
         if device.torch.type == "cuda":
-            _meet_all_shapes(generate, batches)
-        channel.send(_warm_up(generate, batches[0], workload, channel, deadline_ns))
+            run_other_shapes(generate, batches)
+        channel.send(warm_up(generate, batches[0], workload, channel.report, deadline_ns))
         trials = []
-        for trial in _trials(generate, batches, workload.new_tokens, enter, deadline_ns):
+        for trial in _trials(generate, batches, new_tokens, enter, deadline_ns):
             channel.send(trial)
             trials.append(trial)
         enter("profile")
-        channel.send(profile_generation(generate, batches[0], workload.new_tokens, device))
+        channel.send(profile_generation(generate, batches[0], new_tokens, device))
         enter("end")
     return Done(
         at_ns=time.monotonic_ns(),
@@ -119,57 +113,17 @@ def _enter(channel: Channel, device: Device, phase: PhaseName, trial: int | None
     channel.enter(phase, trial, device.memory())
 
 
-def _meet_all_shapes(generate: Generate, batches: list[Batch]) -> None:
-    """Generate one token after the first from each shape of prompts but that of the warm-up, which follows.
-
-    Triton compiles and tunes its kernels by the number of rows to multiply: seconds in a first prefill.
-    """
-    shapes = {batch.ids.shape: batch for batch in batches}
-    del shapes[batches[0].ids.shape]
-    for batch in shapes.values():
-        generate(batch, Limits(2))
-
-
-def _warm_up(
-    generate: Generate, batch: Batch, workload: Workload, channel: Channel, deadline_ns: int | None
-) -> WarmedUp:
-    """Untimed trials: lazy initialisation, autotuning and rising clocks lie outside of every figure."""
-    start_ns = time.monotonic_ns()
-    if deadline_ns is not None:
-        deadline_ns = start_ns + int(WARMUP_SHARE * max(deadline_ns - start_ns, 0))
-    limits = Limits(workload.new_tokens, deadline_ns)
-    enough_ns = start_ns + int(EXTRA_WARMUP_S * 1e9)
-    enough_ns = enough_ns if deadline_ns is None else min(enough_ns, deadline_ns)
-    most = workload.warmup + MOST_EXTRA_WARMUPS if workload.warmup else 0
-    trial_s: list[float] = []
-    for index in range(most):
-        if index >= workload.warmup and (settled(trial_s) or time.monotonic_ns() > enough_ns):
-            break
-        channel.report("warm-up", index, most)
-        generation = generate(batch, limits)
-        trial_s.append(generation.prefill_s + generation.decode_s)
-    return WarmedUp(trial_s=trial_s, settled=settled(trial_s))
-
-
-def settled(trial_s: list[float]) -> bool | None:
-    """Whether the last two of these times agree; None where there are not two."""
-    if len(trial_s) < 2:
-        return None
-    before, last = trial_s[-2:]
-    return abs(last - before) <= AGREEMENT * before
-
-
 def _trials(
     generate: Generate, batches: list[Batch], new_tokens: int, enter: Enter, deadline_ns: int | None
 ) -> Iterator[Trial]:
-    """One timed trial a batch, while the budget lasts; only the first may be cut short."""
+    """One timed trial per batch, while the budget lasts; only the first may be cut short."""
     trial_ns = 0
     for index, batch in enumerate(batches):
         start_ns = time.monotonic_ns()
         if index and deadline_ns is not None and start_ns + trial_ns > deadline_ns:
             return
         enter("prefill", index)
-        limits = Limits(new_tokens, None if index else deadline_ns, FEWEST_STEPS)
+        limits = Limits(new_tokens, None if index else deadline_ns, MIN_STEPS)
         generation = generate(batch, limits, between=partial(enter, "decode", index))
         trial_ns = time.monotonic_ns() - start_ns
         yield _trial(index, batch, generation, new_tokens)
@@ -179,7 +133,7 @@ def _trial(index: int, batch: Batch, generation: Generation, new_tokens: int) ->
     rows, width = batch.ids.shape
     made = generation.token_ids.shape[1]
     if made != 1 + len(generation.token_s):
-        raise RuntimeError(f"{made} tokens were emitted in {len(generation.token_s)} decode steps")
+        raise RuntimeError(f"{len(generation.token_s)} decode steps made {made} tokens")
     return Trial(
         index=index,
         batch_size=rows,
@@ -196,11 +150,11 @@ def _trial(index: int, batch: Batch, generation: Generation, new_tokens: int) ->
 
 
 def _check_context(loaded: LoadedModel, batches: list[Batch], new_tokens: int) -> None:
-    room = getattr(loaded.model.config, "max_position_embeddings", None)
+    context_length = getattr(loaded.model.config, "max_position_embeddings", None)
     needed = max(batch.prompt_end for batch in batches) + new_tokens
-    if room is not None and needed > room:
+    if context_length is not None and needed > context_length:
         raise Unsupported(
-            f"{needed} tokens of context, prompt and answer exceed the model's {room}",
+            f"{needed} tokens of context, prompt and answer exceed the model's {context_length}",
             "lower --depth, --prompt-tokens or --new-tokens",
         )
 

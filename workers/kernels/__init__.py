@@ -1,1 +1,1 @@
-"""Matrix products of ours for quantized weights."""
+"""Our own matrix products for quantized weights."""

@@ -1,23 +1,23 @@
-// y = x W^T * scales for few rows x, with W in INT8 or FP8 (e4m3), row by row, and a scale for each output.
-// Beside small_batch.cuh's the host defines FP8 as 0 or 1; for a block of threads, which has 16 outputs, STAGES groups under
-// way per warp.
-#define XS (16 * ROWS)  // in 16 bytes: a group of x, and below one of x and of the weights
+// y = x W^T * scales for a small batch x, with W in INT8 or FP8 (e4m3), row-major, and a scale per output.
+// In addition to small_batch.cuh's definitions, the host defines FP8 as 0 or 1, and STAGES groups in flight per warp. A
+// thread block has 16 outputs.
+#define XS (16 * ROWS)  // in units of 16 bytes: a group of x; STAGE adds a group of weights
 #define STAGE (XS + 128)
-// Where 16 bytes lie, so that 8 threads read from different banks: of x, and of the weights.
+// Index of 16 bytes of x and of the weights, swizzled so that 8 threads read from different banks.
 #define OF_X(row, k) ((row) * 16 + ((k) ^ (row) % 2))
 #define OF_W(row, k) ((row) * 8 + ((k) ^ (row) % 2 * 4))
 
-// Two of four weights as bf16: the first two or the last.
+// Two of four weights as bf16: the first two or the last two.
 __device__ __forceinline__ u32 pair(u32 word, int last) {
 #if FP8
-    // Sign, exponent and mantissa go to where bf16 has them; the exponents differ by 120.
+    // Move sign, exponent and mantissa to their positions in bf16; the exponent biases differ by 120.
     const u32 bytes = __byte_perm(word, 0, last ? 0x3424 : 0x1404);
     u32 r;
     asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(r)
         : "r"((bytes & 0x80008000) | (bytes >> 4 & 0x07F007F0)), "r"(0x7B807B80), "r"(0x80008000));
     return r;
 #else
-    // 0x4B000000 | b is 2^23 + b as a float; what is left is exact in its upper half.
+    // 0x4B000000 | b is 2^23 + b as a float; the difference is exact in its upper half.
     word ^= 0x80808080;
     const float a = __uint_as_float(__byte_perm(word, 0x4B000000, last ? 0x7442 : 0x7440)) - 8388736.f;
     const float b = __uint_as_float(__byte_perm(word, 0x4B000000, last ? 0x7443 : 0x7441)) - 8388736.f;
@@ -29,7 +29,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32)
 eight_bit_product(const uint4 *x, const uint4 *w, const float *scales, unsigned short *y, int rows, int n) {
     extern __shared__ uint4 shared[];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    // The last rows may overlap those before: both blocks write the same values.
+    // The last rows may overlap earlier ones; both thread blocks write the same values.
     const int first = min((int)blockIdx.x * ROWS, rows - ROWS), n16 = blockIdx.y * 16;
     uint4 *ring = shared + warp * STAGES * STAGE;
     x += first * KO * 16 + warp * 16;
@@ -52,20 +52,20 @@ eight_bit_product(const uint4 *x, const uint4 *w, const float *scales, unsigned 
 #pragma unroll
     for (int i = 0; i < STAGES; i++) fetch(i);
 
-    float d[TILES][2][4] = {};  // two, for chains half as long
+    float d[TILES][2][4] = {};  // two accumulators, for dependency chains half as long
 #pragma unroll 1
     for (int i = 0; HAS(i); i++) {
         asm volatile("cp.async.wait_group %0;" :: "n"(STAGES - 1) : "memory");
         __syncwarp();
         const uint4 *from = ring + i % STAGES * STAGE;
-        // A product sums over its inputs in any order. So a thread takes 16 that lie together, of two outputs and a row.
+        // A product may sum over its inputs in any order, so a thread takes 16 contiguous ones, of two outputs and a row.
 #pragma unroll
         for (int h = 0; h < 2; h++) {
             const int k = lane % 4 + 4 * h;
             uint4 b[TILES][2];
 #pragma unroll
             for (int t = 0; t < TILES; t++) {
-                // x is operand B. Columns beyond its rows repeat the last.
+                // x is operand B. Columns beyond its rows repeat the last one.
                 const int row = ROWS > 1 ? min(t * 8 + lane / 4, ROWS - 1) : 0;
                 b[t][0] = from[OF_X(row, 2 * k)];
                 b[t][1] = from[OF_X(row, 2 * k + 1)];
@@ -85,7 +85,7 @@ eight_bit_product(const uint4 *x, const uint4 *w, const float *scales, unsigned 
         __syncwarp();
         fetch(i + STAGES);
     }
-    // Each warp's sums, at the start of its ring, which is used up: an output of all rows, and then the next.
+    // Each warp's sums, at the start of its ring, which is no longer needed: all rows of an output, then the next output.
     float *sums = (float *)shared;
 #pragma unroll
     for (int t = 0; t < TILES; t++)

@@ -1,11 +1,11 @@
-// y = x W^T for few rows x, with W in 4 bits, stored as torch's `_weight_int4pack_mm` wants it, in groups of 128.
-// Beside small_batch.cuh's the host defines KOP groups as stored; for a block of threads RB blocks of 8 outputs and STAGES
-// groups under way per warp; BLOCKS per multiprocessor.
-#define COLS (ROWS > 1 ? 2 : 1)  // rows that a thread gets of 8, the same two where there is but one
-#define XS (16 * ROWS)  // in 16 bytes: a group of x, and below one of x, of the scales and of the weights
+// y = x W^T for a small batch x, with W in 4 bits, in the layout of torch's `_weight_int4pack_mm`, in groups of 128.
+// In addition to small_batch.cuh's definitions, the host defines KOP groups as stored; per thread block, RB blocks of 8
+// outputs, and STAGES groups in flight per warp; and BLOCKS thread blocks per multiprocessor.
+#define COLS (ROWS > 1 ? 2 : 1)  // rows of 8 that a thread gets; one row counts once
+#define XS (16 * ROWS)  // in units of 16 bytes: a group of x; STAGE adds a group of scales and of weights
 #define STAGE (XS + 2 * RB + 32 * RB)
 
-// Where 16 bytes of x lie, so that 8 rows are read from different banks.
+// Index of 16 bytes of x, swizzled so that 8 rows are read from different banks.
 #define SWIZZLED(row, k) ((row) * 16 + ((k) ^ (row) % 8))
 
 // Two weights as bf16 without a conversion: 0x4300 | q is 128 + q.
@@ -19,7 +19,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS)
 int4_product(const uint4 *x, const uint4 *w, const uint4 *sz, unsigned short *y, int rows, int n) {
     extern __shared__ uint4 shared[];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    // The last blocks may overlap those before: both write the same values.
+    // The last thread blocks may overlap earlier ones; both write the same values.
     const int first = min((int)blockIdx.x * ROWS, rows - ROWS), n8 = min((int)blockIdx.y * RB, n / 8 - RB);
     uint4 *ring = shared + warp * STAGES * STAGE;
     x += first * KO * 16 + warp * 16;
@@ -55,7 +55,7 @@ int4_product(const uint4 *x, const uint4 *w, const uint4 *sz, unsigned short *y,
         u32 b[TILES][16];
 #pragma unroll
         for (int t = 0; t < TILES; t++) {
-            // x is operand B. Columns beyond its rows repeat the last.
+            // x is operand B. Columns beyond its rows repeat the last one.
             const int row = ROWS > 1 ? min(t * 8 + lane % 8, ROWS - 1) : 0;
 #pragma unroll
             for (int j = 0; j < 16; j += 4)
@@ -64,11 +64,11 @@ int4_product(const uint4 *x, const uint4 *w, const uint4 *sz, unsigned short *y,
                     : "r"((u32)__cvta_generic_to_shared(from + SWIZZLED(row, j + lane / 8))));
         }
         float sum[TILES][COLS];
-        // Operand A has 16 rows, two blocks of W. Block RB is all ones: it yields the sum of x.
+        // Operand A has 16 rows, two blocks of W. Block RB is all ones, which gives the sum of x.
 #pragma unroll
         for (int r = RB & ~1; r >= 0; r -= 2) {
             uint4 q[2] = {};
-            float d[TILES][2][4] = {};  // two, for chains half as long
+            float d[TILES][2][4] = {};  // two accumulators, for dependency chains half as long
 #pragma unroll
             for (int e = 0; e < 2 && r + e < RB; e++) q[e] = from[XS + 2 * RB + (r + e) * 32 + lane];
 #pragma unroll
@@ -95,7 +95,7 @@ int4_product(const uint4 *x, const uint4 *w, const uint4 *sz, unsigned short *y,
         __syncwarp();
         fetch(i + STAGES);
     }
-    // Each warp's sums, at the start of its ring, which is used up: an output of all rows, and then the next.
+    // Each warp's sums, at the start of its ring, which is no longer needed: all rows of an output, then the next output.
     float *sums = (float *)shared;
 #pragma unroll
     for (int r = 0; r < RB; r++)

@@ -1,11 +1,11 @@
-// What the kernels for few rows share. The host defines KO = K / 128 groups to read and, for a block of threads, ROWS of x
-// and WARPS among which the groups are shared out.
+// Shared by the small-batch kernels. The host defines KO = K / 128 groups to read and, per thread block, ROWS of x and
+// WARPS, which divide the groups among them.
 typedef unsigned int u32;
 #define TILES ((ROWS + 7) / 8)  // a tensor core multiplies 8 rows at once
-// Has a warp an i-th group? It takes the groups warp, warp + WARPS, warp + 2 * WARPS, ...
+// Whether a warp has an i-th group. It takes the groups warp, warp + WARPS, warp + 2 * WARPS, ...
 #define HAS(i) ((i) < KO / WARPS || ((i) == KO / WARPS && warp < KO % WARPS))
 
-// Asynchronous: reads under way take no registers, and complete in order.
+// Asynchronous: reads in flight use no registers, and complete in order.
 __device__ __forceinline__ void copy(uint4 *to, const uint4 *from) {
     asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;"
         :: "r"((u32)__cvta_generic_to_shared(to)), "l"(from) : "memory");

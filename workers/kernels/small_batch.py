@@ -1,76 +1,97 @@
-"""What our kernels for few rows share: which products are theirs, and how a source becomes a kernel.
+"""Common to our small-batch kernels: which products they handle, and how a source becomes a kernel.
 
-A step of decoding multiplies every weight by few rows, a token of each sequence. Matrix kernels are made for
-many, and those that take quantized weights waste most of the time on a few. Ours have several reads under way
-in every warp, and leave the products to tensor cores, which take 8 rows at once.
+A decode step multiplies every weight by a few rows, one token of each sequence. Matrix kernels are built for
+many rows, and those that accept quantized weights waste most of their time on a few. Ours keep several reads
+in flight in every warp, and leave the products to tensor cores, which take 8 rows at once.
 """
 
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from workers.kernels.joint_linear import joined_setting
+from workers.kernels.merged_linear import merged_setting
 from workers.protocol.backend import LoadedModel
 
 GROUP = 128
-"""Inputs that a warp reads at once; of INT4 those that share a scale."""
-MOST_ROWS = 64
-"""More have not been measured."""
-ROWS_OF_A_BLOCK = 16
-"""At most. For 32 and 64 rows, blocks of threads with 8 or with 32 were no faster (one H100, by hand)."""
+"""Inputs that a warp reads at once; in INT4, those that share a scale."""
+MAX_ROWS = 64
+"""Larger batches have not been measured."""
+MAX_BLOCK_ROWS = 16
+"""Per thread block. For 32 and 64 rows, blocks of 8 or 32 rows were no faster (one H100, manual run)."""
 RESERVED_SHARED_BYTES = 1 << 10
-"""Of a block of threads, for CUDA."""
+"""Shared memory that CUDA reserves in each thread block."""
 _SHARED_SOURCE = Path(__file__).with_suffix(".cuh")
 _ALIGNMENT = 16
-"""Bytes that are read at once, from where their number divides the address."""
+"""Bytes per read. The address must be a multiple of it."""
 
 
-def take_over(kind: Any, product: Callable[..., torch.Tensor], fits: Callable[[Any], bool]) -> None:
-    """Let linear layers with torchao's weights of this `kind` multiply few rows by `product(rows, weight)`.
+class Gpu(NamedTuple):
+    """The limits that a launch is planned for."""
 
-    Their rows are of shape (rows, K) in BF16, a token of each sequence. Prompts are left to torch, and so are
-    weights that don't fit.
+    multiprocessors: int
+    shared_bytes: int
+    """Shared memory per multiprocessor."""
+
+
+def unavailable() -> str | None:
+    """Why our kernels can't be compiled with this torch; None if they can.
+
+    Its NVRTC compiler is a private part of torch. Without it torchao's own product runs: slower, but it is
+    what the format offers everywhere else, and memory and quality can still be measured. A setting says so.
     """
-    usual = kind._TORCH_FN_TABLE[kind][torch.nn.functional.linear]
+    if hasattr(torch.cuda, "_compile_kernel"):
+        return None
+    return f"torchao's own product, because torch {torch.__version__} lacks torch.cuda._compile_kernel"
+
+
+def route_small_batches(
+    kind: Any, product: Callable[..., torch.Tensor], supports: Callable[[Any], bool]
+) -> None:
+    """Make linear layers with torchao weights of this `kind` multiply small batches with `product`.
+
+    Rows have shape (rows, K) in BF16, one token of each sequence. Prompts stay with torchao, and so do
+    weights that the kernel doesn't support.
+    """
+    torchao_linear = kind._TORCH_FN_TABLE[kind][torch.nn.functional.linear]
 
     @kind.implements_torch_function(torch.nn.functional.linear)
     def linear(function: Any, types: Any, args: Any, kwargs: Any) -> torch.Tensor:
         x, weight, bias = (*args, *kwargs.values(), None)[:3]
-        if not (_has_few_rows(x) and x.shape[-1] == weight.shape[1] and fits(weight)):
-            return usual(function, types, args, kwargs)
+        if not (_is_small_batch(x) and x.shape[-1] == weight.shape[1] and supports(weight)):
+            return torchao_linear(function, types, args, kwargs)
         y = product(x.reshape(-1, x.shape[-1]).contiguous(), weight).reshape(*x.shape[:-1], weight.shape[0])
         return y if bias is None else y + bias
 
 
-def told(loaded: LoadedModel, source: Path) -> LoadedModel:
-    """`loaded`, whose settings name the kernel of few rows and what it multiplies at once."""
-    of_few_rows = {"small_batch": source.name} | joined_setting(loaded.model)
-    return loaded._replace(settings={**loaded.settings, **of_few_rows})
+def with_kernel_setting(loaded: LoadedModel, kernel: str) -> LoadedModel:
+    """`loaded` with settings that name its small-batch kernel and the layers merged for it."""
+    added = {"small_batch": kernel} | merged_setting(loaded.model)
+    return loaded._replace(settings={**loaded.settings, **added})
 
 
-def _has_few_rows(x: torch.Tensor) -> bool:
-    one_of_each = x.shape[-2:-1].numel() == 1
-    few = x.shape[:-1].numel() <= MOST_ROWS
-    return one_of_each and few and x.dtype == torch.bfloat16 and x.shape[-1] % GROUP == 0
+def _is_small_batch(x: torch.Tensor) -> bool:
+    one_token_each = x.shape[-2:-1].numel() == 1
+    few_rows = x.shape[:-1].numel() <= MAX_ROWS
+    return one_token_each and few_rows and x.dtype == torch.bfloat16 and x.shape[-1] % GROUP == 0
 
 
 def aligned(x: torch.Tensor) -> torch.Tensor:
-    """`x`, or a copy of it at an address that our kernels can read from."""
+    """`x`, or a copy of it if its address is not aligned for our kernels."""
     return x.clone() if x.data_ptr() % _ALIGNMENT else x
 
 
 @functools.cache
-def properties(device: int) -> Any:
-    """What torch tells of a GPU, asked once."""
-    return torch.cuda.get_device_properties(device)
+def gpu_limits(device: int) -> Gpu:
+    properties = torch.cuda.get_device_properties(device)
+    return Gpu(properties.multi_processor_count, properties.shared_memory_per_multiprocessor)
 
 
 @functools.cache
-def kernel(source: Path, device: int, shared_bytes: int, **defines: int) -> Any:
-    """The function named like its `source`, compiled by torch's NVRTC in a fraction of a second."""
+def compile_kernel(source: Path, device: int, shared_bytes: int, **defines: int) -> Any:
+    """The function named after its `source`, compiled by torch's NVRTC in a fraction of a second."""
     head = "".join(f"#define {name} {value}\n" for name, value in defines.items())
     text = head + _SHARED_SOURCE.read_text() + source.read_text()
     with torch.cuda.device(device):

@@ -1,7 +1,7 @@
-"""Run by Python itself at the start of a program that `qbench-memory --live` watches.
+"""Run by Python at the start of a program that `qbench-memory --live` watches.
 
-It leaves the program as it is, but for a thread that sleeps, and every tenth of a second writes what
-torch's allocator holds, once the program itself has imported torch and used CUDA.
+It only adds a thread that wakes every tenth of a second and, once the program has imported torch and used
+CUDA, writes how much memory torch's allocator holds.
 """
 
 import importlib.machinery
@@ -17,7 +17,7 @@ PERIOD_S = 0.1
 
 
 def report(path: str) -> None:
-    """Write a line of JSON to the pipe at `path` for as long as someone reads it."""
+    """Write lines of JSON to the pipe at `path` for as long as someone reads it."""
     pipe = os.open(path, os.O_WRONLY)
     while True:
         torch = sys.modules.get("torch")
@@ -31,7 +31,7 @@ def report(path: str) -> None:
 
 
 def line(cuda: object) -> bytes:
-    """The allocator over all devices now; short enough for a pipe to take it whole."""
+    """The allocator's totals over all devices; short enough for an atomic write to a pipe."""
     totals = dict.fromkeys(("allocated", "reserved"), 0)
     for device in range(cuda.device_count()):
         stats = cuda.memory_stats(device)
@@ -42,11 +42,11 @@ def line(cuda: object) -> bytes:
     return json.dumps(facts).encode() + b"\n"
 
 
-def run_the_one_we_hide() -> None:
-    """Python runs a single `sitecustomize`; run the environment's own, if it has one."""
+def run_shadowed_sitecustomize() -> None:
+    """Python runs only one `sitecustomize`; run the environment's own too, if it has one."""
     here = Path(__file__).resolve().parent
-    elsewhere = [path for path in sys.path if Path(path or ".").resolve() != here]
-    spec = importlib.machinery.PathFinder.find_spec("sitecustomize", elsewhere)
+    other_folders = [path for path in sys.path if Path(path or ".").resolve() != here]
+    spec = importlib.machinery.PathFinder.find_spec("sitecustomize", other_folders)
     if spec and spec.loader:
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
 
@@ -55,4 +55,4 @@ if "QBENCH_LIVE_PIPE" in os.environ:
     threading.Thread(
         target=report, args=(os.environ["QBENCH_LIVE_PIPE"],), name="qbench-live", daemon=True
     ).start()
-run_the_one_we_hide()
+run_shadowed_sitecustomize()

@@ -1,9 +1,9 @@
-"""From one GGUF file to a folder that every precision can load.
+"""Converts a GGUF file to a folder that every precision can load.
 
-A GGUF holds weights, config and tokenizer of a model, quantized in llama.cpp's own block formats. The
-precisions measured here start from FP16, so the file is unpacked once, kept as safetensors with its
-tokenizer, and from then on loads in a second. The unpacked weights carry the rounding of the GGUF's
-format: the quality of every precision is to be read against this FP16, not against the original model.
+A GGUF contains a model's weights, quantized in llama.cpp's block formats, its config and its tokenizer. The
+precisions measured here start from FP16, so the file is dequantized once and cached as safetensors with its
+tokenizer; after that it loads in a second. The weights keep the rounding of the GGUF's format, so the quality
+of every precision should be compared with this FP16 and not with the original model.
 """
 
 import hashlib
@@ -22,15 +22,15 @@ END_OF_TURN = "<|im_end|>"
 
 
 def converted_folder(path: Path, cache_folder: Path) -> Path:
-    """Where the FP16 form of this GGUF is kept, told apart by the content of the file, not by its name."""
+    """Where the FP16 form of this GGUF is cached, keyed by the file's content and not its name."""
     return cache_folder / "gguf" / f"{_sha256(path)[:16]}-fp16"
 
 
 def convert_gguf(path: Path, folder: Path) -> None:
     """Write the model in `path` to `folder`: FP16 safetensors, config, tokenizer, and the GGUF's SHA-256.
 
-    Nothing is done where `folder` is there already, and an interrupted conversion leaves none behind.
-    Raises ValueError with one line if the file can't be read as a GGUF model.
+    Does nothing if `folder` exists; an interrupted conversion leaves no folder. Raises ValueError with a
+    message of one line if the file can't be read as a GGUF model.
     """
     if folder.exists():
         return
@@ -46,7 +46,7 @@ def convert_gguf(path: Path, folder: Path) -> None:
 
 def _write_model(path: Path, folder: Path) -> None:
     model, tokenizer = _read_gguf(path)
-    _mend_special_tokens(model, tokenizer)
+    _repair_special_tokens(model, tokenizer)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
@@ -55,9 +55,9 @@ def _read_gguf(path: Path) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    # The folder as the model's name and the file apart, so that nothing is looked up on the Hub.
+    # Passed as folder and file name, so that nothing is looked up on the Hub.
     source = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
-    # A model left in GGUF blocks can't be saved; dequantize unpacks it.
+    # A model in GGUF blocks can't be saved.
     blocks = GgufConfig(dequantize=True)
     try:
         tokenizer = AutoTokenizer.from_pretrained(**source)
@@ -70,11 +70,11 @@ def _read_gguf(path: Path) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     return model, tokenizer
 
 
-def _mend_special_tokens(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
-    """Set the tokens that end and pad a text, which conversion gets wrong or leaves out.
+def _repair_special_tokens(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Set the end-of-text and padding tokens, which conversion gets wrong or omits.
 
-    Chat models of the ChatML family end a turn with <|im_end|>, yet their GGUF may name the token that
-    starts one; with it a model would never stop, and a batch of prompts could not be padded.
+    ChatML models end a turn with <|im_end|>, but their GGUF may name the token that starts one; then a model
+    would never stop, and a batch of prompts could not be padded.
     """
     if END_OF_TURN in tokenizer.get_vocab() and END_OF_TURN in (tokenizer.chat_template or ""):
         tokenizer.eos_token = tokenizer.pad_token = END_OF_TURN
@@ -89,7 +89,7 @@ def _publish(scratch: Path, folder: Path) -> None:
     try:
         scratch.rename(folder)
     except OSError:
-        # Another worker converted the same file in the meantime: its folder is as good as ours.
+        # Another worker may have converted the same file in the meantime; its folder is equivalent.
         if not folder.exists():
             raise
 

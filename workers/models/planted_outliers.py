@@ -1,14 +1,15 @@
-"""Outlier features planted in random weights, so that LLM.int8's slow path gets the work it is there for.
+"""Outlier features planted in random weights, so that LLM.int8's slow path has its usual work.
 
 Trained models of 6.7 billion parameters or more have a few feature channels, up to seven, that are the same
-in every layer and hold values up to 20 times as large as others for about 75 % of all tokens, at the inputs
-of attention's projections and of the MLP's first layers (Dettmers et al. 2022, arXiv:2208.07339). Random
-weights have none of that kind.
+in every layer and whose values are up to 20 times as large as others for about 75 % of all tokens, at the
+inputs of attention's projections and of the MLP's first layers (Dettmers et al. 2022, arXiv:2208.07339).
+Random weights have none.
 
-Here norms make them. A norm's output has unit variance, so channels whose weight is 64 instead of 1 hold
-values with a median of about 43, of which 92 % pass the threshold of 6. The layers that read them have those
-columns divided by 64: what the model computes stays, but for rounding, what it was without outliers. So
-nothing grows from layer to layer, FP16 can hold it all, and no layer sees an outlier that wasn't asked for.
+Here norms produce them. A norm's output has unit variance, so channels whose weight is 64 instead of 1 have
+values with a median of about 43, of which 92 % exceed the threshold of 6. The layers that read them have
+those columns divided by 64, so apart from rounding the model computes the same as without outliers. Hence
+nothing grows from layer to layer, FP16 can represent everything, and no layer sees an outlier that wasn't
+requested.
 """
 
 import random
@@ -19,10 +20,10 @@ if TYPE_CHECKING:
     import torch
 
 SCALE = 64.0
-"""A power of two, which rounds nothing but the smallest of FP16's numbers."""
+"""A power of two, which rounds only the smallest FP16 numbers."""
 NORMS = ("input_layernorm", "post_attention_layernorm")
 READERS = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
-"""Linear layers whose input is a norm's output."""
+"""Linear layers that read a norm's output."""
 
 
 def outlier_channels(count: int, hidden_size: int, seed: int) -> tuple[int, ...]:
@@ -31,9 +32,9 @@ def outlier_channels(count: int, hidden_size: int, seed: int) -> tuple[int, ...]
 
 
 def plant_outliers(name: str, weight: "torch.Tensor", channels: Sequence[int]) -> None:
-    """Change the weight called `name` in place, where it is one that makes or reads these channels.
+    """Scale the weight called `name` in place if it produces or reads these channels.
 
-    A linear layer's shape is (outputs, inputs).
+    A linear layer's weight has shape (outputs, inputs).
     """
     module, _, kind = name.rpartition(".")
     if not channels or kind != "weight":

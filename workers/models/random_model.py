@@ -1,11 +1,11 @@
-"""Random weights in a published architecture: speed and memory of a model that nobody had to download.
+"""Random weights in a published architecture: a model's speed and memory without downloading it.
 
-How fast a precision runs and how much it holds depends on the shapes alone, so any GPU can be measured
-without a hub. What random weights can't show is quality; and since they have none of the outlier features
-that trained models grow, they flatter LLM.int8, whose slow path handles outliers, unless some are planted.
+Speed and memory of a precision depend only on shapes, so any GPU can be measured without access to a hub.
+Random weights can't show quality; and since they have none of the outlier features of trained models, they
+flatter LLM.int8, whose slow path handles outliers, unless some are planted.
 
-Weights are drawn one at a time, on the device, when the loader of transformers asks for them. A 7B model
-that loads as INT8 therefore never stands in memory as FP16, just as when it is read from safetensors.
+Weights are drawn one at a time, on the device, when transformers' loader asks for them. So a 7B model that
+loads as INT8 is never in memory as FP16, just as when it is read from safetensors.
 """
 
 import hashlib
@@ -29,10 +29,10 @@ SAFETENSORS_DTYPE = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}
 
 @dataclass(frozen=True)
 class RandomTensor:
-    """A tensor yet to be drawn, with as much of a safetensors slice's face as the loader looks at.
+    """A tensor to be drawn later, with the part of a safetensors slice's interface that the loader uses.
 
-    Its values follow from `seed` and `name` alone, so that neither the order of loading nor the loader's
-    threads can change them. A CPU and a GPU draw different values from the same seed.
+    Its values depend only on `seed` and `name`, not on the order of loading or the loader's threads. A CPU
+    and a GPU draw different values from the same seed.
     """
 
     name: str
@@ -52,8 +52,8 @@ class RandomTensor:
         if len(self.shape) > 1:
             weight.normal_(0.0, self.std, generator=self._generator())
         else:
-            # The vectors of a transformer are biases and the scales of its norms: left neutral, as at the
-            # start of a training, they keep activations in a range that FP16 can hold.
+            # A transformer's vectors are biases and norm scales. Neutral values, as before training, keep
+            # activations within FP16's range.
             weight.fill_(0.0 if self.name.endswith("bias") else 1.0)
         plant_outliers(self.name, weight, self.outliers)
         return weight
@@ -72,9 +72,9 @@ class RandomTensor:
 
 
 def random_config(name: str) -> "PreTrainedConfig":
-    """The published config of the architecture `random:NAME`, or that of a file, `random:PATH.json`.
+    """The published config of the architecture `random:NAME`, or the config file of `random:PATH.json`.
 
-    Raises FileNotFoundError where there is none.
+    Raises FileNotFoundError if there is none.
     """
     from transformers import AutoConfig
 
@@ -85,12 +85,12 @@ def random_config(name: str) -> "PreTrainedConfig":
 def random_state_dict(
     config: "PreTrainedConfig", device: str, dtype: "torch.dtype", seed: int, outliers: int = 0
 ) -> dict[str, RandomTensor]:
-    """Name → tensor to be drawn, for every weight of `config`'s causal language model.
+    """The weights of `config`'s causal language model by name, to be drawn later.
 
     `outliers` is the number of outlier features to plant; see `workers/models/planted_outliers.py`.
 
-    A weight that is tied to another, like the output head of a small model, is left out: transformers
-    ties it by itself, and would warn of a checkpoint that holds both.
+    A weight tied to another, such as the output head of a small model, is omitted: transformers ties it
+    itself, and would warn about a checkpoint that has both.
     """
     import torch
 
@@ -121,7 +121,7 @@ def build_random_model(
 ) -> "PreTrainedModel":
     """A model of `config`'s architecture with random weights on `device`, in eval mode.
 
-    `options` go to `from_pretrained`, e.g. `quantization_config`; weights are quantized one by one as
+    `options` are passed to `from_pretrained`, e.g. `quantization_config`; weights are quantized one by one as
     they are drawn. Their values are the same for every precision loaded with the same `dtype`.
     """
     model: PreTrainedModel = _model_class(config).from_pretrained(
@@ -136,12 +136,12 @@ def build_random_model(
 
 
 def random_prompt_ids(vocab_size: int, length: int, seed: int) -> list[int]:
-    """`length` token ids below `vocab_size`: the prompt of a model that has no tokenizer."""
+    """`length` token ids below `vocab_size`, a prompt for a model without a tokenizer."""
     return random.Random(seed).choices(range(vocab_size), k=length)
 
 
 def _model_class(config: "PreTrainedConfig") -> Any:
-    # A concrete class, because the Auto classes want a name or a folder to load from.
+    # A concrete class, because the Auto classes need a name or a folder to load from.
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
     return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]

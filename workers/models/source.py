@@ -1,6 +1,6 @@
-"""From a ModelSource to something transformers can load, converted at most once.
+"""Resolves a ModelSource to something transformers can load, converting it at most once.
 
-Imports nothing heavy: a worker asks `is_prepared` before it imports torch.
+Imports nothing heavy: a worker calls `is_prepared` before it imports torch.
 """
 
 from pathlib import Path
@@ -11,14 +11,14 @@ from workers.protocol.backend import Report
 
 
 def location(job: Job) -> str:
-    """Folder or Hub id of this job's weights, as `from_pretrained` takes it."""
+    """Folder or Hub id of this job's weights, for `from_pretrained`."""
     if job.model.kind == "gguf":
         return str(_converted(job))
     return job.model.location
 
 
 def folder(job: Job) -> Path:
-    """Local folder of the unquantized weights; a Hub model is downloaded where it isn't cached."""
+    """Local folder of the unquantized weights; downloads a Hub model if it isn't cached."""
     if job.model.kind == "hub":
         from huggingface_hub import snapshot_download
 

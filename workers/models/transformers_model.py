@@ -1,4 +1,4 @@
-"""Loading through transformers: what most precisions share."""
+"""Loading through transformers, as most precisions do."""
 
 from typing import Any
 
@@ -12,9 +12,9 @@ from workers.protocol.backend import LoadedModel
 
 
 def load_transformers_model(job: Job, dtype: torch.dtype, **loading: Any) -> LoadedModel:
-    """Load the job's model straight onto its device; `loading` goes to `from_pretrained`.
+    """Load the job's model straight onto its device; `loading` is passed to `from_pretrained`.
 
-    A device map of one entry keeps accelerate's hooks, which would run at every layer, out of the model.
+    A device map with a single entry keeps accelerate from adding hooks, which would run at every layer.
     """
     if job.model.is_random:
         name, outliers = job.model.location, job.model.outliers

@@ -1,1 +1,1 @@
-"""How a worker talks to the parent, and what a precision has to be for it."""
+"""Communication with the parent, and the interface that a precision implements."""

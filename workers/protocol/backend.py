@@ -1,4 +1,4 @@
-"""What a precision gives the program around it: how its model is loaded, and what is made once beforehand."""
+"""The interface of a precision: how to load its model, and what to prepare once beforehand."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Report = Callable[[str, int, int], None]
-"""Told what is being done, and how many of how many are done."""
+"""Reports progress: what is being done, how many steps are done, and how many there are."""
 
 
 class LoadedModel(NamedTuple):
@@ -20,21 +20,20 @@ class LoadedModel(NamedTuple):
     model: "PreTrainedModel"
     tokenizer: "PreTrainedTokenizerBase | None"
     settings: Mapping[str, str] = {}
-    """Whatever decides which kernels run and can't be read off the model's config."""
+    """Facts that decide which kernels run and aren't in the model's config."""
     opaque: tuple[type, ...] = ()
-    """Classes of linear layers that torch.compile must not trace; see `workers/generation/opaque.py`."""
+    """Classes of linear layers that torch.compile must not trace; see `workers/generation/opaque_linears.py`.
+    """
     max_gemv_batch: int = 1
-    """The largest batch for which torch.compile turns matrix products into reductions, one per row; see
-    `workers/generation/compilation.py`."""
+    """Largest batch whose products compile to reductions; see `workers/generation/compilation.py`."""
 
 
 @dataclass(frozen=True)
 class Backend:
-    """A way to load a model, with what has to be prepared or built once for it.
+    """How to load a model, and what to prepare or build once for it.
 
-    `prepare` and `build` each run in a process of their own, so that nothing of theirs is left in the process
-    whose memory is measured. `is_prepared` and `is_built` must be cheap: they are asked before torch is
-    imported.
+    `prepare` and `build` each run in a separate process, so that they leave nothing in the process whose
+    memory is measured. `is_prepared` and `is_built` must be cheap: they are called before torch is imported.
     """
 
     load: Callable[[Job], LoadedModel]
@@ -45,4 +44,4 @@ class Backend:
     """Compiles kernels that are distributed as sources."""
     is_built: Callable[[Job], bool] = lambda _: True
     prepared_folder: Callable[[Job], Path] | None = None
-    """Where `prepare` leaves calibrated weights and the note on their calibration."""
+    """Where `prepare` saves calibrated weights and a note on their calibration."""

@@ -1,8 +1,8 @@
-"""How a worker talks: frames out on a private descriptor, the Job and acknowledgements in on stdin.
+"""A worker's channel: frames out on a private descriptor, jobs and acknowledgements in on stdin.
 
-Libraries print to stdout when they please, in Python and in C. So before anything heavy is imported
-the worker sets descriptor 1 aside for frames and points the old number at stderr: what others print
-lands in the log and can never corrupt a frame.
+Libraries may print to stdout, from Python and from C. So before anything heavy is imported, the worker
+duplicates descriptor 1 for frames and redirects the original to stderr: what libraries print goes to the log
+and can't corrupt a frame.
 """
 
 import os
@@ -16,7 +16,7 @@ from schemas.job import Job, decode_job
 
 
 class Channel:
-    """Both directions of the talk with the parent."""
+    """Both directions of the communication with the parent."""
 
     def __init__(self, frames: BinaryIO, answers: BinaryIO) -> None:
         self.frames = frames
@@ -24,8 +24,8 @@ class Channel:
         self.encoder = msgspec.json.Encoder()
 
     @classmethod
-    def take_over(cls, frames_descriptor: int | None = None) -> "Channel":
-        """Set stdin and stdout aside, and send whatever else is printed to stderr."""
+    def claim_stdio(cls, frames_descriptor: int | None = None) -> "Channel":
+        """Reserve stdin and stdout for the channel, and redirect everything printed to stderr."""
         frames = os.dup(1) if frames_descriptor is None else frames_descriptor
         answers = os.dup(0)
         os.dup2(2, 1)
@@ -40,12 +40,12 @@ class Channel:
         self.send(Progress(message=message, done=done, total=total))
 
     def enter(self, name: PhaseName, trial: int | None = None, memory: TorchMemory | None = None) -> None:
-        """Tell the parent of a phase edge, and wait until it has looked at memory too."""
+        """Report the start of a phase, and wait until the parent has read memory too."""
         self.send(Phase(name=name, at_ns=time.monotonic_ns(), trial=trial, torch=memory))
         self.answers.readline()
 
     def next_job(self) -> Job | None:
-        """Wait for another Job; None where the parent wants no more of this worker."""
+        """Wait for another Job; None if the parent has no more for this worker."""
         self.send(Waiting())
         line = self.answers.readline()
         return decode_job(line) if line.strip() else None

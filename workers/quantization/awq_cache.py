@@ -1,4 +1,4 @@
-"""Where AWQ's recipe and packed weights of a job are. Imports nothing heavy."""
+"""Locations of a job's AWQ recipe and packed weights. Imports nothing heavy."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from schemas.job import Job
 from workers.quantization import checkpoint_cache
 
 AUTOAWQ_VERSION = "0.2.9"
-"""As the header of `awq` pins it; repeated here for environments that only read what another has made."""
+"""As pinned by the header of `awq`; repeated here for environments without AutoAWQ, which only read."""
 SHIPPED_RECIPES = Path(__file__).parent / "recipes"
 
 
@@ -20,7 +20,7 @@ def packed_folder(job: Job) -> Path:
 
 
 def recipe_file(job: Job) -> Path:
-    """This model's recipe: the one shipped with the project, else its place in the cache."""
+    """This model's recipe: the one shipped with the project, or its path in the cache."""
     name = checkpoint_cache.checkpoint_name(job, AUTOAWQ_VERSION) + ".safetensors"
     shipped = SHIPPED_RECIPES / name
     return shipped if shipped.exists() else Path(job.cache_folder) / "awq-recipes" / name

@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from schemas.job import Job
 from workers.models import source as model_source
 from workers.models.planted_outliers import READERS, outlier_channels
+from workers.models.random_int4 import ZERO_POINTS_OF_8, random_int4_tensor
 from workers.models.random_model import random_config, random_state_dict
-from workers.models.random_packed import ZERO_POINTS_OF_8, random_packed
 from workers.models.transformers_model import load_tokenizer
 from workers.protocol.backend import LoadedModel, Report
 from workers.quantization.awq_cache import packed_folder, recipe_file
@@ -30,12 +30,12 @@ OPAQUE = (gemm.WQLinear_GEMM,)
 
 
 def prepare_checkpoint(job: Job, report: Report) -> None:
-    """Pack this job's model by its recipe, calibrating first where there is no recipe yet."""
+    """Pack this job's model by its recipe, calibrating first if there is no recipe yet."""
     began_s = time.monotonic()
     folder, recipe, packed = model_source.folder(job), recipe_file(job), packed_folder(job)
     group_size = choose_group_size(folder)
     blocks = samples(job, AutoTokenizer.from_pretrained(folder))
-    with _runnable_on(job.device):
+    with runnable_on(job.device):
         if not recipe.exists():
             calibrate(job, folder, group_size, blocks, recipe, report)
         unfinished = packed.with_name(packed.name + ".part")
@@ -48,9 +48,9 @@ def load_awq_model(job: Job) -> LoadedModel:
     """Load AWQ weights with AutoAWQ's GEMM layers, unfused.
 
     Fusing needs AutoAWQ's prebuilt kernels of 2024, which current torch can't load; without them AutoAWQ
-    leaves the layers apart by itself.
+    doesn't fuse.
     """
-    with _runnable_on(job.device):
+    with runnable_on(job.device):
         if job.model.is_random:
             return LoadedModel(_random_awq_model(job), None, _settings(), OPAQUE)
         checkpoint, settings = job.checkpoint, _settings()
@@ -62,7 +62,7 @@ def load_awq_model(job: Job) -> LoadedModel:
 
 
 def _settings() -> dict[str, str]:
-    """Which of AutoAWQ's three ways a GEMM layer takes here, by its own order of preference."""
+    """Which of AutoAWQ's three implementations a GEMM layer uses here, in AutoAWQ's order of preference."""
     kernel = "dequantize, then matmul"
     if gemm.awq_ext is not None:
         kernel = "awq_ext GEMM"
@@ -72,11 +72,11 @@ def _settings() -> dict[str, str]:
 
 
 @contextmanager
-def _runnable_on(device: str) -> Iterator[None]:
-    """Let AutoAWQ load and run on a CPU without Intel's extension, which it asks for there.
+def runnable_on(device: str) -> Iterator[None]:
+    """In this context AutoAWQ loads and runs on a CPU without Intel's extension, which it would ask for.
 
-    Its plain path, dequantize and multiply in torch, works anywhere; AutoAWQ takes it when it believes
-    in a GPU while loading and finds no Triton while running.
+    Its plain implementation, dequantize and multiply in torch, works anywhere; AutoAWQ uses it if it is told
+    of a GPU while loading and finds no Triton while running.
     """
     if device != "cpu":
         yield
@@ -102,11 +102,10 @@ def _random_awq_model(job: Job) -> PreTrainedModel:
     for name, empty in [*model.named_parameters(), *model.named_buffers()]:
         if empty.is_meta:
             known = name in dense
-            value = (
-                dense[name][...] if known else random_packed(name, empty, config.initializer_range, generator)
-            )
+            std = config.initializer_range
+            value = dense[name][...] if known else random_int4_tensor(name, empty, std, generator)
             if name.removesuffix(".qweight").endswith(READERS):
-                # (inputs, outputs / 8): what reads a planted outlier is too small for four bits, and zero.
+                # (inputs, outputs / 8). Weights that read a planted outlier round to zero in four bits.
                 value[channels] = ZERO_POINTS_OF_8
             set_module_tensor_to_device(model, name, job.device, value)
     model.tie_weights()

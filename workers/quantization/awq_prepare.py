@@ -1,4 +1,4 @@
-"""AWQ weights for a precision that only reads them, made by AutoAWQ if this environment has it."""
+"""Prepares AWQ weights for a precision that only reads them, if this environment has AutoAWQ."""
 
 from schemas.job import Job
 from workers.protocol.backend import Report
@@ -11,7 +11,7 @@ def prepare(job: Job, report: Report) -> None:
         from workers.quantization.awq_model import prepare_checkpoint
     except ModuleNotFoundError as error:
         raise Unsupported(
-            "there are no AWQ weights of this model yet, and AutoAWQ, which makes them, isn't installed here",
-            f"run qbench-worker awq --calibrate --model {job.model.location}, or name an AWQ --checkpoint",
+            "this model has no AWQ weights yet, and AutoAWQ, which makes them, isn't installed here",
+            f"run qbench-worker awq --calibrate --model {job.model.location}, or pass an AWQ --checkpoint",
         ) from error
     prepare_checkpoint(job, report)

@@ -1,11 +1,11 @@
-"""AWQ recipes: what calibration found, kept small enough to travel.
+"""AWQ recipes: the results of calibration, small enough to ship.
 
-AWQ (Lin et al. 2023, arXiv:2306.00978) multiplies the input channels that matter by a scale before
-rounding, folds the inverse into the layer before, and clips outlying weights. Finding scales and clips takes
-minutes; applying them takes seconds. So the findings are stored as a safetensors file keyed by
-content: the same model, group size, calibration text and AutoAWQ give the same file name anywhere.
-Keys read `LAYER.scale.PREVIOUS>LINEAR,LINEAR` (a vector over input channels) and
-`LAYER.clip.LINEAR` (output channels × groups × 1, the largest absolute weight of each group).
+AWQ (Lin et al. 2023, arXiv:2306.00978) multiplies important input channels by a scale before rounding, folds
+the inverse into the previous layer, and clips outlying weights. Finding scales and clips takes minutes;
+applying them takes seconds. So the results are stored as a safetensors file named by content: the same model,
+group size, calibration text and version of AutoAWQ give the same file name anywhere. Keys are
+`LAYER.scale.PREVIOUS>LINEAR,LINEAR` (a vector over input channels) and `LAYER.clip.LINEAR` (output channels ×
+groups × 1, the largest absolute weight of each group).
 """
 
 import importlib.metadata
@@ -31,7 +31,7 @@ from workers.quantization.perplexity import heldout_text, perplexity
 
 
 class Calibrator(AwqQuantizer):
-    """AutoAWQ's search, with its findings written down and its flaw on a CPU mended."""
+    """AutoAWQ's search, with its results recorded and its bug on CPUs fixed."""
 
     def __init__(self, report: Report, *args: Any, **kwargs: Any) -> None:
         self.report = report
@@ -59,8 +59,8 @@ class Calibrator(AwqQuantizer):
     def _compute_best_scale(
         self, x: Any, w_mean: Any, x_mean: Any, module2inspect: torch.nn.Module, *args: Any
     ) -> Any:
-        # AutoAWQ tries a scale on the live weights and restores them from `{k: v.cpu()}`. On a CPU
-        # `.cpu()` is the live tensor itself, so nothing is restored and a try's scale stays in the weights.
+        # AutoAWQ tries a scale on the live weights and restores them from `{k: v.cpu()}`. On a CPU `.cpu()`
+        # returns the live tensor itself, so nothing is restored and every trial's scale stays in the weights.
         hook = module2inspect.register_state_dict_post_hook(_clone_entries)
         try:
             return super()._compute_best_scale(x, w_mean, x_mean, module2inspect, *args)
@@ -74,7 +74,7 @@ def _clone_entries(_module: Any, state_dict: dict[str, torch.Tensor], _prefix: A
 
 
 class RecipePacker(AwqQuantizer):
-    """AutoAWQ's packing, with scales and clips read from a recipe instead of searched for."""
+    """AutoAWQ's packing, with scales and clips read from a recipe instead of searched."""
 
     def __init__(self, recipe: dict[str, torch.Tensor], report: Report, *args: Any, **kwargs: Any) -> None:
         self.recipe = recipe
@@ -89,18 +89,18 @@ class RecipePacker(AwqQuantizer):
         for index, layer in enumerate(self.modules):
             self.report("packing layer", index, len(self.modules))
             apply_scale(layer, list(self._scales(index)))
-            apply_clip(layer, list(self._findings(index, "clip")))
+            apply_clip(layer, list(self._entries(index, "clip")))
             linears = exclude_layers_to_not_quantize(get_named_linears(layer), self.modules_to_not_convert)
             self._apply_quant(layer, linears)
 
-    def _findings(self, index: int, kind: str) -> Iterator[tuple[str, torch.Tensor]]:
+    def _entries(self, index: int, kind: str) -> Iterator[tuple[str, torch.Tensor]]:
         prefix = f"{index}.{kind}."
         for key, value in self.recipe.items():
             if key.startswith(prefix):
                 yield key.removeprefix(prefix), value
 
     def _scales(self, index: int) -> Iterator[tuple[str, list[str], torch.Tensor]]:
-        for key, scales in self._findings(index, "scale"):
+        for key, scales in self._entries(index, "scale"):
             previous, linears = key.split(">")
             yield previous, linears.split(","), scales
 
@@ -110,8 +110,8 @@ def calibrate(
 ) -> None:
     """Search scales and clips for the model in `folder` and write them to `recipe_file`.
 
-    The file's metadata tells how it was made, and the perplexity of held-out text before and after
-    rounding. Runs where AutoAWQ runs best: on the GPU in float16, else on the CPU in bfloat16 (float16 is far
+    The file's metadata records how it was made, and the perplexity of held-out text before and after
+    rounding. Runs on the GPU in float16 if there is one, otherwise on the CPU in bfloat16 (float16 is far
     slower there).
     """
     on_gpu = torch.cuda.is_available()
@@ -153,7 +153,7 @@ def _command(job: Job) -> str:
 
 
 def pack(folder: Path, recipe_file: Path, group_size: int, packed_folder: Path, report: Report) -> None:
-    """Quantize the model in `folder` by a recipe, and save it as an AWQ checkpoint AutoAWQ can load."""
+    """Quantize the model in `folder` by a recipe, and save it as a checkpoint that AutoAWQ can load."""
     model = AutoAWQForCausalLM.from_pretrained(
         str(folder), torch_dtype=torch.float16, device_map={"": "cpu"}, safetensors=True
     )
@@ -164,5 +164,5 @@ def pack(folder: Path, recipe_file: Path, group_size: int, packed_folder: Path, 
 
 
 def quantization_config(group_size: int) -> dict[str, Any]:
-    """AutoAWQ's own format: 4 bits, asymmetric, its GEMM layout."""
+    """AutoAWQ's usual format: 4 bits, asymmetric, GEMM layout."""
     return {"zero_point": True, "q_group_size": group_size, "w_bit": 4, "version": "GEMM"}

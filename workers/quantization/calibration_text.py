@@ -1,7 +1,7 @@
-"""What weights are calibrated with: a text, cut into samples of equal length, and the note that tells of it.
+"""The text that weights are calibrated with, cut into samples of equal length, and the note that records it.
 
-Results of calibration are kept by content, so another text makes another result. Nothing heavy is imported: a
-worker asks whether its weights are prepared before it imports torch.
+Calibration results are cached by content, so a different text gives a different result. Imports nothing
+heavy: a worker checks whether its weights are prepared before it imports torch.
 """
 
 import hashlib
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 BLOCK_TOKENS = 128
-"""Length of a sample."""
-FEWEST_SAMPLES = 8
-MOST_SAMPLES = 128
-"""What AutoAWQ takes of any text; its layers' inputs are all held in memory at once."""
+"""Tokens per sample."""
+MIN_SAMPLES = 8
+MAX_SAMPLES = 128
+"""As in AutoAWQ, which keeps the layer inputs of all samples in memory at once."""
 OWN_TEXT = Path(__file__).parent / "texts" / "calibration.txt"
 NOTE = "calibration.json"
 
@@ -34,35 +34,35 @@ def text_name(job: Job) -> str:
 
 
 def text_sha256(job: Job) -> str:
-    """What results are kept by. Of a user's text it is in the job, so that the file may be gone by then."""
+    """Hash that results are cached by. A user's text has it in the job, since the file may be gone."""
     if job.calibration is not None:
         return job.calibration.sha256
     return hashlib.sha256(OWN_TEXT.read_bytes()).hexdigest()
 
 
 def samples(job: Job, tokenizer: "PreTrainedTokenizerBase") -> list[list[int]]:
-    """Token ids of the text in blocks of `BLOCK_TOKENS`, a shorter rest left out.
+    """Token ids of the text in blocks of `BLOCK_TOKENS`, without a shorter remainder.
 
-    Of a long text these are `MOST_SAMPLES` blocks, spread evenly over it. Raises `ValueError` for one that
-    gives fewer than `FEWEST_SAMPLES`, or that is no longer the one that the run was laid out for.
+    A long text gives `MAX_SAMPLES` blocks, spread evenly over it. Raises `ValueError` if the text gives fewer
+    than `MIN_SAMPLES`, or has changed since the run was planned.
     """
     path = text_path(job)
     content = path.read_bytes()
     if hashlib.sha256(content).hexdigest() != text_sha256(job):
-        raise ValueError(f"the calibration text {path} was changed meanwhile")
+        raise ValueError(f"the calibration text {path} has changed since the run was planned")
     ids = tokenizer(content.decode()).input_ids
     blocks = [ids[end - BLOCK_TOKENS : end] for end in range(BLOCK_TOKENS, len(ids) + 1, BLOCK_TOKENS)]
-    if len(blocks) < FEWEST_SAMPLES:
+    if len(blocks) < MIN_SAMPLES:
         raise ValueError(
             f"the calibration text {path} gives {len(blocks)} samples of {BLOCK_TOKENS} tokens, "
-            f"fewer than {FEWEST_SAMPLES}"
+            f"fewer than {MIN_SAMPLES}"
         )
-    taken = min(len(blocks), MOST_SAMPLES)
+    taken = min(len(blocks), MAX_SAMPLES)
     return [blocks[index * len(blocks) // taken] for index in range(taken)]
 
 
 def calibrated_with(job: Job, blocks: int, group_size: int, took_s: float) -> Calibration:
-    """The note on weights that were made from so many samples of this job's text."""
+    """The note on weights calibrated with this many samples of this job's text."""
     return Calibration(
         text=text_name(job),
         text_sha256=text_sha256(job),
@@ -74,7 +74,7 @@ def calibrated_with(job: Job, blocks: int, group_size: int, took_s: float) -> Ca
 
 
 def write_note(folder: Path, note: Calibration) -> None:
-    """Lay the note beside the weights it is about."""
+    """Save the note next to the weights it describes."""
     (folder / NOTE).write_bytes(msgspec.json.format(msgspec.json.encode(note)))
 
 

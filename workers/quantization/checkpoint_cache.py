@@ -1,4 +1,4 @@
-"""Calibrated checkpoints in the cache, named by everything that they depend on. Imports nothing heavy."""
+"""Calibrated checkpoints in the cache, named by everything they depend on. Imports nothing heavy."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ def is_prepared(job: Job, packed_folder: Callable[[Job], Path]) -> bool:
 def checkpoint_name(job: Job, quantizer_version: str) -> str:
     """24 hex digits for model, group size, calibration text and version of the library that calibrates.
 
-    They are the same on every machine, so that a checkpoint made on one serves on any other.
+    It is the same on every machine, so that a checkpoint can be copied from one to another.
     """
     folder = source.folder(job)
     parts = (
@@ -32,7 +32,7 @@ def checkpoint_name(job: Job, quantizer_version: str) -> str:
 
 
 def model_fingerprint(folder: Path) -> str:
-    """SHA-256 that identifies the weights: of the GGUF they came from, else of the safetensors files."""
+    """SHA-256 of the weights: of the GGUF they came from, otherwise of the safetensors files."""
     source_sha256 = folder / "SOURCE_SHA256"
     if source_sha256.exists():
         return source_sha256.read_text().strip()

@@ -1,4 +1,4 @@
-"""GPTQ checkpoints that GPTQModel calibrates, kept by content and found without importing torch."""
+"""GPTQ checkpoints calibrated by GPTQModel, cached by content and found without importing torch."""
 
 import contextlib
 import importlib.metadata
@@ -29,9 +29,9 @@ def packed_folder(job: Job) -> Path:
 
 
 def prepare(job: Job, report: Report) -> None:
-    """Calibrate this job's model on its device, with the samples that `awq` would be calibrated with."""
-    os.environ.setdefault("GPTQMODEL_OFFLINE", "1")  # it would fetch sources of a kernel that we don't use
-    os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")  # on a CPU, more get into each other's way
+    """Calibrate this job's model on its device, with the same samples as `awq`."""
+    os.environ.setdefault("GPTQMODEL_OFFLINE", "1")  # or it fetches sources of an unused kernel
+    os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")  # on a CPU, more slow each other down
     import torch
     from gptqmodel import GPTQModel, QuantizeConfig
     from transformers import AutoTokenizer
@@ -46,7 +46,7 @@ def prepare(job: Job, report: Report) -> None:
     config = QuantizeConfig(bits=4, group_size=group_size, sym=True, desc_act=False, device=job.device)
     model = GPTQModel.load(str(folder), config, dtype=torch.float16)
     packed.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.chdir(packed.parent):  # it leaves a folder of logs where it runs
+    with contextlib.chdir(packed.parent):  # it leaves a log folder in the working directory
         model.quantize([{"input_ids": block, "attention_mask": [1] * BLOCK_TOKENS} for block in blocks])
     unfinished = packed.with_name(packed.name + ".part")
     model.save(str(unfinished))

@@ -1,8 +1,8 @@
 """Loading through hqq: each linear layer is quantized as soon as its weight is on the device.
 
-transformers 5 has a quantizer for HQQ that can't quantize while it loads, so this is one of our own. What a
-weight becomes is left to the caller: integers, scales and zero points in, a layer that multiplies out. No
-more than one weight is ever there unquantized, be the model read from files or drawn at random.
+transformers 5 has an HQQ quantizer that can't quantize while it loads, so this is our own. The caller decides
+what a weight becomes: it turns integers, scales and zero points into a layer. At most one weight is in memory
+unquantized at any time, whether the model is read from files or drawn at random.
 """
 
 from collections.abc import Callable
@@ -25,20 +25,20 @@ METHOD = "hqq-while-loading"
 GROUP_SIZES = (128, 64, 32)
 
 MakeLayer = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.nn.Module]
-"""From integers below 16, shape (out, in), with scales and zero points, one a group: the weights are
-(integers − zero) × scale. The layer's bias is set by us."""
+"""Makes a layer of integers below 16, shape (out, in), with one scale and zero point per group. Weights are
+(integers − zero) × scale. The bias is set afterwards."""
 
 
 def load_hqq_model(job: Job, make_layer: MakeLayer) -> LoadedModel:
-    """Quantize every linear layer but the head to HQQ INT4, and put what `make_layer` gives in its place.
+    """Quantize every linear layer but the head to HQQ INT4, and replace it by a layer from `make_layer`.
 
-    Raises `Unsupported` where no group size divides the input widths.
+    Raises `Unsupported` if no group size divides the input widths.
     """
     return load_transformers_model(job, torch.float16, quantization_config=HqqConfig(make_layer))
 
 
 class HqqConfig(QuantizationConfigMixin):
-    """Four bits, asymmetric, grouped along the inputs (axis 1), which is what fast kernels read."""
+    """4 bits, asymmetric, grouped along the inputs (axis 1), the layout of fast kernels."""
 
     def __init__(self, make_layer: MakeLayer) -> None:
         self.quant_method = METHOD
@@ -50,7 +50,7 @@ class HqqConfig(QuantizationConfigMixin):
 
 @register_quantizer(METHOD)
 class HqqQuantizer(HfQuantizer):
-    """What the loader of transformers asks while it loads."""
+    """Quantizes while transformers loads a model."""
 
     quantization_config: HqqConfig
     requires_calibration = False
@@ -75,7 +75,7 @@ class HqqQuantizer(HfQuantizer):
         )
 
     def param_element_size(self, model: PreTrainedModel, param_name: str, param: torch.Tensor) -> float:
-        # By this, memory is reserved ahead of loading.
+        # transformers reserves memory by this before loading.
         return 0.5 if self.param_needs_quantization(model, param_name) else param.element_size()
 
     def get_quantize_ops(self) -> "QuantizeWeight":
@@ -83,7 +83,7 @@ class HqqQuantizer(HfQuantizer):
 
 
 class QuantizeWeight(ConversionOps):
-    """Turns a weight that has just been loaded into a layer, which takes the place of the linear one."""
+    """Turns a weight that was just loaded into a layer, and replaces the linear layer with it."""
 
     def __init__(self, config: HqqConfig) -> None:
         self.config = config
@@ -100,7 +100,7 @@ class QuantizeWeight(ConversionOps):
         weight = loaded[0] if isinstance(loaded, list) else loaded
         path = full_layer_name.removesuffix(".weight")
         layer = self.config.make_layer(*quantize(weight, self.config))
-        # Still without storage where it comes later: the loader will then find it by its name.
+        # It may be loaded later: then it has no storage yet, and the loader finds it by name.
         layer.register_parameter("bias", model.get_submodule(path).bias)
         layer._is_hf_initialized = True
         model.set_submodule(path, layer)
@@ -109,7 +109,7 @@ class QuantizeWeight(ConversionOps):
 
 
 def quantize(weight: torch.Tensor, config: HqqConfig) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Integers of the weight's shape in bytes, scales and zero points of shape (groups, 1)."""
+    """Integers as bytes in the weight's shape, and scales and zero points of shape (groups, 1)."""
     integers, found = Quantizer.quantize(
         weight,
         nbits=config.nbits,
@@ -123,11 +123,11 @@ def quantize(weight: torch.Tensor, config: HqqConfig) -> tuple[torch.Tensor, tor
 
 
 def choose_group_size(widths: set[int]) -> int:
-    """The largest usual group size that divides all input `widths`. Raises `Unsupported` where none does."""
+    """The largest usual group size that divides all input `widths`. Raises `Unsupported` if none does."""
     for group_size in GROUP_SIZES:
         if all(width % group_size == 0 for width in widths):
             return group_size
     raise Unsupported(
         f"HQQ needs input widths divisible by 32; this model has {sorted(widths)}",
-        "take a format without groups, like int8",
+        "use a format without groups, such as int8",
     )

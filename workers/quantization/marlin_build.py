@@ -1,8 +1,8 @@
-"""Marlin's kernels, which GPTQModel brings as CUDA sources: compiled once, and kept where it keeps them.
+"""Marlin's kernels, which GPTQModel ships as CUDA sources: compiled once, in GPTQModel's own build folder.
 
-A note in qbench's cache says for which versions that was done and where the library lies, so that a worker
-learns of it without importing torch. GPTQModel finds its library by much more, the GPU's compute capability
-and compiler flags among it; where one of those changed, it compiles while the model loads.
+A note in qbench's cache records the versions and the path of the library, so that a worker can check without
+importing torch. GPTQModel identifies its library by more than that, including the GPU's compute capability
+and compiler flags; if one of those changes, it compiles while the model loads.
 """
 
 import importlib.metadata
@@ -15,8 +15,7 @@ from workers.protocol.backend import Report
 from workers.protocol.errors import Unsupported
 
 EXTENSION = "marlin_fp16"
-LOOK_S = 1.0
-"""Between two looks at how many of the sources are compiled."""
+PROGRESS_INTERVAL_S = 1.0
 
 
 def is_built(job: Job) -> bool:
@@ -25,13 +24,13 @@ def is_built(job: Job) -> bool:
 
 
 def build(job: Job, report: Report) -> None:
-    """Compile Marlin for FP16 with nvcc, some minutes. Raises `Unsupported` where there is no nvcc."""
+    """Compile Marlin for FP16 with nvcc, which takes minutes. Raises `Unsupported` if there is no nvcc."""
     from torch.utils.cpp_extension import CUDA_HOME
 
     if CUDA_HOME is None and shutil.which("nvcc") is None:
         raise Unsupported(
-            "Marlin comes as CUDA sources, and there is no nvcc to compile them",
-            "install the CUDA toolkit of torch's CUDA version, or set CUDA_HOME to it",
+            "Marlin is distributed as CUDA sources, and there is no nvcc to compile them",
+            "install the CUDA toolkit for torch's CUDA version, or set CUDA_HOME to it",
         )
     from gptqmodel import extension
     from gptqmodel.utils.marlin import _MARLIN_FP16_TORCH_OPS_EXTENSION as marlin
@@ -41,7 +40,7 @@ def build(job: Job, report: Report) -> None:
         compiling = thread.submit(extension.load, EXTENSION)
         while not compiling.done():
             report("compiling Marlin's kernels", len(list(folder.glob("*.o"))), sources)
-            wait([compiling], LOOK_S)
+            wait([compiling], PROGRESS_INTERVAL_S)
     if error := compiling.exception():
         raise RuntimeError(" ".join(str(error).split())) from error
     _note(job).parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
-"""Perplexity: how surprised a model is by text it has not been tuned on.
+"""Perplexity on text that a model was not calibrated with.
 
-exp of the mean negative log-likelihood per predicted token, over one window. Two precisions of one
-model are compared on the same tokens; figures of different tokenizers are not comparable.
+It is exp of the mean negative log-likelihood per predicted token, over one window. Two precisions of a model
+are compared on the same tokens; figures from different tokenizers are not comparable.
 """
 
 from pathlib import Path
@@ -13,7 +13,7 @@ TEXTS = Path(__file__).parent / "texts"
 
 
 def heldout_text() -> str:
-    """Text that takes no part in calibration."""
+    """Text that calibration doesn't use."""
     return (TEXTS / "heldout.txt").read_text()
 
 

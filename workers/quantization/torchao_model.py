@@ -1,8 +1,8 @@
-"""Loading through torchao: what its precisions share.
+"""Loading through torchao, shared by its precisions.
 
-torchao leaves a linear layer the class it is and makes its weight a tensor subclass, which knows how it is to
-be multiplied. Activations are BF16: the kernels of `int4-wo` and `fp8-dyn` take nothing else, and in the INT8
-formats a product is scaled only after it is summed, by when FP16 can have overflowed.
+torchao keeps the class of a linear layer and makes its weight a tensor subclass that implements the product.
+Activations are BF16: the kernels of `int4-wo` and `fp8-dyn` accept nothing else, and in the INT8 formats a
+product is scaled only after it is summed, when FP16 may already have overflowed.
 """
 
 from typing import TYPE_CHECKING
@@ -21,11 +21,12 @@ if TYPE_CHECKING:
 
 
 def load_torchao_model(job: Job, config: "AOBaseConfig") -> LoadedModel:
-    """Quantize every linear layer but the head as `config` says, each as soon as its weight is there.
+    """Quantize every linear layer but the head by `config`, each as soon as its weight is loaded.
 
-    Raises `Unsupported` where the format can't hold a layer's shape.
+    Raises `Unsupported` if the format can't store a layer's shape.
     """
-    # It would turn on Inductor's tuning for the whole process; workers/generation/compilation.py compiles.
+    # It would turn on Inductor's tuning in the whole process, which workers/generation/compilation.py
+    # configures.
     config.set_inductor_config = False
     loaded = load_transformers_model(job, torch.bfloat16, quantization_config=TorchAoConfig(config))
     if job.checkpoint is None:
@@ -34,7 +35,7 @@ def load_torchao_model(job: Job, config: "AOBaseConfig") -> LoadedModel:
 
 
 def _refuse_leftovers(model: PreTrainedModel) -> None:
-    """Without a word, torchao leaves a layer as it is whose shape it can't quantize."""
+    """Raise `Unsupported` if torchao silently skipped a layer whose shape it can't quantize."""
     head = model.get_output_embeddings()
     left = {
         f"{module.out_features} × {module.in_features}"
@@ -44,6 +45,6 @@ def _refuse_leftovers(model: PreTrainedModel) -> None:
     }
     if left:
         raise Unsupported(
-            f"torchao can't quantize linear layers of the shape {', '.join(sorted(left))} in this format",
-            "take a format without groups, like int8-wo",
+            f"torchao can't quantize linear layers of shape {', '.join(sorted(left))} in this format",
+            "use a format without groups, such as int8-wo",
         )

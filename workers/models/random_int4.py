@@ -1,4 +1,4 @@
-"""Random weights of four-bit formats: packed integers with scales, as many bytes as real ones, in no time."""
+"""Random weights in packed INT4 formats: the bytes of real ones, without the time it takes to quantize."""
 
 import math
 
@@ -10,13 +10,13 @@ DEVIATION_OF_INT4 = math.sqrt((16**2 - 1) / 12)
 """Standard deviation of a uniform integer from 0 to 15."""
 
 
-def random_packed(
+def random_int4_tensor(
     name: str, like: torch.Tensor, deviation: float, generator: torch.Generator
 ) -> torch.Tensor:
-    """A tensor of `like`'s shape and dtype for the `qweight`, `qzeros` or `scales` that `name` ends with.
+    """A tensor with `like`'s shape and dtype for the `qweight`, `qzeros` or `scales` called `name`.
 
-    Scales are such that a uniform 4-bit integer around the zero point 8 has the `deviation` that the
-    architecture's own initialisation has.
+    Scales are chosen so that uniform 4-bit integers around the zero point 8 have the standard `deviation` of
+    the architecture's own initialization.
     """
     if name.endswith("qweight"):
         bounds = torch.iinfo(torch.int32)

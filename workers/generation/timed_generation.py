@@ -1,10 +1,10 @@
-"""Greedy generation, prefill and decode timed apart.
+"""Greedy generation with prefill and decode timed separately.
 
-Prefill reads the whole prompt at once and is bound by arithmetic; decode makes one token a step, reads every
-weight for it, and is bound by memory bandwidth, unless the host can't issue kernels that fast. One
-figure for both would tell about neither.
+Prefill reads the whole prompt at once and is compute-bound; decode makes one token per step, reads every
+weight for it, and is bound by memory bandwidth unless the host can't issue kernels fast enough. A single
+figure for both would describe neither.
 
-End of sequence is ignored: every trial makes exactly as many tokens as were asked for.
+End of sequence is ignored: every trial makes exactly as many tokens as requested.
 """
 
 import time
@@ -18,7 +18,7 @@ from workers.generation.prompts import Batch
 
 
 class Generation(NamedTuple):
-    """Wall spans lie between two synchronisations of the device."""
+    """Tokens and their times. The device is synchronized at both ends of the wall spans."""
 
     prefill_s: float
     decode_s: float
@@ -27,29 +27,29 @@ class Generation(NamedTuple):
     token_ids: torch.Tensor
     """Shape (batch, new tokens), on the CPU."""
     kv_bytes: int | None = None
-    """Of the cache's tensors at the end."""
+    """Size of the cache's tensors at the end."""
 
 
 class Limits(NamedTuple):
-    """When to stop: after `new_tokens` per row, or where `deadline_ns` (monotonic) passes.
+    """When to stop: after `new_tokens` per row, or once `deadline_ns` (monotonic) has passed.
 
-    However late it is, `fewest_steps` decode steps are made.
+    At least `min_steps` decode steps are made even after the deadline.
     """
 
     new_tokens: int
     deadline_ns: int | None = None
-    fewest_steps: int = 1
+    min_steps: int = 1
 
     def reached(self, step: int) -> bool:
         """Whether to stop before decode step `step`, counted from 0."""
         if step >= self.new_tokens - 1:
             return True
         late = self.deadline_ns is not None and time.monotonic_ns() > self.deadline_ns
-        return late and step >= self.fewest_steps
+        return late and step >= self.min_steps
 
 
 class Generate(Protocol):
-    """Generate from a batch; `between` is called after prefill and before decode, outside of both spans."""
+    """Generates from a batch. `between` is called between prefill and decode, outside both spans."""
 
     def __call__(
         self, batch: Batch, limits: Limits, between: Callable[[], None] = lambda: None
@@ -57,22 +57,22 @@ class Generate(Protocol):
 
 
 class Stepper(Protocol):
-    """A model that is made to generate step by step, each call issuing work without waiting for it."""
+    """A model driven step by step; each call issues work without waiting for it."""
 
     def begin(self, batch: Batch) -> None:
-        """Forget the trial before, and put inputs and context where the model is."""
+        """Forget the previous trial, and move inputs and context to the model's device."""
 
     def prefill(self) -> None:
-        """Process the prompts and choose each row's first token."""
+        """Process the prompts and pick each row's first token."""
 
     def step(self) -> None:
-        """Choose each row's next token from the one before."""
+        """Pick each row's next token from its previous one."""
 
     def token_ids(self) -> torch.Tensor:
-        """All tokens chosen since `begin`, shape (batch, tokens)."""
+        """All tokens picked since `begin`, shape (batch, tokens)."""
 
     def kv_bytes(self) -> int:
-        """What the cache's tensors hold."""
+        """Size of the cache's tensors."""
 
 
 def generate_stepwise(
@@ -107,5 +107,5 @@ def generate_stepwise(
 
 
 def seconds_since(start_ns: int) -> float:
-    """Host time since `start_ns`, a reading of the monotonic clock."""
+    """Seconds of host time since `start_ns`, a reading of the monotonic clock."""
     return (time.monotonic_ns() - start_ns) / 1e9

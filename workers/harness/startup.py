@@ -1,4 +1,4 @@
-"""What a worker says once its packages are imported and its device answers."""
+"""A worker's start: importing its packages, and the Ready frame that says what it runs on."""
 
 import importlib
 import importlib.metadata
@@ -12,15 +12,15 @@ from schemas.frames import Ready
 from workers.generation.device import Device
 
 MEASURED_WITH = ("torch", "transformers")
-"""What every worker measures with, so that its versions are told whatever the header names."""
+"""Used by every worker, so their versions are always reported."""
 CUDA_DEFAULTS = {"PYTORCH_ALLOC_CONF": "expandable_segments:False", "CUDA_DEVICE_ORDER": "FASTEST_FIRST"}
-"""What torch and CUDA do where these variables aren't set."""
+"""What torch and CUDA do if these variables aren't set."""
 
 
 def import_packages(packages: Iterable[str]) -> dict[str, str]:
-    """Import what the worker's header names, and tell the version of each."""
+    """Import the packages of the worker's header, and return the version of each."""
     versions = {}
-    with _cuda_defaults_kept():
+    with keep_cuda_defaults():
         for package in packages:
             distribution = importlib.metadata.distribution(package)
             importlib.import_module(_module_name(distribution))
@@ -29,16 +29,16 @@ def import_packages(packages: Iterable[str]) -> dict[str, str]:
 
 
 @contextmanager
-def _cuda_defaults_kept() -> Iterator[None]:
-    """Let no package choose torch's allocator and the order of GPUs for this process, as gptqmodel does.
+def keep_cuda_defaults() -> Iterator[None]:
+    """In this context no package can choose torch's allocator or the order of GPUs, as gptqmodel would.
 
-    Its worker's memory could not be compared with the others', and might be another GPU's. gptqmodel leaves
-    alone what is set; torch looks again when it first allocates, which is later.
+    That worker's memory would not be comparable with the others', and might be another GPU's. gptqmodel
+    respects variables that are set; torch reads them again at its first allocation, which is later.
     """
-    usual = os.environ.get("PYTORCH_CUDA_ALLOC_CONF") or CUDA_DEFAULTS["PYTORCH_ALLOC_CONF"]
-    held = CUDA_DEFAULTS | {"PYTORCH_ALLOC_CONF": usual}
-    unset = [name for name in held if not os.environ.get(name)]
-    os.environ.update({name: held[name] for name in unset})
+    configured = os.environ.get("PYTORCH_CUDA_ALLOC_CONF") or CUDA_DEFAULTS["PYTORCH_ALLOC_CONF"]
+    wanted = CUDA_DEFAULTS | {"PYTORCH_ALLOC_CONF": configured}
+    unset = [name for name in wanted if not os.environ.get(name)]
+    os.environ.update({name: wanted[name] for name in unset})
     try:
         yield
     finally:
@@ -47,7 +47,7 @@ def _cuda_defaults_kept() -> Iterator[None]:
 
 
 def ready_frame(device: Device, versions: dict[str, str]) -> Ready:
-    """Who this worker is, under which Python, with which packages, and on which device."""
+    """This worker's process, Python, packages and device."""
     return Ready(
         pid=os.getpid(),
         at_ns=time.monotonic_ns(),
@@ -63,13 +63,13 @@ def ready_frame(device: Device, versions: dict[str, str]) -> Ready:
 
 
 def _module_name(distribution: importlib.metadata.Distribution) -> str:
-    """What to import for a distribution: `awq` for autoawq, most often just its name."""
+    """Module to import for a distribution: `awq` for autoawq, usually just its name."""
     name = distribution.name.replace("-", "_")
-    declared = (distribution.read_text("top_level.txt") or "").split() or _owned_modules(distribution)
-    return name if name in declared or not declared else declared[0]
+    modules = (distribution.read_text("top_level.txt") or "").split() or _owned_modules(distribution)
+    return name if name in modules or not modules else modules[0]
 
 
 def _owned_modules(distribution: importlib.metadata.Distribution) -> list[str]:
-    """The same from its list of files: newer build tools declare no modules."""
+    """Top-level modules in its list of files, for build tools that don't declare them."""
     tops = (file.parts[0] for file in distribution.files or [] if file.suffix == ".py")
     return sorted({top.removesuffix(".py") for top in tops if top.removesuffix(".py").isidentifier()})
