@@ -32,7 +32,7 @@ def test_each_precision_is_shown_in_its_best_mode() -> None:
     assert (fp16.decode, fp16.versus_baseline) == ("compile", 1.0)
     assert (marlin.decode, marlin.baseline_decode, marlin.versus_baseline) == ("graph", "compile", 1.5)
     assert best_table([fp16, marlin]) == [
-        ["best decode mode", "vs FP16's best"],
+        ["best mode", "vs FP16's best"],
         ["fp16", "180.0 tok/s, compile"],
         ["awq-marlin", "1.50×, graph"],
     ]
@@ -41,7 +41,7 @@ def test_each_precision_is_shown_in_its_best_mode() -> None:
 def test_batches_are_compared_with_fp16_at_the_same_batch() -> None:
     rows = at_batches("fp16", {1: 100, 8: 800}) + at_batches("nf4", {1: 150, 8: 400})
     assert [best.versus_baseline for best in best_modes(rows)] == [1.0, 1.0, 1.5, 0.5]
-    assert best_table(best_modes(rows))[0] == ["best decode mode", "batch 1", "batch 8"]
+    assert best_table(best_modes(rows))[0] == ["best mode", "batch 1", "batch 8"]
 
 
 @pytest.mark.parametrize(
