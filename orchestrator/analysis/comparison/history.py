@@ -12,14 +12,13 @@ from typing import NamedTuple
 
 import msgspec
 
-from orchestrator.analysis.comparison.compare import (
-    FIGURES,
-    QUALITY,
+from orchestrator.analysis.comparison.compare import FIGURES, QUALITY
+from orchestrator.analysis.comparison.measured_run import (
     CrossRunKey,
     Groups,
+    distinctions,
     groups_of,
     qualities,
-    what_tells,
 )
 from orchestrator.analysis.intervals import Comparison, Sample, compare, of_shares, of_two
 from orchestrator.analysis.metrics import measure_cell
@@ -188,7 +187,7 @@ def _series(alike: _SeriesKey, tables: dict[_SeriesKey, list[_Reading]], figure:
         model=measured.model,
         precision=measured.cell.precision,
         decode=measured.cell.decode,
-        workload=what_tells(beside)[measured],
+        workload=distinctions(beside)[measured],
         points=list(_points(readings, figure)),
     )
 
