@@ -45,7 +45,7 @@ def test_batches_are_compared_with_fp16_at_the_same_batch() -> None:
 
 
 @pytest.mark.parametrize(
-    ("speeds", "said"),
+    ("speeds", "expected"),
     [
         ({1: 180, 4: 480, 16: 1500}, "leads up to 4 (1.20×) and loses its lead at 16 (0.94×)"),
         (
@@ -58,12 +58,12 @@ def test_batches_are_compared_with_fp16_at_the_same_batch() -> None:
     ],
 )
 def test_the_batch_at_which_a_lead_is_lost(
-    speeds: dict[int, float], said: str | None, golden: Golden
+    speeds: dict[int, float], expected: str | None, golden: Golden
 ) -> None:
     rows = at_batches("fp16", {1: 100, 4: 400, 16: 1600}) + at_batches("int4-wo", speeds)
     lines = list(leads(best_modes(rows)))
     golden(lines)
-    assert [said in line for line in lines] == ([] if said is None else [True])
+    assert [expected in line for line in lines] == ([] if expected is None else [True])
 
 
 def test_a_ratio_of_hosts_is_not_a_lead() -> None:
@@ -92,5 +92,5 @@ def test_without_a_choice_there_is_no_table(rows: list[CellMetrics]) -> None:
 def test_every_form_of_the_report_includes_it() -> None:
     run = read_run(ROOT / "tests/golden/h100-precisions-7b")
     assert "| awq | 0.76×, graph |" in as_markdown(run)
-    said = msgspec.json.decode(as_json(run))["best"]
-    assert msgspec.convert(said, list[Best]) == best_modes(rows_of(run))
+    expected = msgspec.json.decode(as_json(run))["best"]
+    assert msgspec.convert(expected, list[Best]) == best_modes(rows_of(run))

@@ -111,9 +111,9 @@ def test_other_differences_are_listed() -> None:
     one, other = make_run(cell("fp16", 100)), make_run(cell("fp16", 100))
     machine = msgspec.structs.replace(other.environment, commit="beef", driver="600.1")
     other = msgspec.structs.replace(other, environment=machine)
-    told = comparison_of(one, other).differences
-    assert any(line.startswith("commit: ") and line.endswith("vs. beef") for line in told)
-    assert any(line.startswith("driver: ") for line in told)
+    output = comparison_of(one, other).differences
+    assert any(line.startswith("commit: ") and line.endswith("vs. beef") for line in output)
+    assert any(line.startswith("driver: ") for line in output)
 
 
 @pytest.mark.parametrize(
@@ -161,8 +161,8 @@ def test_recorded_runs_of_an_h100() -> None:
     row = next(line for line in result.stdout.splitlines() if "2048" in line and "decode, tok/s" in line)
     assert row.split()[-7:] == ["98.8", "126.4", "1.28×", "one", "round:", "no", "interval"]
     assert "commit: 541be5341570 vs. 8ed3b44627bb" in result.stdout
-    told = invoke(RECORDED / "h100-modes/7b-prompts", RECORDED / "h100-long-prompts", "--json").stdout
-    assert len(msgspec.json.decode(told, type=Comparisons).runs) == 1
+    output = invoke(RECORDED / "h100-modes/7b-prompts", RECORDED / "h100-long-prompts", "--json").stdout
+    assert len(msgspec.json.decode(output, type=Comparisons).runs) == 1
 
 
 def test_gpus_side_by_side() -> None:
@@ -189,8 +189,8 @@ def test_runs_of_several_gpus_make_a_row_each(tmp_path: Path) -> None:
     ]
     assert [row[0] for row in rows] == [source.name, "t4", "v100", "a100.jsonl"]
     # Each row says how it differs.
-    told = json.loads(invoke(source, small, "--json").stdout)["gpus"]
-    assert [row["measured"] for row in told] == ["model random-qwen2.5-7b", "model random-qwen2.5-0.5b"]
+    output = json.loads(invoke(source, small, "--json").stdout)["gpus"]
+    assert [row["measured"] for row in output] == ["model random-qwen2.5-7b", "model random-qwen2.5-0.5b"]
 
 
 def test_a_row_is_about_one_workload() -> None:
@@ -230,17 +230,17 @@ def test_the_formats_of_tensor_cores(gpu: object, has: list[str]) -> None:
 # Quality
 
 
-def answering(precision: str, *parting: int) -> CellRecord:
+def answering(precision: str, *prefixes: int) -> CellRecord:
     """Answers of ten tokens, each equal to FP16's up to where it diverges."""
     trials = [
-        make_trial(index, token_ids=[*range(at), *range(100, 110 - at)]) for index, at in enumerate(parting)
+        make_trial(index, token_ids=[*range(at), *range(100, 110 - at)]) for index, at in enumerate(prefixes)
     ]
     job = make_job(precision, workload=Workload(prompts=["some"], new_tokens=10))
     return make_cell(precision, job=job, trials=trials)
 
 
-def answers(*parting: int) -> Run:
-    return make_run(answering("fp16", *[10] * len(parting)), answering("int8", *parting))
+def answers(*prefixes: int) -> Run:
+    return make_run(answering("fp16", *[10] * len(prefixes)), answering("int8", *prefixes))
 
 
 def test_quality_is_compared_prompt_by_prompt() -> None:
@@ -269,7 +269,7 @@ def test_a_quality_of_0_has_no_ratio_and_is_listed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("limit", "parting", "status", "said"),
+    ("limit", "prefixes", "status", "message"),
     [
         ("quality<0.9", (4, 2, 2, 2, 3, 4), 1, "breaks quality<0.9"),
         ("quality<0.9", (10, 8, 6, 8, 10, 10), 0, ""),
@@ -279,14 +279,14 @@ def test_a_quality_of_0_has_no_ratio_and_is_listed() -> None:
     ],
 )
 def test_limits_of_quality(
-    tmp_path: Path, limit: str, parting: tuple[int, ...], status: int, said: str
+    tmp_path: Path, limit: str, prefixes: tuple[int, ...], status: int, message: str
 ) -> None:
-    first = keep(answers(*(10, 8, 6, 8, 10, 10)[: len(parting)]), tmp_path / "a")
-    second = keep(answers(*parting), tmp_path / "b")
+    first = keep(answers(*(10, 8, 6, 8, 10, 10)[: len(prefixes)]), tmp_path / "a")
+    second = keep(answers(*prefixes), tmp_path / "b")
     result = invoke(first, second, "--fail-if", limit)
     assert result.return_value == status
-    assert said in result.stderr
-    assert bool(result.stderr) == bool(said)
+    assert message in result.stderr
+    assert bool(result.stderr) == bool(message)
 
 
 def test_recorded_tokens_are_compared_only_for_real_weights() -> None:
