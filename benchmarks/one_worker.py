@@ -9,9 +9,10 @@ from typing import NamedTuple
 
 from rich.console import Console
 
-from orchestrator.cli.orchestrate import lay_out, open_nvml
+from orchestrator.cli.orchestrate import build_plan, open_nvml
+from orchestrator.execution.cell_worker import CellWorker, RunContext
+from orchestrator.execution.idle_gpu import IdleGpu
 from orchestrator.execution.progress import Watcher
-from orchestrator.execution.run import Worker
 from orchestrator.hardware.machine import describe_machine
 from orchestrator.planning.plan import Cell
 from orchestrator.precisions.interpreter import lent_packages
@@ -24,7 +25,7 @@ from schemas.record import CellRecord, RunPlan
 class OneWorker(NamedTuple):
     """A worker, and the cells that it was planned for."""
 
-    worker: Worker
+    worker: CellWorker
     cells: list[Cell]
     folder: RunFolder
 
@@ -48,10 +49,11 @@ def one_worker(
     )
     with ExitStack() as stack:
         nvml, reason = open_nvml(stack)
-        cells = lay_out(options, nvml).cells
+        cells = build_plan(options, nvml).cells
         plan = RunPlan(command=sys.argv, options=options, jobs=[cell.job for cell in cells], skipped={})
         folder = RunFolder.create(path, plan, describe_machine(nvml, reason))
         lent = stack.enter_context(lent_packages([cells[0].precision]))
         quiet = Watcher(Console(file=StringIO()), len(cells))
-        worker = stack.enter_context(Worker(cells[0], lent, folder, quiet, nvml, 600))
+        context = RunContext(folder, quiet, nvml, IdleGpu(None), lent, timeout_s=600)
+        worker = stack.enter_context(CellWorker(cells[0], context))
         yield OneWorker(worker, cells, folder)

@@ -78,7 +78,7 @@ def shallow(path: Path) -> str:
 def measure(path: Path, model: str) -> CellRecord:
     """One cell of FP16 in eager mode; its record goes to `path`."""
     with (
-        patch("orchestrator.execution.run.Observation", OnAndOffObservation),
+        patch("orchestrator.execution.worker_session.Observation", OnAndOffObservation),
         one_worker(path, model, PROMPTS, ["eager"], NEW_TOKENS) as one,
     ):
         return one.measure(one.cells[0])

@@ -24,8 +24,9 @@ from orchestrator.precisions.interpreter import Interpreter
 from orchestrator.hardware.nvml import Nvml
 from orchestrator.planning.plan import Cell
 from orchestrator.precisions.catalog import Precision
+from orchestrator.execution.cell_worker import CellWorker, RunContext
+from orchestrator.execution.idle_gpu import IdleGpu
 from orchestrator.execution.progress import Watcher
-from orchestrator.execution.run import Worker
 from orchestrator.records.store import RunFolder
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from sample_records import make_job
@@ -38,8 +39,10 @@ precision = Precision(
 )
 cell = Cell(precision, Interpreter(python, own=True), make_job(device="cuda:0"), None)
 watcher, folder = Watcher(Console(stderr=True), 1), RunFolder(Path(run))
-with Nvml.open() as nvml, Worker(cell, Path(lent), folder, watcher, nvml, 30) as worker:
-    record = worker.measure(cell)
+with Nvml.open() as nvml:
+    context = RunContext(folder, watcher, nvml, IdleGpu(None), Path(lent), timeout_s=30)
+    with CellWorker(cell, context) as worker:
+        record = worker.measure(cell)
 print(msgspec.json.encode(record).decode())
 assert "torch" not in sys.modules
 """

@@ -74,7 +74,7 @@ def test_the_mines_do_go_off(mines: Path) -> None:
         ("report", ["--help"], "RUN"),
         (
             "compare",
-            ["--history", str(ROOT / "results"), "-m", "smollm2"],
+            ["--history", str(ROOT / "tests/golden"), "-m", "smollm2"],
             "smollm2-135m-instruct on NVIDIA H100",
         ),
     ],

@@ -164,7 +164,7 @@ def test_reading(sizes: tuple[Size, Size]) -> None:
         size.write()
         assert {len(cell.samples) for cell in read_run(size.folder).cells} == {20}
     assert_in_proportion(sizes, lambda size: read_run(size.folder))
-    assert_in_proportion(sizes, lambda size: RunFolder(size.folder).repair([]))
+    assert_in_proportion(sizes, lambda size: RunFolder(size.folder).repair(len(size.jobs), []))
 
 
 def test_summarizing(sizes: tuple[Size, Size]) -> None:

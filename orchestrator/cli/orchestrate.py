@@ -18,7 +18,7 @@ from orchestrator.cli.options import INTERRUPTED, read_options, run_command, tak
 from orchestrator.cli.plan_file import with_plan_file
 from orchestrator.errors import BadInput
 from orchestrator.execution.progress import watcher
-from orchestrator.execution.resume import check_machine, check_plan, is_complete, left_of, take_up
+from orchestrator.execution.resume import check_machine, check_plan, is_complete, left_of, resumed_options
 from orchestrator.execution.run import run_plan
 from orchestrator.hardware.machine import describe_machine
 from orchestrator.hardware.nvml import Nvml, NvmlUnavailable
@@ -30,6 +30,7 @@ from orchestrator.precisions.environments import outdated_line
 from orchestrator.records.store import RUNS_FOLDER, RunFolder, read_run, read_runs
 from orchestrator.report.listing import print_plan, print_precisions
 from orchestrator.report.summary import as_json, print_summary
+from schemas.environment import Environment
 from schemas.frames import Failed
 from schemas.job import ModelSource
 from schemas.options import Options
@@ -53,7 +54,7 @@ def main() -> None:
     help="TOML file of options, each a key without its dashes. Options that are typed as well win over it.",
 )  # fmt: skip
 @click.option(
-    "--resume", metavar="RUN", type=click.Path(path_type=Path),
+    "--resume", "run_folder", metavar="RUN", type=click.Path(path_type=Path),
     help="Go on with the interrupted run in this folder, with its options; finished rows stay.",
 )  # fmt: skip
 @click.version_option(package_name="qbench-orchestrate")
@@ -63,7 +64,7 @@ def orchestrate(
     list_: bool,
     dry_run: bool,
     plan_file: str | None,
-    resume: Path | None,
+    run_folder: Path | None,
     **given: Any,
 ) -> int:
     """Measure what each precision of a model costs and buys, each in a fresh process.
@@ -71,45 +72,52 @@ def orchestrate(
     Prints a table of speed (prefill and decode apart) and memory (torch and NVML), and keeps the raw
     facts in a run folder. Exits 0, or 1 where a precision failed.
     """
-    if resume is not None and plan_file is not None:
+    if run_folder is not None and plan_file is not None:
         raise BadInput("--plan", plan_file, "is not for --resume", "Leave it out: the run keeps its options")
-    if resume is not None:
-        return go_on(resume, read_options(given), json_, verbose, dry_run)
+    if run_folder is not None:
+        return resume(run_folder, read_options(given), json_, verbose, dry_run)
     with ExitStack() as stack:
         options = stack.enter_context(with_plan_file(plan_file, read_options(given)))
         nvml, gpu_reason = open_nvml(stack)
         if list_:
             list_precisions(options, nvml)
             return 0
-        plan = lay_out(options, nvml)
+        plan = build_plan(options, nvml)
+        machine = describe_machine(nvml, gpu_reason)
         if dry_run:
-            print_plan(plan, estimate(plan, describe_machine(nvml, gpu_reason), read_runs(RUNS_FOLDER)))
+            print_dry_run(plan, machine)
             return 0
-        folder = start_run(options, plan, nvml, gpu_reason)
-        ended = measure(plan, plan, folder, nvml, options)
+        folder, begun = start_run(options, plan, machine)
+        ended = measure(plan, begun, folder, nvml)
     return conclude(folder.path, json_, verbose, ended)
 
 
-def go_on(path: Path, given: Options, json_: bool, verbose: bool, dry_run: bool) -> int:
-    """Measure what is left of a run, in the folder from which it was begun. Raises `BadInput`."""
+def resume(path: Path, given: Options, json_: bool, verbose: bool, dry_run: bool) -> int:
+    """Measure what is left of a run, in the folder where it was started. Raises `BadInput`."""
     begun = read_run(path, samples=False)
-    options = take_up(begun.plan.options, given, typed_options())
+    options = resumed_options(begun.plan.options, given, typed_options())
     if is_complete(begun):
         click.echo(f"{path} is complete: nothing is left to measure", err=True)
         return conclude(path, json_, verbose)
     with ExitStack() as stack:
         nvml, gpu_reason = open_nvml(stack)
+        machine = describe_machine(nvml, gpu_reason)
         folder = RunFolder.reopen(path.absolute())
-        check_machine(folder.path, begun, describe_machine(nvml, gpu_reason))
+        check_machine(folder.path, begun, machine)
         stack.enter_context(chdir(begun.plan.cwd or "."))
-        plan = lay_out(options, nvml)
+        plan = build_plan(options, nvml)
         check_plan(folder.path, begun, plan)
         left = left_of(plan, begun.cells)
         if dry_run:
-            print_plan(left, estimate(left, describe_machine(nvml, gpu_reason), read_runs(RUNS_FOLDER)))
+            print_dry_run(left, machine)
             return 0
-        ended = measure(plan, left, folder, nvml, options)
+        ended = measure(left, begun, folder, nvml)
     return conclude(path, json_, verbose, ended)
+
+
+def print_dry_run(plan: Plan, machine: Environment) -> None:
+    """Print what would be measured, and about how long it would take by earlier runs."""
+    print_plan(plan, estimate(plan, machine, read_runs(RUNS_FOLDER)))
 
 
 def open_nvml(stack: ExitStack) -> tuple[Nvml | None, str | None]:
@@ -126,8 +134,8 @@ def list_precisions(options: Options, nvml: Nvml | None) -> None:
     print_precisions(precisions, options, nvml.gpus() if nvml else [], cache_folder())
 
 
-def lay_out(options: Options, nvml: Nvml | None) -> Plan:
-    """The plan of these options on this machine; environments that it passes over are told of."""
+def build_plan(options: Options, nvml: Nvml | None) -> Plan:
+    """The plan of these options on this machine; prints which outdated environments it ignores."""
 
     def find_model() -> ModelSource:
         say = partial(click.echo, err=True)
@@ -141,8 +149,8 @@ def lay_out(options: Options, nvml: Nvml | None) -> Plan:
     return plan
 
 
-def start_run(options: Options, plan: Plan, nvml: Nvml | None, gpu_reason: str | None) -> RunFolder:
-    """Make the run folder, with the plan and the machine in it."""
+def start_run(options: Options, plan: Plan, machine: Environment) -> tuple[RunFolder, Run]:
+    """Create the run folder, with the plan and the machine in it, and the run without any record."""
     now = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     path = Path(options.out or RUNS_FOLDER / f"{now}-{plan.cells[0].job.model.name}")
     record = RunPlan(
@@ -152,19 +160,19 @@ def start_run(options: Options, plan: Plan, nvml: Nvml | None, gpu_reason: str |
         skipped=plan.left_out,
         cwd=os.getcwd(),
     )
-    return RunFolder.create(path, record, describe_machine(nvml, gpu_reason))
+    return RunFolder.create(path, record, machine), Run(plan=record, environment=machine, cells=[])
 
 
-def measure(plan: Plan, left: Plan, folder: RunFolder, nvml: Nvml | None, options: Options) -> bool:
-    """Run what is `left` of a plan; False where that was interrupted."""
+def measure(left: Plan, begun: Run, folder: RunFolder, nvml: Nvml | None) -> bool:
+    """Run what is left of a run; False if that was interrupted."""
     messages = Console(stderr=True, highlight=False, markup=False)
     for name, why in left.left_out.items():
         messages.print(f"left out {name}: {why}", soft_wrap=True)
-    jobs = [cell.job for cell in plan.runnable]
+    jobs = begun.plan.jobs
     watching = watcher(messages, jobs, begun=len(jobs) - len(left.runnable))
     try:
         with folder.reserved():
-            run_plan(plan, folder, watching, nvml, options.timeout, explicit=not options.all)
+            run_plan(left, begun, folder, watching, nvml)
     except KeyboardInterrupt:
         return False
     return True

@@ -6,7 +6,7 @@ JSON Lines that a run would read. The worker's stderr is the terminal's.
 
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Iterable
 from contextlib import ExitStack
 from typing import Any
 
@@ -15,22 +15,18 @@ import msgspec
 
 from orchestrator.cache import cache_folder
 from orchestrator.cli.options import read_options, run_command, takes_options
-from orchestrator.cli.orchestrate import lay_out, list_precisions, open_nvml
+from orchestrator.cli.orchestrate import build_plan, list_precisions, open_nvml
 from orchestrator.errors import BadInput
 from orchestrator.execution.calibration import calibrate_cell, require_calibration
-from orchestrator.execution.observation import Observation
-from orchestrator.execution.worker_process import WorkerProcess
+from orchestrator.execution.worker_session import Event, WorkerSession, separate_start
 from orchestrator.hardware.nvml import Nvml
 from orchestrator.planning.plan import Cell, choose_device
 from orchestrator.precisions.catalog import choose, find_all_precisions
 from orchestrator.precisions.installer import drop_environment, make_environment
-from orchestrator.precisions.interpreter import lent_packages, worker_command, worker_environment
 from orchestrator.report.frames import describe
-from schemas.frames import AnyFrame, Done, Phase
+from schemas.frames import AnyFrame, Done
 from schemas.options import Options
 from schemas.record import MemoryReading
-
-Show = Callable[[AnyFrame, MemoryReading | None], str | bytes]
 
 
 def main() -> None:
@@ -78,7 +74,7 @@ def work(
             raise BadInput("PRECISION", "", "is missing", f"Name one of: {known}")
         if calibrate:
             require_calibration(name, find_all_precisions(options.workers), options)
-        plan = lay_out(options, nvml)
+        plan = build_plan(options, nvml)
         if plan.left_out:
             raise BadInput("PRECISION", name, plan.left_out[name], "See qbench-worker --list")
         if calibrate:
@@ -87,39 +83,27 @@ def work(
 
 
 def follow(cells: list[Cell], nvml: Nvml | None, options: Options) -> int:
-    """Run one worker over its cells and print its frames as they come; 0 if it got to the end of each."""
-    first = cells[0]
-    jobs = [msgspec.structs.replace(cell.job, budget_s=options.budget) for cell in cells]
-    show = describe if sys.stdout.isatty() else _raw
-    if first.job.model.notice:
-        click.echo(first.job.model.notice, err=True)
-    with lent_packages([first.precision]) as lent:
-        command = worker_command(first.interpreter, first.precision.module)
-        environment = worker_environment(first.interpreter, lent)
-        with (
-            Observation(first.job.device, nvml) as seen,
-            WorkerProcess(command, environment, jobs[0], log=None) as worker,
-        ):
-            seen.watch_resident_set(worker.pid)
-            done = _follow_cell(worker, seen, options.timeout, show)
-            for job in jobs[1:]:
-                if not worker.waits_for_more():
-                    return 1
-                seen.begin_cell()
-                worker.send(job)
-                done &= _follow_cell(worker, seen, options.timeout, show)
+    """Run one worker over its cells and print its frames as they come; 0 if it finished each."""
+    if notice := cells[0].job.model.notice:
+        click.echo(notice, err=True)
+    done = True
+    with (
+        separate_start(cells[0]) as start,
+        WorkerSession(start, options.timeout, nvml) as session,
+    ):
+        for cell in cells:
+            if session.is_started and not session.waits_for_more():
+                return 1
+            _print_events(session.events(msgspec.structs.replace(cell.job, budget_s=options.budget)))
+            done &= isinstance(session.seen.outcome, Done)
     return 0 if done else 1
 
 
-def _follow_cell(worker: WorkerProcess, seen: Observation, timeout_s: float, show: Show) -> bool:
-    for frame in worker.frames(timeout_s):
-        if frame is None:
-            continue
-        seen.take(frame)
-        if isinstance(frame, Phase):
-            worker.acknowledge()
-        click.echo(show(frame, seen.edges[-1].reading if isinstance(frame, Phase) else None))
-    return isinstance(seen.outcome, Done)
+def _print_events(events: Iterable[Event]) -> None:
+    show = describe if sys.stdout.isatty() else _raw
+    for frame, memory in events:
+        if frame is not None:
+            click.echo(show(frame, memory))
 
 
 def _raw(frame: AnyFrame, reading: MemoryReading | None) -> bytes:

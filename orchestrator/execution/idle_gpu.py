@@ -1,10 +1,9 @@
-"""The GPU between two workers: as empty as when the run began, or a record that says it was not.
+"""The GPU between two workers: as empty as when the run began, or the record says that it was not.
 
-A worker's memory goes back to the driver when the process ends, most often before it can be waited for. A
-driver may take longer, and a child that outlived its worker holds on to its share. The next worker's figures
-would then be taken on a GPU that is not free. So the first look decides, and nearly always costs nothing;
-where it finds the GPU fuller than before, the GPU is waited for, and what remains then is told rather than
-hidden.
+A worker's memory returns to the driver when the process ends, usually before we could wait for it. But a
+driver may take longer, and a child that outlives its worker keeps its share. The next worker would then be
+measured on a GPU that is not free. So we check first, which nearly always costs nothing; if more memory is in
+use than at the start, we wait for it to be freed, and record what is still in use after that.
 """
 
 import time
@@ -16,24 +15,24 @@ from schemas.record import ForeignProcess, Leftover
 PATIENCE_S = 10.0
 LOOK_EVERY_S = 0.1
 TOLERANCE_BYTES = 32 * 2**20
-"""Far less than the smallest CUDA context; the driver's own use wanders by some MiB."""
+"""Far less than the smallest CUDA context; the driver's own use varies by some MiB."""
 
 
 def idle_bytes(nvml: Nvml) -> dict[str, int]:
-    """Bytes now in use on each GPU and MIG slice that answers, by UUID."""
+    """Bytes in use on each GPU and MIG slice that can be queried, by UUID."""
     idle = {}
     for uuid in nvml.uuids():
         try:
             idle[uuid] = nvml.device_bytes(uuid)
         except NvmlUnavailable:
-            continue  # the sampler will say so, with its reason, if this is the GPU that is used
+            continue  # if this is the GPU in use, the sampler reports the reason
     return idle
 
 
 class IdleGpu:
-    """The GPU that a run's workers take, one after the other; made before the first of them.
+    """The GPU that a run's workers use in turn; created before the first of them.
 
-    Only a worker can say which one it is, so there is nothing to wait for until `note` was told.
+    Only a worker knows which GPU that is, so there is nothing to wait for until `note` is called.
     """
 
     def __init__(self, nvml: Nvml | None) -> None:
@@ -48,18 +47,18 @@ class IdleGpu:
             self._uuid = self.nvml.uuid_of(ready.device_uuid, ready.cuda_visible_devices)
 
     def wait(self) -> Leftover | None:
-        """Return once the GPU is as empty as at first, or after `patience_s` with what is still there."""
+        """Return once the GPU is as empty as at the start, or after `patience_s` with what is in use."""
         start_s = time.monotonic()
         while (over_bytes := self._over_bytes()) is not None and over_bytes > TOLERANCE_BYTES:
             waited_s = time.monotonic() - start_s
             if waited_s >= self.patience_s:
-                self.patience_s = 0.0  # what did not go away now need not be waited for again
+                self.patience_s = 0.0  # what wasn't freed now isn't waited for again
                 return Leftover(over_baseline_bytes=over_bytes, waited_s=waited_s, holders=self._holders())
             time.sleep(LOOK_EVERY_S)
         return None
 
     def _over_bytes(self) -> int | None:
-        """More than at first; None where it is not known."""
+        """Bytes in use beyond those at the start; None if unknown."""
         if self.nvml is None or self._uuid not in self._first_bytes:
             return None
         try:

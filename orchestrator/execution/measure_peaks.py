@@ -1,38 +1,29 @@
-"""The device's peaks: measured by a worker of its own, once a run, and asked for by every row."""
+"""The device's peak rates, measured once a run by a separate worker and used by every row."""
 
 import time
 from pathlib import Path
 
-from orchestrator.execution.worker_process import WorkerProcess
+from orchestrator.execution.worker_session import WorkerSession, WorkerStart
 from orchestrator.hardware.datasheet import find_datasheet
-from orchestrator.precisions.interpreter import Interpreter, worker_command, worker_environment
-from schemas.frames import Failed, Peaks, Phase, Ready
+from schemas.frames import Failed, Peaks
 from schemas.job import Job, ModelSource, Workload
 from schemas.record import PeaksRecord
 
-WORKER = "workers.peaks"
+PEAKS_WORKER = "workers.peaks"
 
 
-def measure_peaks(
-    interpreter: Interpreter, device: str, cache_folder: Path, lent: Path, log: Path | None, timeout_s: float
-) -> PeaksRecord:
-    """Measure `device`, as torch counts it, under this interpreter. What goes wrong stands in the record.
+def measure_peaks(start: WorkerStart, device: str, cache_folder: Path, timeout_s: float) -> PeaksRecord:
+    """Measure `device`, named as in torch, with the worker `PEAKS_WORKER`. A failure goes into the record.
 
-    `lent` is the folder of `lent_packages`. Takes some 5 seconds and the import of torch.
+    Takes about 5 seconds and the import of torch.
     """
     start_s = time.monotonic()
-    ready: Ready | None = None
-    outcome: Peaks | Failed = Failed(kind="crashed", message="the worker never spoke")
-    command, environment = worker_command(interpreter, WORKER), worker_environment(interpreter, lent)
-    with WorkerProcess(command, environment, _job(device, cache_folder), log) as worker:
-        for frame in worker.frames(timeout_s):
-            match frame:
-                case Phase():
-                    worker.acknowledge()
-                case Ready():
-                    ready = frame
-                case Peaks() | Failed():
-                    outcome = frame
+    outcome: Peaks | Failed = Failed(kind="crashed", message="the worker sent no result")
+    with WorkerSession(start, timeout_s, sample_memory=False) as session:
+        for frame, _ in session.events(_job(device, cache_folder)):
+            if isinstance(frame, Peaks | Failed):
+                outcome = frame
+    ready = session.seen.ready
     return PeaksRecord(
         outcome=outcome,
         wall_s=time.monotonic() - start_s,
@@ -42,7 +33,7 @@ def measure_peaks(
 
 
 def _job(device: str, cache_folder: Path) -> Job:
-    """A Job is what a worker is told its device by; this one has neither weights nor prompts."""
+    """A worker learns its device from a Job; this one has neither weights nor prompts."""
     return Job(
         precision="peaks",
         model=ModelSource(kind="random", location="none", name="none"),

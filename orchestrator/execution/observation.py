@@ -1,4 +1,4 @@
-"""What a worker said, joined with what memory and clocks looked like from outside at the same instants."""
+"""What a worker reports, combined with memory and clocks read from outside at the same instants."""
 
 from contextlib import ExitStack
 
@@ -21,7 +21,7 @@ from schemas.record import MemoryReading, PhaseEdge
 
 
 class Observation:
-    """Follows one worker over its cells: `begin_cell` forgets what belongs to the one before."""
+    """Follows one worker over its cells: `begin_cell` drops what belongs to the previous one."""
 
     def __init__(self, device: str, nvml: Nvml | None) -> None:
         self.on_gpu = device != "cpu"
@@ -31,7 +31,7 @@ class Observation:
         self.sampler: MemorySampler | None = None
         self._edges_of_worker: list[PhaseEdge] = []
         self.nvml_uuid: str | None = None
-        """What NVML is asked about, once the worker has said where it computes."""
+        """The device to query in NVML, known once the worker has reported it."""
         self._idle_bytes = idle_bytes(nvml) if nvml and self.on_gpu else {}
         self._stack = ExitStack()
         self.begin_cell()
@@ -43,24 +43,24 @@ class Observation:
         self._stack.close()
 
     def begin_cell(self) -> None:
-        """From here on, what is seen belongs to another cell."""
-        # A cell's memory begins with how the worker got there: context, load, and what stood after it.
+        """From here on, observations belong to another cell."""
+        # A cell's memory history includes how its worker got there: context and load.
         self.edges = list(self._edges_of_worker)
         self.setup: SetUp | None = None
         self.warmed_up: WarmedUp | None = None
         self.trials: list[Trial] = []
         self.profile: Profile | None = None
-        self.outcome: Done | Failed = Failed(kind="crashed", message="the worker never spoke")
+        self.outcome: Done | Failed = Failed(kind="crashed", message="the worker sent no result")
         self._first_sample = len(self.sampler.samples) if self.sampler else 0
 
     @property
     def is_loaded(self) -> bool:
-        """Whether the worker got as far as measuring; what fails before fails for every workload."""
+        """Whether the worker got past loading; a failure before that would repeat for every workload."""
         return bool(self._edges_of_worker)
 
     @property
     def samples(self) -> list[MemoryReading]:
-        """Those of this cell."""
+        """The samples of this cell."""
         return self.sampler.samples[self._first_sample :] if self.sampler else []
 
     @property
@@ -69,7 +69,7 @@ class Observation:
 
     @property
     def baseline_device_bytes(self) -> int | None:
-        """The GPU's use just before the worker was started."""
+        """Bytes in use on the GPU just before the worker was started."""
         return self._idle_bytes.get(self.nvml_uuid) if self.nvml_uuid else None
 
     def watch_resident_set(self, pid: int) -> None:
@@ -77,14 +77,14 @@ class Observation:
             self.sampler = self._stack.enter_context(MemorySampler(ResidentSetSource(pid)))
 
     def take(self, frame: AnyFrame) -> None:
-        """Note a frame; at a phase edge the worker stands still, so memory is read right here."""
+        """Take in a frame; at a phase edge the worker is paused, so memory is read right here."""
         match frame:
             case Phase():
                 self._take_edge(frame)
             case Ready():
                 self.ready = frame
-                # Only torch knows which GPU it took, whatever CUDA_VISIBLE_DEVICES says; and only the
-                # worker knows its own pid, since what was started may have been a launcher.
+                # Only torch knows which GPU it uses, regardless of CUDA_VISIBLE_DEVICES; and only the worker
+                # knows its own pid, since the process we started may be a launcher.
                 if self.nvml is not None and frame.device_uuid is not None:
                     self.nvml_uuid = self.nvml.uuid_of(frame.device_uuid, frame.cuda_visible_devices)
                     source = NvmlSource(self.nvml, self.nvml_uuid, frame.pid)

@@ -1,7 +1,7 @@
-"""Which workloads cannot fit: those at least as large, in every dimension, as one that ran out of memory.
+"""Which workloads won't fit: those at least as large, in every dimension, as one that ran out of memory.
 
 Weights are the same for all workloads of a precision. Keys and values grow with rows and with the tokens of
-each, activations with rows and with the tokens of a prompt; and a decode mode has its own buffers on top.
+each, activations with rows and with the tokens of a prompt; and a decode mode adds its own buffers.
 """
 
 from collections.abc import Iterable
@@ -14,13 +14,13 @@ from schemas.record import CellRecord
 
 
 def ran_out(record: CellRecord) -> bool:
-    """Whether a workload was too large. What runs out while it loads would do so with any."""
+    """Whether a workload was too large. Running out during loading says nothing about the workload."""
     failed = isinstance(record.outcome, Failed) and record.outcome.kind == "out-of-memory"
     return failed and record.loaded is not None
 
 
 def why_no_room(job: Job, too_large: Iterable[Job]) -> str | None:
-    """Which of the jobs that ran out of memory says that this one would too; None where none does."""
+    """Which job that ran out of memory shows that this one would too; None if none does."""
     key = key_of(job)
     for other in map(key_of, too_large):
         if other.variant == key.variant and _at_least_as_large(key.workload, other.workload):

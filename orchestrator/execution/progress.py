@@ -1,4 +1,4 @@
-"""What one sees while a run goes on: a live line on a terminal, plain lines elsewhere. All on stderr."""
+"""Progress of a run, on stderr: a live line on a terminal, plain lines elsewhere."""
 
 import time
 from collections.abc import Callable, Collection
@@ -17,14 +17,14 @@ from schemas.frames import AnyFrame, Done, Phase, Progress, Trial
 from schemas.job import Job
 from schemas.record import CellRecord, MemoryReading
 
-ERRANDS = {
+SETUP_MESSAGES = {
     "prepare": "preparing weights, once for this model",
     "build": "building kernels, once for this machine",
 }
 
 
 class Watcher:
-    """Follows a run and tells of it in plain lines: one when a cell begins, one when it ends."""
+    """Follows a run and prints plain lines: one when a cell begins, one when it ends."""
 
     def __init__(
         self,
@@ -56,11 +56,11 @@ class Watcher:
         self.say(f"{self._position()} {self.name(job)}: started")
 
     def see(self, frame: AnyFrame | None, reading: MemoryReading | None) -> None:
-        """Take note of a frame, or of the time passing, and of the newest memory sample."""
+        """Take in a frame, or None for a tick without one, and the latest memory reading."""
         if isinstance(frame, Phase):
             self.phase = frame.name
-            if frame.name in ERRANDS:
-                self.say(f"{self._position()} {self.name(self.job)}: {ERRANDS[frame.name]}")
+            if frame.name in SETUP_MESSAGES:
+                self.say(f"{self._position()} {self.name(self.job)}: {SETUP_MESSAGES[frame.name]}")
         elif isinstance(frame, Progress) and frame.total:
             self.phase = f"{frame.message} {frame.done}/{frame.total}"
         elif isinstance(frame, Trial):
@@ -71,10 +71,10 @@ class Watcher:
         self.finished_s.append(took_s)
         row = measure_cell(record)
         if isinstance(record.outcome, Done):
-            told = f"decode {rate(row.decode_tok_s)} tok/s, {row.trials} trials"
+            result = f"decode {rate(row.decode_tok_s)} tok/s, {row.trials} trials"
         else:
-            told = f"failed, {row.reason}"
-        self.say(f"{self._position()} {self.name(self.job)}: {told}, {duration(took_s)}")
+            result = f"failed, {row.reason}"
+        self.say(f"{self._position()} {self.name(self.job)}: {result}, {duration(took_s)}")
 
     def say(self, line: str) -> None:
         self.console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -84,7 +84,7 @@ class Watcher:
 
 
 class LiveWatcher(Watcher):
-    """On a terminal, a line that is redrawn: precision, phase, tok/s so far, memory now, time left."""
+    """A terminal line that is redrawn: precision, phase, tok/s so far, memory now, time left."""
 
     def __enter__(self) -> Self:
         self.live = Live(Text(""), console=self.console, refresh_per_second=8, transient=True)
@@ -119,7 +119,7 @@ class LiveWatcher(Watcher):
         return -(-len(workload.prompts) // workload.batch_size)
 
     def _time_left_s(self) -> float | None:
-        """Of this cell by its trials so far, of the others by the cells so far."""
+        """This cell's from its trials so far, the others' from the cells so far."""
         elapsed_s = time.monotonic() - self.began_s
         cell_s = None
         if self.job.budget_s is not None:
@@ -135,6 +135,6 @@ class LiveWatcher(Watcher):
 
 
 def watcher(console: Console, jobs: Collection[Job], begun: int) -> Watcher:
-    """The watcher that fits where the messages go, for a run of these jobs."""
+    """A live watcher if the console is a terminal, for a run of these jobs of which some have `begun`."""
     kind = LiveWatcher if console.is_terminal else Watcher
     return kind(console, len(jobs), begun, full_names(jobs))

@@ -1,8 +1,8 @@
-"""One worker process: started, listened to, and ended with everything it started.
+"""One worker process: started, read from, and ended together with everything it started.
 
-The worker gets a session of its own, so that a Ctrl-C in the terminal reaches the parent alone and the
-parent can end the worker's whole group: terminate, wait, kill. A worker's stdout carries frames and
-nothing else; its stderr is a log file.
+The worker runs in a new session, so that Ctrl-C in the terminal reaches only the parent, and the parent can
+end the worker's whole process group: terminate, wait, kill. A worker's stdout carries only frames; its stderr
+is a log file.
 """
 
 import os
@@ -23,12 +23,12 @@ from schemas.frames import AnyFrame, Done, Failed, Peaks, Prepared, Waiting
 from schemas.job import Job
 
 GRACE_S = 3.0
-"""How long a worker may take to end after it is asked to."""
+"""How long a worker may take to exit after being asked to."""
 SIGNAL_NAMES = {number.value: number.name for number in signal.Signals}
 
 
 class WorkerProcess:
-    """A running worker, ended at the close of a `with`."""
+    """A running worker, ended at the end of a `with`."""
 
     def __init__(self, command: list[str], environment: dict[str, str], job: Job, log: Path | None) -> None:
         self.command = command
@@ -37,7 +37,7 @@ class WorkerProcess:
         self.log = log
         self.decoder: msgspec.json.Decoder[AnyFrame] = msgspec.json.Decoder(AnyFrame)
         self._read = b""
-        """What came and was not asked for yet."""
+        """Bytes received but not yet returned as frames."""
 
     def __enter__(self) -> Self:
         with self.log.open("wb") if self.log else nullcontext() as log:
@@ -55,8 +55,8 @@ class WorkerProcess:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        # A worker that said its last word may take a moment to unload; its children get no such moment. One
-        # that has not read its job holds up who would close the pipe.
+        # A worker that sent its result may take a moment to unload; its children get no grace period. If it
+        # has not read its job, closing the pipe would block.
         if error is None and not self.sending.is_alive():
             self._close(self.process.stdin)
             self._wait(GRACE_S)
@@ -74,28 +74,29 @@ class WorkerProcess:
         return self.process.pid
 
     def send(self, job: Job) -> None:
-        """Give the worker a job: its first, or another once it waits for more."""
-        # From a thread, since a job may be longer than the pipe's buffer and the worker slow to read it, or
-        # too broken to; the deadline is kept by those who wait for frames.
+        """Send the worker a job: its first, or another once it waits for more."""
+        # In a thread, since a job may be longer than the pipe's buffer and the worker slow to read it, or
+        # hung; the deadline is enforced by whoever waits for frames.
         line = msgspec.json.encode(job) + b"\n"
-        self.sending = threading.Thread(target=self._write, args=(line,), name="send-job", daemon=True)
-        self.sending.start()
+        sending = threading.Thread(target=self._write, args=(line,), name="send-job", daemon=True)
+        sending.start()
+        self.sending = sending  # only now: if Ctrl-C comes before the start, it can't be joined
 
     def waits_for_more(self, timeout_s: float = 10.0) -> bool:
-        """Whether the worker, its job done or failed, can be given another; it may free memory first."""
+        """Whether the worker, its job done or failed, can take another; it may free memory first."""
         for frame in self.frames(timeout_s):
             if frame is not None:
                 return isinstance(frame, Waiting)
         return False
 
     def acknowledge(self) -> None:
-        """Let the worker go on from a phase edge."""
+        """Let the worker continue from a phase edge."""
         self._write(b"\n")
 
     def frames(self, timeout_s: float, tick_s: float = 0.25) -> Iterator[AnyFrame | None]:
-        """What the worker sends, up to Done, Peaks, Prepared or Failed; None every `tick_s` without news.
+        """What the worker sends, up to Done, Peaks, Prepared or Failed; None each `tick_s` without a frame.
 
-        A worker that dies, hangs or talks nonsense yields a Failed of the parent's own making.
+        For a worker that crashes, hangs or sends invalid frames, the parent makes a Failed.
         """
         deadline_s = time.monotonic() + timeout_s
         for line in self._lines(tick_s):
@@ -113,7 +114,7 @@ class WorkerProcess:
             yield frame
             if isinstance(frame, Done | Peaks | Prepared | Failed):
                 return
-        yield self._describe_death()
+        yield self._describe_exit()
 
     def _lines(self, tick_s: float) -> Iterator[bytes | None]:
         assert self.process.stdout is not None
@@ -126,7 +127,7 @@ class WorkerProcess:
                     line, _, self._read = self._read.partition(b"\n")
                     yield line
                 if not selector.select(tick_s):
-                    if ended:  # and has nothing left to say, though a child of its own may hold the pipe
+                    if ended:  # nothing is left to read, though a child of the worker may still hold the pipe
                         return
                     ended = self.process.poll() is not None
                     yield None
@@ -140,19 +141,19 @@ class WorkerProcess:
         try:
             return self.decoder.decode(line)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            return Failed(kind="crashed", message=f"the worker sent a line that is no frame: {error}")
+            return Failed(kind="crashed", message=f"the worker sent an invalid frame: {error}")
 
-    def _describe_death(self) -> Failed:
+    def _describe_exit(self) -> Failed:
         status = self.process.wait()
         if status >= 0:
-            return Failed(kind="crashed", message=f"the worker ended with status {status} and no word")
+            return Failed(kind="crashed", message=f"the worker exited ({status}) without a result")
         name = SIGNAL_NAMES.get(-status, f"signal {-status}")
-        hint = "the kernel kills what takes too much memory: see dmesg" if name == "SIGKILL" else None
+        hint = "the kernel kills processes that use too much memory: see dmesg" if name == "SIGKILL" else None
         return Failed(kind="crashed", message=f"the worker was killed by {name}", hint=hint)
 
     def _write(self, data: bytes) -> None:
         assert self.process.stdin is not None
-        # It has ended, and its pipe is broken or closed by us: the frames, or their lack, will tell.
+        # The worker has exited, or we closed the pipe: its frames, or their absence, will show which.
         with suppress(BrokenPipeError, ValueError):
             self.process.stdin.write(data)
             self.process.stdin.flush()
@@ -160,7 +161,7 @@ class WorkerProcess:
     @staticmethod
     def _close(pipe: IO[bytes] | None) -> None:
         if pipe is not None:
-            with suppress(BrokenPipeError):  # of what a dead worker was still to be told
+            with suppress(BrokenPipeError):  # data that a dead worker did not read
                 pipe.close()
 
     def _signal_group(self, number: signal.Signals) -> None:

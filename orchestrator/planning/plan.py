@@ -44,6 +44,9 @@ class Plan(NamedTuple):
     cells: list[Cell]
     budget_s: float | None
     cooldown_s: float
+    timeout_s: float
+    explicit: bool
+    """Whether precisions were requested by name: one that can't run is then a failure, else left out."""
     precise: float | None = None
     """Half-width of the intervals at which later rounds are left out."""
 
@@ -124,7 +127,14 @@ def make_plan(
         if obstacles[turn.precision.name] is None or number == round_ == 0
     ]
     default_budget_s = CPU_BUDGET_S * options.rounds if device == "cpu" else None
-    return Plan(cells, options.budget or default_budget_s, options.cooldown, options.precise)
+    return Plan(
+        cells,
+        budget_s=options.budget or default_budget_s,
+        cooldown_s=options.cooldown,
+        timeout_s=options.timeout,
+        explicit=not options.all,
+        precise=options.precise,
+    )
 
 
 class Turn(NamedTuple):

@@ -1,1 +1,1 @@
-"""Which precisions there are, and under which interpreter each runs."""
+"""Which precisions exist, and the Python interpreter that each runs under."""

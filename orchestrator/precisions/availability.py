@@ -1,7 +1,7 @@
-"""Whether a precision can run here, and if not, the one line that says why and what would help.
+"""Whether a precision can run here, and if not, one line that says why and what to do.
 
-Pure: device, compute capability and packages come in as facts, so that every answer can be tested on
-any machine. Nothing is imported to find out; what can only be seen by trying becomes a `Failed` cell.
+Pure: device, compute capability and packages are arguments, so every answer can be tested on any machine.
+Nothing is imported to find out; what only shows when a worker runs becomes a `Failed` cell.
 """
 
 import platform
@@ -15,10 +15,10 @@ from packaging.utils import canonicalize_name
 from orchestrator.precisions.catalog import Precision
 
 SCHEMAS_NEED = "msgspec"
-"""What every worker needs besides its header's packages, to speak with the parent."""
+"""What every worker needs besides its header's packages, to exchange messages with the parent."""
 
 CPU_TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
-"""Where torch is a quarter of its usual size, for machines without a GPU."""
+"""Has torch builds of a quarter of the usual size, for machines without a GPU."""
 
 
 def why_not(
@@ -28,15 +28,15 @@ def why_not(
     installed: Mapping[str, str],
     *,
     python_version: str = platform.python_version(),
-    pip: str | None = "pip",
+    pip: str | None = "pip install",
     make_env: str | None = None,
 ) -> str | None:
-    """Why `precision` can't run on `device` with these packages; None if nothing speaks against it.
+    """Why `precision` can't run on `device` with these packages; None if it can.
 
-    `device` is `cpu`, `cuda` or `cuda:N`; `compute_capability` is None on a CPU, or where it is unknown;
-    `installed` maps canonical distribution names to versions, and, like `python_version` and `pip`,
-    belongs to the interpreter that the worker would run under. `pip` and `make_env` are the commands that
-    install into it and that make another; None for what is not to be advised.
+    `device` is `cpu`, `cuda` or `cuda:N`; `compute_capability` is None on a CPU, or if it is unknown.
+    `installed` maps canonical distribution names to versions; it, `python_version` and `pip` describe the
+    interpreter that the worker would run under. `pip` is the command that installs into that interpreter and
+    `make_env` the one that makes an environment; None leaves it out of the advice.
     """
     return (
         _wrong_device(precision, device)
@@ -78,13 +78,13 @@ def _missing_packages(
         return None
     wants_torch = any(Requirement(need).name == "torch" for need in unmet)
     index = f" --extra-index-url {CPU_TORCH_INDEX}" if wants_torch and device == "cpu" else ""
-    install = f"{pip} install {shlex.join(unmet)}{index}" if pip else None
+    install = f"{pip} {shlex.join(unmet)}{index}" if pip else None
     commands = ", or ".join(filter(None, (install, make_env)))
     return f"needs other packages ({', '.join(unmet.values())}): {commands}"
 
 
 def unmet_needs(precision: Precision, installed: Mapping[str, str]) -> dict[str, str]:
-    """Each requirement that is not met, as a PEP 508 string → what is there instead."""
+    """Each unmet requirement as a PEP 508 string → what is installed instead."""
     return dict(_unmet([*precision.requirements, SCHEMAS_NEED], installed))
 
 

@@ -1,17 +1,16 @@
 """`python -m orchestrator.precisions.bundle FOLDER`: the packages that a GPU machine without a network lacks.
 
-Such a machine often comes as a container with torch and transformers for its driver, and no way to
-install more. What the workers need beyond that is small and goes into one folder to copy there beside
-the checkout. The folder goes on PYTHONPATH, so nothing in the container is replaced.
+Such a machine is often a container with torch and transformers for its driver, and no way to install more.
+What the workers need beyond that is small and goes into one folder, to be copied there next to the checkout.
+The folder goes on PYTHONPATH, so nothing in the container is replaced.
 """
 
 import shutil
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
+import uv
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -20,82 +19,60 @@ from orchestrator.precisions.availability import SCHEMAS_NEED
 from orchestrator.precisions.catalog import find_precisions
 
 PYTHON = "3.12"
-PLATFORMS = [
-    "manylinux_2_28_x86_64",
-    "manylinux_2_27_x86_64",
-    "manylinux_2_24_x86_64",
-    "manylinux_2_17_x86_64",
-    "manylinux2014_x86_64",
-    "manylinux1_x86_64",
-]
-"""pip tries the names it is given and no older ones, so each is named."""
+PLATFORM = "x86_64-manylinux_2_28"
 
 ON_THE_GPU_MACHINE = {"torch", "triton", "transformers", "accelerate"}
-"""Of what worker headers name, what its image has built for its driver."""
+"""Packages in worker headers that its image ships, built for its driver."""
 
 LEFT_OUT = {"gptqmodel"}
-"""It needs pypcre, which is published as C sources alone and is compiled for one Python and one libpcre2."""
+"""It needs pypcre, which is published only as C source and is compiled for one Python and one libpcre2."""
 
-NAMED_BY_NO_HEADER = [SCHEMAS_NEED, "dill", "multiprocess", "termcolor"]
-"""`dill` and `multiprocess` are what `datasets` imports at once, and autoawq imports `datasets`; `termcolor`
-is what hqq imports."""
+IN_NO_HEADER = [SCHEMAS_NEED, "dill", "multiprocess", "termcolor"]
+"""autoawq imports `datasets`, which imports `dill` and `multiprocess` at once; hqq imports `termcolor`."""
 
-NO_WHEEL_ON_THE_INDEX = {"autoawq", "gemlite", "hqq"}
-"""Published as sources alone. They are pure Python, so wheels built here fit there."""
+SOURCES_ONLY = {"autoawq", "gemlite", "hqq"}
+"""Published without wheels. They are pure Python, so wheels built here work there."""
 
 KEPT_BITSANDBYTES = {"libbitsandbytes_cpu.so", "libbitsandbytes_cuda130.so"}
-"""Of the builds for nine toolkits in its wheel: 4.5 MB instead of 120."""
+"""Two of the builds for nine toolkits in its wheel: 4.5 MB instead of 120."""
 
-NEEDLESS = ["bin", "test", "*/tests", "torchao/_C*.so"]
-"""torchao's wheel brings a package `test`, which would hide Python's own, and 13.5 MB of libraries with
-kernels of formats that no worker has; it imports without them."""
+UNNEEDED = ["bin", "test", "*/tests", "torchao/_C*.so"]
+"""torchao's wheel ships a package `test`, which would shadow Python's own, and 13.5 MB of libraries with
+kernels for formats that no worker uses; it imports without them."""
 
 MOST_BYTES = 40_000_000
 
 
 def bundled_requirements() -> list[str]:
-    """What goes into the folder: the workers' packages, less what the GPU machine has or has to compile."""
+    """What goes into the folder: the workers' packages, except what the GPU machine has or must compile."""
     headers = [need for precision in find_precisions().values() for need in precision.requirements]
-    wanted = dict.fromkeys([*headers, *NAMED_BY_NO_HEADER])
+    wanted = dict.fromkeys([*headers, *IN_NO_HEADER])
     return [need for need in wanted if _name(need) not in ON_THE_GPU_MACHINE | LEFT_OUT]
 
 
 def write_bundle(folder: Path) -> int:
-    """Fill `folder`, which must not exist or be empty, and return its size in bytes.
+    """Fill `folder`, which must be empty or absent, and return its size in bytes.
 
-    Raises `BadInput` for a folder in use, and `QbenchError` where pip fails or the size is over the limit.
+    Raises `BadInput` for a folder in use, and `QbenchError` if uv fails or the size is over the limit.
     """
     if folder.exists() and any(folder.iterdir()):
         raise BadInput("FOLDER", str(folder), "is not empty", "Remove it, or name another")
-    requirements = bundled_requirements()
-    with tempfile.TemporaryDirectory(prefix="qbench-") as wheels:
-        built = [need for need in requirements if _name(need) in NO_WHEEL_ON_THE_INDEX]
-        _pip("wheel", "--no-deps", "--wheel-dir", wheels, *built)
-        _pip("install", "--no-deps", "--find-links", wheels, *_target(folder), *requirements)
+    command = [uv.find_uv_bin(), "pip", "install", "--no-deps", "--only-binary", ":all:"]
+    command += [f"--no-binary={name}" for name in sorted(SOURCES_ONLY)]
+    command += ["--python", sys.executable, "--python-version", PYTHON, "--python-platform", PLATFORM]
+    if subprocess.run([*command, "--target", str(folder), *bundled_requirements()]).returncode:
+        raise QbenchError("uv pip install failed; its reason is above")
     _trim(folder)
     return _checked_size(folder)
-
-
-def _target(folder: Path) -> Iterator[str]:
-    yield from ("--target", str(folder), "--only-binary", ":all:")
-    yield from ("--implementation", "cp", "--python-version", PYTHON)
-    for platform in PLATFORMS:
-        yield from ("--platform", platform)
-
-
-def _pip(*arguments: str) -> None:
-    command = [sys.executable, "-m", "pip", "--quiet", *arguments]
-    if subprocess.run(command).returncode:
-        raise QbenchError(f"pip {arguments[0]} failed; what it said is above")
 
 
 def _trim(folder: Path) -> None:
     for library in folder.glob("bitsandbytes/libbitsandbytes_*.so"):
         if library.name not in KEPT_BITSANDBYTES:
             library.unlink()
-    for pattern in [*NEEDLESS, "**/__pycache__"]:
-        for needless in folder.glob(pattern):
-            shutil.rmtree(needless) if needless.is_dir() else needless.unlink()
+    for pattern in [*UNNEEDED, "**/__pycache__"]:
+        for unneeded in folder.glob(pattern):
+            shutil.rmtree(unneeded) if unneeded.is_dir() else unneeded.unlink()
 
 
 def _checked_size(folder: Path) -> int:
@@ -113,7 +90,7 @@ def _name(requirement: str) -> str:
 
 
 def main() -> None:
-    """Write the bundle that `sys.argv` names; end with one line where that fails."""
+    """Write the bundle that `sys.argv` names; exit with one line if that fails."""
     if len(sys.argv) != 2:
         sys.exit("usage: python -m orchestrator.precisions.bundle FOLDER")
     folder = Path(sys.argv[1])
@@ -121,7 +98,7 @@ def main() -> None:
         size_bytes = write_bundle(folder)
     except QbenchError as error:
         sys.exit(str(error))
-    print(f"{folder}: {size_bytes / 1e6:.1f} MB. Beside the checkout on the GPU machine:")
+    print(f"{folder}: {size_bytes / 1e6:.1f} MB. Next to the checkout on the GPU machine:")
     print(f"PYTHONPATH={folder} python3 -m orchestrator --all")
 
 

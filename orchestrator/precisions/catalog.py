@@ -1,6 +1,6 @@
-"""Which precisions there are, read from the headers of the files in `workers/` and in a folder of the user's.
+"""The precisions, read from the headers of the files in `workers/` and in a folder of the user's.
 
-A worker names its packages, label and devices in a PEP 723 block, with a `[tool.qbench]` table inside.
+A worker declares its packages, label and devices in a PEP 723 block, with a `[tool.qbench]` table inside.
 The block is a comment, so listing the precisions parses text and imports nothing: neither torch nor
 the worker itself, whose packages may not even be installed here. A new precision is one new file: in
 `workers/`, or, with no edit to the project, in the folder that `--workers` names.
@@ -22,17 +22,17 @@ from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from orchestrator.errors import BadInput, QbenchError
 
 WORKERS_FOLDER = Path(__file__).resolve().parents[2] / "workers"
-"""Our own, found beside this package; a lookup by name could meet a `workers/` of the user's."""
+"""Our own, found relative to this package; a lookup by name could find a `workers/` of the user's."""
 
 USERS_PACKAGE = "user_workers"
-"""What the folder that `--workers` names is to Python, so that its files and ours can have the same names."""
+"""The package name of the folder that `--workers` names, so its files and ours can have the same names."""
 
 # The reference regular expression of PEP 723.
 _BLOCK = re.compile(r"(?m)^# /// (?P<type>[a-zA-Z0-9-]+)$\s(?P<content>(^#(| .*)$\s)+)^# ///$")
 
 
 class BadHeader(QbenchError):
-    """A worker's header can't be used; the text names the file and the problem."""
+    """A worker's header is invalid; the text names the file and the problem."""
 
     def __init__(self, path: Path, problem: str) -> None:
         super().__init__(f"{path}: {problem}")
@@ -41,7 +41,7 @@ class BadHeader(QbenchError):
 class Precision(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One way to load the model: what the header of one worker says."""
 
-    # A name becomes part of file names, and is what stands before the = of `--python NAME=PATH`.
+    # A name becomes part of file names, and precedes the = in `--python NAME=PATH`.
     name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\Z")] = msgspec.field(name="precision")
     module: str
     """What `python -m` takes, e.g. `workers.int8_bnb`."""
@@ -51,12 +51,12 @@ class Precision(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """Stored bits per quantized weight, scales and zero points included."""
     devices: list[Literal["cpu", "cuda"]]
     min_compute_capability: float | None = None
-    """As NVIDIA writes it, 7.5 for a T4; None where any GPU will do."""
+    """As NVIDIA writes it, 7.5 for a T4; None if any GPU will do."""
     calibrated: bool = False
-    """Its weights are made with a calibration text, by the worker's `prepare`."""
+    """Whether the worker's `prepare` makes its weights with a calibration text."""
     in_all: bool = True
-    """Whether the extra `all` brings its packages: not where they can't live beside the others', or are of
-    no use, and large, on a machine without a GPU."""
+    """Whether the extra `all` includes its packages: not if they conflict with the others', or are large and
+    useless on a machine without a GPU."""
     requirements: list[str]
     """PEP 508 strings."""
     requires_python: str | None = None
@@ -65,7 +65,7 @@ class Precision(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     @property
     def package(self) -> str:
-        """The package its module lies in; the folder of `path`."""
+        """The package of its module, which is the folder of `path`."""
         return self.module.partition(".")[0]
 
 
@@ -74,7 +74,7 @@ class _Tools(msgspec.Struct):
 
 
 class _Header(msgspec.Struct):
-    """What of a PEP 723 block concerns us."""
+    """The part of a PEP 723 block that is used here."""
 
     dependencies: list[str] = []
     requires_python: str | None = msgspec.field(name="requires-python", default=None)
@@ -84,7 +84,7 @@ class _Header(msgspec.Struct):
 def find_all_precisions(users_folder: str | None) -> dict[str, Precision]:
     """Ours and those in the folder that `--workers` names: name → precision, most bits first, then by name.
 
-    Raises `BadHeader`, and `BadInput` for a folder that can't be used or a name that is one of ours.
+    Raises `BadHeader`, and `BadInput` for an unusable folder or a name that is one of ours.
     """
     ours = find_precisions()
     if users_folder is None:
@@ -111,7 +111,7 @@ def _users_precisions(users_folder: str) -> dict[str, Precision]:
 def find_precisions(folder: Path = WORKERS_FOLDER, package: str = "workers") -> dict[str, Precision]:
     """Read every worker in `folder`: name → precision, most bits first, then by name.
 
-    Files without a `[tool.qbench]` table are no workers and are left out. Raises `BadHeader`.
+    Files without a `[tool.qbench]` table are not workers and are left out. Raises `BadHeader`.
     """
     found: dict[str, Precision] = {}
     for path in sorted(folder.glob("*.py")):
@@ -131,9 +131,9 @@ def _ranked(precisions: Mapping[str, Precision]) -> dict[str, Precision]:
 
 
 def read_precision(path: Path, package: str = "workers") -> Precision | None:
-    """Read one worker's header; None where it has no `[tool.qbench]` table. Raises `BadHeader`.
+    """Read one worker's header; None if it has no `[tool.qbench]` table. Raises `BadHeader`.
 
-    `package` is what the file's folder is to Python.
+    `package` is the package name of the file's folder.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -174,7 +174,7 @@ def _read_header(path: Path, text: str) -> _Header:
 def choose(
     precisions: Mapping[str, Precision], names: Iterable[str], option: str = "--precision"
 ) -> list[Precision]:
-    """Look the named precisions up, in the order given, each once. Raises `BadInput` for an unknown one."""
+    """Look up the named precisions, in the order given, each once. Raises `BadInput` for an unknown one."""
     return [precisions[_known(precisions, name, option)] for name in dict.fromkeys(names)]
 
 
@@ -191,7 +191,7 @@ def _script_block(path: Path, text: str) -> dict[str, Any]:
     if len(blocks) > 1:
         raise BadHeader(path, "has more than one `# /// script` block")
     if not blocks:
-        # PEP 723 ignores a block that is not closed. Whoever wrote our table meant it, though.
+        # PEP 723 ignores a block that is not closed, but whoever wrote our table meant it to be read.
         if re.search(r"(?m)^# ?\[tool\.qbench\]", text):
             raise BadHeader(path, "its `# /// script` block is not closed, or a line in it lacks its `# `")
         return {}

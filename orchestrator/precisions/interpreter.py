@@ -1,10 +1,10 @@
-"""Under which Python a worker runs, and what that Python is lent of ours.
+"""The Python that a worker runs under, and the packages of ours that it is lent.
 
-A precision may need an environment of its own (other versions of torch or transformers), so a worker's
-interpreter can be any Python, and that Python need not know qbench. It is lent two packages, `workers`
-and `schemas`, through a folder of two links on PYTHONPATH. Putting the folder that *holds* them there
-would, where qbench is installed, lend the parent's whole site-packages and mix two environments. A third
-link lends the folder of a user's own workers, as a package beside ours.
+A precision may need other versions of torch or transformers, so a worker's interpreter can be any Python,
+and qbench need not be installed there. It is lent two packages, `workers` and `schemas`, through a folder of
+two links on PYTHONPATH. Their parent folder on PYTHONPATH would expose the parent's whole site-packages if
+qbench is installed there, and mix two environments. A third link lends the folder of a user's own workers, as
+a package next to ours.
 """
 
 import os
@@ -28,15 +28,15 @@ from orchestrator.errors import BadInput
 from orchestrator.precisions.catalog import Precision
 
 OLDEST_PYTHON = (3, 11)
-"""The first with `-P`, which keeps the user's working directory off `sys.path`."""
+"""The first with `-P`, which keeps the working directory off `sys.path`."""
 
 ANSWER_TIMEOUT_S = 30
 
 _OUR_ROOT = Path(__file__).resolve().parents[2]
 _LENT = ("workers", "schemas")
 
-# Each of these would tie another interpreter to the parent's environment.
-_OF_THE_PARENT = {"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__"}
+# Each of these would point another interpreter at the parent's environment.
+_PARENT_VARIABLES = {"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__"}
 
 _QUESTION = """\
 import json, platform
@@ -57,27 +57,29 @@ class Interpreter:
 
     path: str
     own: bool
-    """It is the parent's."""
+    """Whether it is the parent's."""
     made: bool = False
-    """It is of an environment that `--make-env` made for one precision."""
+    """Whether `--make-env` made its environment, for one precision."""
 
     def python_version(self) -> str:
         """Its version, e.g. `3.12.3`."""
         return platform.python_version() if self.own else _ask(self.path).python
 
     def installed(self) -> dict[str, str]:
-        """Canonical distribution name → version, of all that a worker could import."""
+        """Canonical distribution name → version, of everything that a worker could import."""
         if self.own:
             return _by_name((each.metadata["Name"], each.version) for each in metadata.distributions())
         return _by_name(_ask(self.path).distributions)
 
     def pip_command(self) -> str:
-        """What to type to install into this interpreter, e.g. `.venv/bin/python -m pip`."""
-        return shlex.join([self.path, "-m", "pip"])
+        """What to type to install into this interpreter, e.g. `.venv/bin/python -m pip install`."""
+        if "pip" in self.installed():
+            return shlex.join([self.path, "-m", "pip", "install"])
+        return shlex.join(["uv", "pip", "install", "--python", self.path])
 
 
-def ask_anew() -> None:
-    """Forget what other interpreters said, since something was installed or removed."""
+def ask_again() -> None:
+    """Forget what other interpreters answered, after packages were installed or removed."""
     _ask.cache_clear()
 
 
@@ -89,11 +91,11 @@ def own_interpreter() -> Interpreter:
 def find_interpreter(value: str) -> Interpreter:
     """Find the Python that `--python` names: a path, or a command on PATH.
 
-    Raises `BadInput` where there is none, where it is no Python, or where it is older than 3.11.
+    Raises `BadInput` if there is none, it isn't a Python, or it is older than 3.11.
     """
     command = shutil.which(os.path.expanduser(value))
     if command is None:
-        raise BadInput("--python", value, "is no program that can be run", _fix_for(value))
+        raise BadInput("--python", value, "is not an executable program", _fix_for(value))
     path = os.path.abspath(command)  # links stay as they are: a venv's Python is one
     if path == sys.executable:
         return own_interpreter()
@@ -103,8 +105,7 @@ def find_interpreter(value: str) -> Interpreter:
 
 @contextmanager
 def lent_packages(precisions: Iterable[Precision] = ()) -> Iterator[Path]:
-    """A folder for as long as workers run: it holds `workers`, `schemas`, and whatever package else one of
-    `precisions` lies in."""
+    """A folder to exist while workers run, with `workers`, `schemas`, and the packages of `precisions`."""
     lent = {precision.package: precision.path.parent for precision in precisions}
     lent |= {package: _OUR_ROOT / package for package in _LENT}
     with tempfile.TemporaryDirectory(prefix="qbench-") as folder:
@@ -114,35 +115,35 @@ def lent_packages(precisions: Iterable[Precision] = ()) -> Iterator[Path]:
 
 
 def worker_command(interpreter: Interpreter, module: str) -> list[str]:
-    """The argv that starts a worker; `-P` so that a `workers/` of the user's can't shadow ours."""
+    """The argv that starts a worker; `-P` so that a `workers/` in the working directory can't shadow ours."""
     return [interpreter.path, "-P", "-m", module]
 
 
 def worker_environment(interpreter: Interpreter, lent: Path) -> dict[str, str]:
     """The environment variables a worker starts with; `lent` is the folder of `lent_packages`."""
-    environment = dict(os.environ) if interpreter.own else untied_environment()
+    environment = dict(os.environ) if interpreter.own else independent_variables()
     # An empty entry would mean the working directory, and a relative one depend on it.
     inherited = [
         os.path.abspath(path) for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path
     ]
     environment["PYTHONPATH"] = os.pathsep.join([str(lent), *inherited])
-    environment["TOKENIZERS_PARALLELISM"] = "false"  # tokenizers would warn of the fork, and start threads
-    # Containers often set this and lack bytecode. Then every worker would compile all that torch and
-    # transformers import, which takes 12 s instead of 5 (two CPU cores).
+    environment["TOKENIZERS_PARALLELISM"] = "false"  # tokenizers would warn about the fork, and start threads
+    # Containers often set this and ship no bytecode. Then every worker would compile everything that torch
+    # and transformers import, which takes 12 s instead of 5 (two CPU cores).
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     return environment
 
 
-def untied_environment() -> dict[str, str]:
-    """The environment variables for what shall know nothing of the parent's Python."""
-    return {name: value for name, value in os.environ.items() if name not in _OF_THE_PARENT}
+def independent_variables() -> dict[str, str]:
+    """The environment variables for a process that must not see the parent's Python environment."""
+    return {name: value for name, value in os.environ.items() if name not in _PARENT_VARIABLES}
 
 
 @cache
 def _ask(path: str) -> _Answer:
-    """Start another interpreter once, as a worker's would be, and decode what it says of itself."""
-    # A variable instead of -P, which a Python that is too old would refuse before it gives its version.
-    environment = untied_environment() | {"PYTHONSAFEPATH": "1"}
+    """Start another interpreter once, as a worker would be, and decode its version and packages."""
+    # A variable instead of -P, which an older Python would reject before it could report its version.
+    environment = independent_variables() | {"PYTHONSAFEPATH": "1"}
     try:
         done = subprocess.run(
             [path, "-c", _QUESTION],
@@ -151,19 +152,19 @@ def _ask(path: str) -> _Answer:
             capture_output=True,
             timeout=ANSWER_TIMEOUT_S,
         )
-        # Only the last line: a sitecustomize may print before ours.
+        # Only the last line: a sitecustomize may print before it.
         answer = msgspec.json.decode(done.stdout.strip().rpartition(b"\n")[2], type=_Answer)
     except subprocess.TimeoutExpired:
         raise _refused(path, f"did not answer within {ANSWER_TIMEOUT_S} s") from None
     except (OSError, msgspec.MsgspecError):
-        raise _refused(path, "is not a Python that works") from None
+        raise _refused(path, "is not a working Python") from None
     if tuple(map(int, answer.python.split(".")[:2])) < OLDEST_PYTHON:
         raise _refused(path, f"is Python {answer.python}, and workers need 3.11")
     return answer
 
 
 def _refused(path: str, problem: str) -> BadInput:
-    return BadInput("--python", path, problem, "Name the python of an environment with Python 3.11 or newer")
+    return BadInput("--python", path, problem, "Name the Python of an environment with Python 3.11 or newer")
 
 
 def _fix_for(value: str) -> str:

@@ -91,11 +91,19 @@ class RunFolder:
                 raise BadInput("--resume", str(self.path), problem, "Wait for it to finish") from None
             yield
 
-    def repair(self, left: Iterable[Job]) -> None:
-        """Remove what a kill left unfinished: a truncated last line, and samples of cells that are `left`."""
+    def repair(self, finished: int, left: Iterable[Job]) -> None:
+        """Remove what a kill left incomplete: a truncated last line, and samples of cells that are `left`.
+
+        Raises `BadInput` if the folder holds other than the `finished` records: another process added some
+        before the folder was reserved.
+        """
         records = self.path / RECORDS
+        whole = _whole(records.read_bytes()) if records.exists() else b""
+        if whole.count(b"\n") != finished:
+            problem = "another process has continued this run meanwhile"
+            raise BadInput("--resume", str(self.path), problem, "Resume it again")
         if records.exists():
-            os.truncate(records, len(_whole(records.read_bytes())))
+            os.truncate(records, len(whole))
         for job in left:
             (self.path / "samples" / f"{key_of(job).stem}.jsonl").unlink(missing_ok=True)
 
@@ -164,10 +172,10 @@ def _read_folder(path: Path, samples: bool) -> Run:
 
 
 def read_runs(folder: Path) -> Iterator[Run]:
-    """The runs in a folder in order of name, by default that of time; unreadable ones are skipped."""
+    """The runs in a folder by name, without samples; unreadable ones are skipped."""
     for path in sorted(folder.glob("*/plan.json")):
         with suppress(BadInput):
-            yield read_run(path.parent)
+            yield read_run(path.parent, samples=False)
 
 
 def find_records(folder: Path) -> list[Path]:

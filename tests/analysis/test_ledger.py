@@ -13,17 +13,13 @@ from sample_records import MIB, edge, make_cell, torch_memory
 
 from orchestrator.analysis.memory.ledger import Ledger, ledgers
 from orchestrator.cli.memory import show_memory
-from orchestrator.records.store import read_run
+from orchestrator.records.store import find_records, read_run
 from orchestrator.report.ledger_table import bars, lines
 from schemas.frames import PhaseName, TorchMemory
 from schemas.record import CellRecord, PhaseEdge
 
 PHASES: tuple[PhaseName, ...] = ("context", "load", "setup", "warmup", "prefill", "decode", "end")
-RECORDED = [
-    path.parent
-    for folder in ("results", "tests/golden")
-    for path in sorted((ROOT / folder).rglob("records.jsonl"))
-]
+RECORDED = [file.parent for folder in ("results", "tests/golden") for file in find_records(ROOT / folder)]
 
 sizes = st.integers(0, 2**40)
 

@@ -61,7 +61,7 @@ def test_one_command_calibrates_and_says_where_the_result_lies(calibrated: Calib
     assert begun == "awq: preparing weights, once for this model"
     assert layers == [f"{act} layer {layer} of 2" for act in acts for layer in (1, 2)]
     where, with_what = done.stdout.splitlines()
-    folder = Path(where.removeprefix("awq: calibrated weights of tiny-llama lie now in "))
+    folder = Path(where.removeprefix("awq: calibrated weights of tiny-llama saved to "))
     assert folder.parent == calibrated.cache / "awq-packed"
     note = read_note(folder)
     sha256 = hashlib.sha256(calibrated.text.read_bytes()).hexdigest()
@@ -75,7 +75,7 @@ def test_the_second_time_it_says_that_all_is_there(calibrated: Calibrated) -> No
     first, again = calibrated.first, calibrated.again
     assert again.returncode == 0
     assert again.stderr == ""
-    assert again.stdout == first.stdout.replace("lie now", "lay already")
+    assert again.stdout == first.stdout.replace("saved to", "already in")
 
 
 @pytest.mark.slow

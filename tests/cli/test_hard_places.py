@@ -154,7 +154,8 @@ with Nvml.open() as nvml:
     idle = IdleGpu(nvml)
     idle.patience_s = {patience_s}
     for _ in range({workers}):
-        with Worker(cell, Path(lent), folder, watcher, nvml, 30, idle) as worker:
+        context = RunContext(folder, watcher, nvml, idle, Path(lent), timeout_s=30)
+        with CellWorker(cell, context) as worker:
             records.append(worker.measure(cell))
         if {empties}:
             threading.Timer(0.4, empty_the_gpu, [{idle_state!r}]).start()

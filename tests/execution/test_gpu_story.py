@@ -1,7 +1,7 @@
-"""A run on a GPU, told without one: a fake NVML, and workers that claim to be on the GPU it plays.
+"""A run on a GPU, without a GPU: a fake NVML, and workers that claim to use the GPU it simulates.
 
 Everything between is real: the parent's NVML session through pynvml, the worker processes and their pipes,
-the sampler's thread, and what becomes of it all in records, tables and warnings.
+the sampler's thread, and the resulting records, tables and warnings.
 """
 
 import os
@@ -36,11 +36,11 @@ done()
 """
 
 
-def test_both_views_of_memory_meet_at_the_edges(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+def test_each_phase_edge_has_both_views_of_memory(fake_nvml: FakeNvml, tmp_path: Path) -> None:
     cell = play(fake_nvml, tmp_path, WHOLE_LIFE)
     assert isinstance(cell.outcome, Done)
     assert cell.baseline_device_bytes == 1_000_000
-    assert [edge.reading for edge in cell.edges[:2]] == [None, None]  # before Ready, no one knows which GPU
+    assert [edge.reading for edge in cell.edges[:2]] == [None, None]  # before Ready, the GPU is unknown
     seen = [
         (edge.phase.name, edge.reading.process_bytes, edge.reading.device_bytes)
         for edge in cell.edges
@@ -55,10 +55,10 @@ def test_both_views_of_memory_meet_at_the_edges(fake_nvml: FakeNvml, tmp_path: P
     ]
     for edge in cell.edges[2:]:
         assert edge.reading is not None
-        assert edge.reading.at_ns > edge.phase.at_ns  # read while the worker stood still, not before
+        assert edge.reading.at_ns > edge.phase.at_ns  # read while the worker was paused, not before
 
 
-def test_figures_and_samples_follow(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+def test_figures_follow_from_edges_and_samples(fake_nvml: FakeNvml, tmp_path: Path) -> None:
     cell = play(fake_nvml, tmp_path, WHOLE_LIFE)
     row = measure_cell(cell)
     assert (row.loaded_bytes, row.footprint_bytes) == (900 * MIB, 900 * MIB)
@@ -74,7 +74,7 @@ def test_figures_and_samples_follow(fake_nvml: FakeNvml, tmp_path: Path) -> None
     assert warnings_of(make_run(cell)) == []
 
 
-def test_a_launchers_worker_is_found_by_the_pid_it_tells(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+def test_a_launchers_worker_is_found_by_the_pid_it_reports(fake_nvml: FakeNvml, tmp_path: Path) -> None:
     launcher = tmp_path / "python"
     launcher.write_text(f'#!/bin/sh\n"{sys.executable}" "$@"\nexit $?\n')
     launcher.chmod(0o755)
@@ -82,7 +82,7 @@ def test_a_launchers_worker_is_found_by_the_pid_it_tells(fake_nvml: FakeNvml, tm
     assert measure_cell(cell).nvml_peak_bytes == 1600 * MIB
 
 
-def test_a_hidden_pid_is_a_reason_and_a_warning(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+def test_a_hidden_pid_gives_a_reason_and_a_warning(fake_nvml: FakeNvml, tmp_path: Path) -> None:
     hidden = WHOLE_LIFE.replace("512 * MIB)", "None)").replace(", 8900 * MIB", "").replace(", 1500 * MIB", "")
     cell = play(fake_nvml, tmp_path, hidden.replace(", 1600 * MIB", ""))
     readings = [edge.reading for edge in cell.edges if edge.reading]
@@ -98,7 +98,7 @@ def test_a_hidden_pid_is_a_reason_and_a_warning(fake_nvml: FakeNvml, tmp_path: P
     assert line.startswith("fp16: NVML process bytes are missing: NVML lists no process")
 
 
-def test_a_gpu_lost_midway_is_a_reason_and_the_cell_goes_on(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+def test_a_gpu_lost_midway_gives_a_reason_and_the_cell_ends(fake_nvml: FakeNvml, tmp_path: Path) -> None:
     cell = play(fake_nvml, tmp_path, LOST_MIDWAY)
     assert isinstance(cell.outcome, Done)
     assert len(cell.trials) == 1
@@ -113,7 +113,7 @@ def test_a_gpu_lost_midway_is_a_reason_and_the_cell_goes_on(fake_nvml: FakeNvml,
     assert any("the GPU is lost" in line for line in warnings_of(make_run(cell)))
 
 
-def test_a_worker_killed_on_the_gpu_keeps_what_was_seen(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+def test_what_was_observed_before_a_kill_is_kept(fake_nvml: FakeNvml, tmp_path: Path) -> None:
     life = "show(600 * MIB, 512 * MIB)\nready()\nenter('load', 0, 0)\nos.kill(os.getpid(), 9)\n"
     cell = play(fake_nvml, tmp_path, life)
     assert isinstance(cell.outcome, Failed)
@@ -124,8 +124,8 @@ def test_a_worker_killed_on_the_gpu_keeps_what_was_seen(fake_nvml: FakeNvml, tmp
     assert cell.edges[-1].reading.process_bytes == 512 * MIB
 
 
-def test_a_worker_dead_at_a_phase_edge_is_a_row(fake_nvml: FakeNvml, tmp_path: Path) -> None:
-    """It is gone before the parent could let it go on: the answer finds no reader."""
+def test_a_worker_killed_at_a_phase_edge_is_a_row(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+    """It exits before the parent can answer: the acknowledgement has no reader."""
     life = "say('phase', name='load', at_ns=1)\nos.kill(os.getpid(), 9)\n"
     cell = play(fake_nvml, tmp_path, life)
     assert isinstance(cell.outcome, Failed)
@@ -142,14 +142,14 @@ def gpu_environment(fake_nvml: FakeNvml, cache: Path) -> dict[str, str]:
     }
 
 
-def test_auto_takes_the_gpu(gpu_environment: dict[str, str], tmp_path: Path) -> None:
+def test_auto_chooses_the_gpu(gpu_environment: dict[str, str], tmp_path: Path) -> None:
     argv = command("orchestrate", "-p", "fp16", "--model", "random:qwen2.5-0.5b", "--dry-run")
     done = run(argv, tmp_path, gpu_environment)
     assert "random-qwen2.5-0.5b on cuda:0" in done.stdout
-    assert "budget" not in done.stdout  # a GPU needs none
+    assert "budget" not in done.stdout  # by default only a CPU has one
 
 
-def test_there_is_no_second_gpu(gpu_environment: dict[str, str], tmp_path: Path) -> None:
+def test_a_missing_second_gpu_is_bad_input(gpu_environment: dict[str, str], tmp_path: Path) -> None:
     argv = command("orchestrate", "-p", "fp16", "--model", "random:qwen2.5-0.5b", "--device", "cuda:1")
     done = run(argv, tmp_path, gpu_environment)
     assert done.returncode == 2
@@ -157,7 +157,7 @@ def test_there_is_no_second_gpu(gpu_environment: dict[str, str], tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_a_cpu_run_beside_a_gpu_lists_it(
+def test_a_cpu_run_on_a_machine_with_a_gpu_lists_the_gpu(
     gpu_environment: dict[str, str], tmp_path: Path, tiny_llama: Path
 ) -> None:
     options = ["--model", str(tiny_llama), "--new-tokens", "2", "--device", "cpu", "--out", "run"]

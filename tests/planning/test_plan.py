@@ -126,7 +126,7 @@ def test_each_precision_has_its_interpreter() -> None:
     nowhere = Path("no/such/cache")
     assert all(interpreter.own for interpreter in choose_interpreters({}, PRECISIONS, nowhere).values())
     assert choose_interpreters({"awq": sys.executable}, PRECISIONS, nowhere)["awq"].own
-    assert "is no program that can be run" in bad_input(python={"awq": "no/such/python"})
+    assert "is not an executable program" in bad_input(python={"awq": "no/such/python"})
 
 
 @pytest.mark.parametrize(

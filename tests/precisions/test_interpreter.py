@@ -8,6 +8,7 @@ import venv
 from pathlib import Path
 
 import pytest
+from golden_text import Golden
 
 from orchestrator.errors import BadInput
 from orchestrator.precisions import interpreter as module
@@ -35,7 +36,7 @@ def program(path: Path, text: str) -> str:
     return str(path)
 
 
-def test_the_parents_own_is_asked_without_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_parents_own_is_queried_without_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subprocess, "run", None)
     own = find_interpreter(sys.executable)
     assert own == own_interpreter()
@@ -44,7 +45,7 @@ def test_the_parents_own_is_asked_without_a_process(monkeypatch: pytest.MonkeyPa
     assert own.python_version() == ".".join(map(str, sys.version_info[:3]))
 
 
-def test_another_is_asked_once_and_has_its_own_packages(
+def test_another_is_queried_once_and_has_its_own_packages(
     bare_python: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     site = next(Path(bare_python).parent.parent.glob("lib/python*/site-packages"))
@@ -60,36 +61,48 @@ def test_another_is_asked_once_and_has_its_own_packages(
     assert other.python_version() == ".".join(map(str, sys.version_info[:3]))
 
 
-def test_a_folder_is_answered_with_the_python_inside_it(bare_python: str) -> None:
+def test_for_a_folder_the_python_inside_it_is_suggested(bare_python: str) -> None:
     folder = Path(bare_python).parent.parent
-    with pytest.raises(BadInput, match=f"Name the Python in that folder: {bare_python}"):
+    with pytest.raises(BadInput) as caught:
         find_interpreter(str(folder))
+    assert caught.value.fix.endswith(f" {bare_python}")
 
 
-def test_what_is_not_there_is_refused() -> None:
-    with pytest.raises(BadInput, match="--python no/such/python: is no program that can be run"):
+def test_a_path_that_does_not_exist_is_refused(golden: Golden) -> None:
+    with pytest.raises(BadInput) as caught:
         find_interpreter("no/such/python")
+    golden(str(caught.value))
+
+
+def test_the_command_that_installs_is_pip_if_it_is_there_else_uv(bare_python: str, tmp_path: Path) -> None:
+    assert find_interpreter(bare_python).pip_command() == f"uv pip install --python {bare_python}"
+    venv.create(tmp_path / "venv", symlinks=True)
+    (site,) = tmp_path.glob("venv/lib/python*/site-packages")
+    (site / "pip-26.dist-info").mkdir()
+    (site / "pip-26.dist-info/METADATA").write_text("Name: pip\nVersion: 26\n")
+    python = str(tmp_path / "venv/bin/python")
+    assert find_interpreter(python).pip_command() == f"{python} -m pip install"
 
 
 @pytest.mark.parametrize(
-    ("script", "problem"),
+    "script",
     [
-        ("#!/bin/sh\necho hello", "is not a Python that works"),
-        ("#!/no/such/interpreter", "is not a Python that works"),
-        ("#!/bin/sh\nsleep 5", "did not answer within 0.2 s"),
-        (
-            """#!/bin/sh\necho '{"python": "3.10.14", "distributions": []}'""",
-            "is Python 3.10.14, and workers need 3.11",
-        ),
+        "#!/bin/sh\necho hello",
+        "#!/no/such/interpreter",
+        "#!/bin/sh\nexec tail -f /dev/null",
+        """#!/bin/sh\necho '{"python": "3.10.14", "distributions": []}'""",
     ],
+    ids=["not a Python", "not executable", "hangs", "too old"],
 )
-def test_what_is_no_python_of_use_is_refused(
-    script: str, problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_unusable_python_is_refused(
+    script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, golden: Golden
 ) -> None:
-    if "sleep" in script:
+    if "tail" in script:  # it never answers
         monkeypatch.setattr(module, "ANSWER_TIMEOUT_S", 0.2)
-    with pytest.raises(BadInput, match=problem):
+    with pytest.raises(BadInput) as caught:
         find_interpreter(program(tmp_path / "python", script))
+    assert caught.value.option == "--python"
+    golden(caught.value.problem)
 
 
 def test_lent_packages_are_ours_and_gone_afterwards() -> None:
@@ -106,7 +119,7 @@ def test_the_command_keeps_the_working_directory_out() -> None:
     assert command == ["python3", "-P", "-m", "workers.fp16"]
 
 
-def test_another_interpreter_is_cut_loose_from_the_parents_environment(
+def test_another_interpreter_does_not_see_the_parents_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__"):
@@ -119,7 +132,7 @@ def test_another_interpreter_is_cut_loose_from_the_parents_environment(
     assert environment["TOKENIZERS_PARALLELISM"] == "false"
 
 
-def test_our_own_keeps_the_inherited_path_but_not_the_working_directory(
+def test_the_parents_keeps_its_inherited_path_but_not_the_working_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -128,13 +141,13 @@ def test_our_own_keeps_the_inherited_path_but_not_the_working_directory(
     assert environment["PYTHONPATH"] == os.pathsep.join(["/lent", str(tmp_path / ".bundle")])
 
 
-def test_a_lent_worker_runs_under_a_bare_python_beside_the_users_own_folders(
+def test_a_lent_worker_runs_under_a_bare_python_next_to_the_users_own_folders(
     bare_python: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The user stands in a folder with a `workers/` of their own; the bare Python has no site-packages."""
+    """The working directory has a `workers/` of the user's; the bare Python has no site-packages."""
     for package in ("workers", "schemas"):
         (tmp_path / package).mkdir()
-        (tmp_path / package / "__init__.py").write_text("raise SystemExit('the user has met our import')")
+        (tmp_path / package / "__init__.py").write_text("raise SystemExit('the wrong package was imported')")
     monkeypatch.chdir(tmp_path)
     other = find_interpreter(bare_python)
     probe = (
@@ -149,7 +162,7 @@ def test_a_lent_worker_runs_under_a_bare_python_beside_the_users_own_folders(
     assert json.loads(done.stdout) == expected
 
 
-def test_what_workers_import_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bytecode_of_imports_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "imported.py").write_text("")
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     environment = worker_environment(own_interpreter(), tmp_path)
