@@ -22,6 +22,7 @@ from msgspec.structs import replace
 
 from orchestrator.analysis.comparison.compare import compare_runs
 from orchestrator.analysis.comparison.history import Wanted, history
+from orchestrator.analysis.comparison.measured_run import measure_run
 from orchestrator.analysis.run_analysis import analyze_run
 from orchestrator.execution.resume import check_plan, left_of
 from orchestrator.planning.estimate import estimate
@@ -113,9 +114,9 @@ def measure(template: Run, shape: dict[str, Any], scratch: Path) -> None:
     analysis = timed("summarize", lambda: analyze_run(run))
     timed("explain", lambda: notes(analysis))
     other = made_up(template, plan, factor=1.1)
-    timed("compare with a like run", lambda: compare_runs(run, other))
+    timed("compare with a like run", lambda: compare_runs(measure_run(run), measure_run(other)))
     apart = replace(other, cells=list(renamed(other.cells)))
-    timed("compare with an unlike run", lambda: compare_runs(run, apart))
+    timed("compare with an unlike run", lambda: compare_runs(measure_run(run), measure_run(apart)))
 
 
 def renamed(cells: list[CellRecord]) -> Iterator[CellRecord]:

@@ -8,6 +8,8 @@ from inspect import unwrap
 
 from sample_records import make_run
 
+from orchestrator.analysis.comparison.compare import RunComparison, compare_runs
+from orchestrator.analysis.comparison.measured_run import measure_run
 from orchestrator.analysis.memory.by_purpose import MemoryByPurpose
 from orchestrator.analysis.memory.cell_memory import CellMemory, cell_memories
 from orchestrator.analysis.memory.phases import MemorySummary, phase_memory, summarize_memory
@@ -19,6 +21,11 @@ from schemas.record import CellRecord, Run
 def rows_of(run: Run) -> list[CellMetrics]:
     """A row for each cell, in order."""
     return summarize(analyze_cells(run))
+
+
+def comparison_of(reference: Run, run: Run) -> RunComparison:
+    """`run` over `reference`."""
+    return compare_runs(measure_run(reference), measure_run(run))
 
 
 def warnings_of(run: Run) -> list[str]:

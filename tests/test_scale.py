@@ -14,11 +14,11 @@ from typing import Any
 
 import msgspec
 import pytest
+from analyses import comparison_of
 from msgspec.structs import replace
 from plans import plan_of
 from sample_records import H100, make_cell, make_run, make_trial, sample
 
-from orchestrator.analysis.comparison.compare import compare_runs
 from orchestrator.analysis.run_analysis import analyze_run
 from orchestrator.execution.resume import check_plan, is_complete, left_of
 from orchestrator.planning.estimate import estimate
@@ -180,7 +180,7 @@ def test_summarizing(sizes: tuple[Size, Size]) -> None:
 
 def test_comparing(sizes: tuple[Size, Size]) -> None:
     def compare(size: Size) -> None:
-        found = compare_runs(size.run, measured(size.jobs, factor=1.1))
+        found = comparison_of(size.run, measured(size.jobs, factor=1.1))
         decode = [pair.comparison.ratio for pair in found.pairs if pair.figure == "decode"]
         assert decode == pytest.approx([1.1] * len(decode), rel=0.03)
 
@@ -195,6 +195,6 @@ def test_comparing_with_what_has_no_counterpart(sizes: tuple[Size, Size]) -> Non
             replace(job, model=replace(job.model, name="other"), workload=replace(job.workload, new_tokens=9))
             for job in size.jobs
         ]
-        assert compare_runs(size.run, measured(jobs)).pairs == []
+        assert comparison_of(size.run, measured(jobs)).pairs == []
 
     assert_in_proportion(sizes, compare)

@@ -176,7 +176,7 @@ def _verdict(sample: Sample, low: float, high: float, chance: float) -> tuple[Ve
     if low >= 1 / (1 + SAME) and high <= 1 + SAME:
         return "same", f"{span} is within {percent(SAME)} of 1"
     if abs(middle - 1) <= sample.noise_floor:
-        return "can't tell", f"FP16 differed from itself by {sample.noise_floor:.1%}, and this is no more"
+        return "can't tell", f"FP16 differed from itself by {sample.noise_floor:.1%}, no less than this"
     if low <= 1 <= high:
         return "can't tell", f"{span} includes 1"
     if chance >= T_LEVEL:

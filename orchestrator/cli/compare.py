@@ -12,6 +12,7 @@ from orchestrator.analysis.comparison.compare import QUALITY, Pair, RunCompariso
 from orchestrator.analysis.comparison.gpu_speedups import GpuSpeedups, gpu_speedups
 from orchestrator.analysis.comparison.history import HISTORY_FIGURES, Wanted, history
 from orchestrator.analysis.comparison.limits import Limit, parse_limit
+from orchestrator.analysis.comparison.measured_run import measure_run
 from orchestrator.cli.options import run_command
 from orchestrator.errors import BadInput
 from orchestrator.records.store import ARCHIVED_RECORDS, RECORDS, read_records
@@ -89,7 +90,7 @@ def _show_history(folder: Path, wanted: Wanted, json_: bool) -> None:
 
 
 def _compare(paths: tuple[Path, ...], limits: list[Limit], json_: bool) -> int:
-    runs = {name: read_records(path) for name, path in zip(_names(paths), paths, strict=True)}
+    runs = {name: measure_run(read_records(path)) for name, path in zip(_names(paths), paths, strict=True)}
     first, *others = _names(paths)
     found = {other: compare_runs(runs[first], runs[other]) for other in others}
     gpus = gpu_speedups(runs)

@@ -20,6 +20,7 @@ import msgspec
 import psutil
 
 from orchestrator.errors import BadInput
+from orchestrator.hardware.live_reading import LiveReading
 from orchestrator.hardware.nvml import Nvml, NvmlUnavailable
 
 HOOK_FOLDER = Path(__file__).resolve().parents[2] / "workers" / "live"
@@ -33,26 +34,6 @@ class TorchLine(msgspec.Struct, frozen=True, kw_only=True):
     at_ns: int
     allocated_bytes: int
     reserved_bytes: int
-
-
-class LiveReading(msgspec.Struct, frozen=True, kw_only=True):
-    """One look at all processes of a program together, in bytes; None for what no one told."""
-
-    at_ns: int
-    process_bytes: int | None = None
-    """NVML's, over all GPUs."""
-    reason: str | None = None
-    """Why NVML's is None."""
-    allocated_bytes: int | None = None
-    reserved_bytes: int | None = None
-
-    @property
-    def outside_torch_bytes(self) -> int | None:
-        """None too where torch was heard before memory was given back: it holds no more than NVML saw."""
-        if self.process_bytes is None or self.reserved_bytes is None:
-            return None
-        outside_bytes = self.process_bytes - self.reserved_bytes
-        return outside_bytes if outside_bytes >= 0 else None
 
 
 def watch(target: str, nvml: Nvml | None) -> Iterator[LiveReading]:

@@ -5,7 +5,7 @@ from orchestrator.records.keys import BASELINE
 from orchestrator.records.names import workload_labels
 from orchestrator.units import ABSENT, rate, ratio
 
-HEADING = "best decode mode"
+HEADING = "best mode"
 
 
 def best_table(bests: list[Best]) -> list[list[str]]:

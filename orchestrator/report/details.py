@@ -37,8 +37,8 @@ def _peaks(record: PeaksRecord) -> Iterator[str]:
     yield f"  read {measured.read_bytes_per_s / 1e9:,.0f}{published} GB/s, {copied}"
     for dtype, flop_per_s in measured.matrix_flop_per_s.items():
         known = sheet.matrix_flop_per_s.get(dtype) if sheet else None
-        beside = f" [{known / 1e12:,.0f}]" if known else ""
-        yield f"  {dtype} {flop_per_s / 1e12:,.1f}{beside} TFLOP/s"
+        published = f" [{known / 1e12:,.0f}]" if known else ""
+        yield f"  {dtype} {flop_per_s / 1e12:,.1f}{published} TFLOP/s"
     for dtype, why in measured.missing.items():
         yield f"  {dtype}: {why}"
 

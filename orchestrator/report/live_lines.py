@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import click
 import msgspec
 
-from orchestrator.hardware.live import LiveReading
+from orchestrator.hardware.live_reading import LiveReading
 from orchestrator.units import mib
 
 FIELDS = {

@@ -1,4 +1,4 @@
-"""What stands below the table of a run: failures, verdicts, explanations and warnings, a line each."""
+"""The notes below the table of a run: failures, verdicts, explanations and warnings, a line each."""
 
 from orchestrator.analysis.best_mode import leads
 from orchestrator.analysis.metrics import reason

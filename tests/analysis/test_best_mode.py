@@ -32,7 +32,7 @@ def test_each_precision_is_shown_in_its_best_mode() -> None:
     assert (fp16.decode, fp16.versus_baseline) == ("compile", 1.0)
     assert (marlin.decode, marlin.baseline_decode, marlin.versus_baseline) == ("graph", "compile", 1.5)
     assert best_table([fp16, marlin]) == [
-        ["best decode mode", "vs FP16's best"],
+        ["best mode", "vs FP16's best"],
         ["fp16", "180.0 tok/s, compile"],
         ["awq-marlin", "1.50×, graph"],
     ]
@@ -41,11 +41,11 @@ def test_each_precision_is_shown_in_its_best_mode() -> None:
 def test_batches_are_compared_with_fp16_at_the_same_batch() -> None:
     rows = at_batches("fp16", {1: 100, 8: 800}) + at_batches("nf4", {1: 150, 8: 400})
     assert [best.versus_baseline for best in best_modes(rows)] == [1.0, 1.0, 1.5, 0.5]
-    assert best_table(best_modes(rows))[0] == ["best decode mode", "batch 1", "batch 8"]
+    assert best_table(best_modes(rows))[0] == ["best mode", "batch 1", "batch 8"]
 
 
 @pytest.mark.parametrize(
-    ("speeds", "said"),
+    ("speeds", "expected"),
     [
         ({1: 180, 4: 480, 16: 1500}, "leads up to 4 (1.20×) and loses its lead at 16 (0.94×)"),
         (
@@ -58,12 +58,12 @@ def test_batches_are_compared_with_fp16_at_the_same_batch() -> None:
     ],
 )
 def test_the_batch_at_which_a_lead_is_lost(
-    speeds: dict[int, float], said: str | None, golden: Golden
+    speeds: dict[int, float], expected: str | None, golden: Golden
 ) -> None:
     rows = at_batches("fp16", {1: 100, 4: 400, 16: 1600}) + at_batches("int4-wo", speeds)
     lines = list(leads(best_modes(rows)))
     golden(lines)
-    assert [said in line for line in lines] == ([] if said is None else [True])
+    assert [expected in line for line in lines] == ([] if expected is None else [True])
 
 
 def test_a_ratio_of_hosts_is_not_a_lead() -> None:
@@ -92,5 +92,5 @@ def test_without_a_choice_there_is_no_table(rows: list[CellMetrics]) -> None:
 def test_every_form_of_the_report_includes_it() -> None:
     run = read_run(ROOT / "tests/golden/h100-precisions-7b")
     assert "| awq | 0.76×, graph |" in as_markdown(run)
-    said = msgspec.json.decode(as_json(run))["best"]
-    assert msgspec.convert(said, list[Best]) == best_modes(rows_of(run))
+    expected = msgspec.json.decode(as_json(run))["best"]
+    assert msgspec.convert(expected, list[Best]) == best_modes(rows_of(run))

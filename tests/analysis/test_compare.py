@@ -7,13 +7,15 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from analyses import comparison_of
 from click.testing import CliRunner, Result
 from conftest import ROOT
 from sample_records import DONE, H100, T4, make_cell, make_job, make_run, make_trial
 
-from orchestrator.analysis.comparison.compare import Pair, compare_runs
+from orchestrator.analysis.comparison.compare import Pair
 from orchestrator.analysis.comparison.gpu_speedups import gpu_speedups
 from orchestrator.analysis.comparison.limits import parse_limit
+from orchestrator.analysis.comparison.measured_run import measure_run
 from orchestrator.cli.compare import Comparisons, compare
 from orchestrator.errors import BadInput
 from orchestrator.records.store import RunFolder, read_run
@@ -54,17 +56,17 @@ def keep(run: Run, folder: Path) -> Path:
 
 
 def test_a_difference_over_rounds_has_an_interval_and_a_verdict() -> None:
-    decode = pair(compare_runs(rounds(100), rounds(110)).pairs, "decode").comparison
+    decode = pair(comparison_of(rounds(100), rounds(110)).pairs, "decode").comparison
     assert decode.ratio == pytest.approx(1.1, rel=0.001)
     assert decode.verdict == "faster"
     assert (decode.low or 0) < 1.1 < (decode.high or 0)
-    ttft = pair(compare_runs(rounds(100), rounds(110)).pairs, "ttft").comparison
+    ttft = pair(comparison_of(rounds(100), rounds(110)).pairs, "ttft").comparison
     assert ttft.ratio == pytest.approx(1 / 1.1, rel=0.001)
-    assert pair(compare_runs(rounds(100), rounds(100.1)).pairs, "decode").comparison.verdict == "same"
+    assert pair(comparison_of(rounds(100), rounds(100.1)).pairs, "decode").comparison.verdict == "same"
 
 
 def test_runs_of_one_round_have_only_a_ratio() -> None:
-    decode = pair(compare_runs(make_run(cell("fp16", 100)), make_run(cell("fp16", 50))).pairs, "decode")
+    decode = pair(comparison_of(make_run(cell("fp16", 100)), make_run(cell("fp16", 50))).pairs, "decode")
     assert (decode.reference, decode.value) == pytest.approx((100, 50))
     assert decode.comparison.ratio == pytest.approx(0.5)
     assert decode.comparison.verdict is None
@@ -91,7 +93,7 @@ def test_runs_of_one_round_have_only_a_ratio() -> None:
     ],
 )
 def test_a_cell_without_a_counterpart_is_listed_with_the_reason(other: CellRecord, why: str) -> None:
-    found = compare_runs(make_run(cell("fp16", 100)), make_run(other))
+    found = comparison_of(make_run(cell("fp16", 100)), make_run(other))
     assert found.pairs == []
     assert len(found.unmatched) == 2
     assert why in found.unmatched[0]
@@ -100,7 +102,7 @@ def test_a_cell_without_a_counterpart_is_listed_with_the_reason(other: CellRecor
 def test_a_cell_that_failed_in_one_run_is_listed() -> None:
     lost = make_cell("fp16", job=make_job(workload=Workload(prompts=["one"], new_tokens=5)), trials=[])
     lost = msgspec.structs.replace(lost, outcome=Failed(kind="out-of-memory", message="no room"))
-    found = compare_runs(make_run(cell("fp16", 100)), make_run(lost))
+    found = comparison_of(make_run(cell("fp16", 100)), make_run(lost))
     assert found.pairs == []
     assert found.unmatched == ["fp16 eager: has no figures in the second run: out-of-memory: no room"]
 
@@ -109,9 +111,9 @@ def test_other_differences_are_listed() -> None:
     one, other = make_run(cell("fp16", 100)), make_run(cell("fp16", 100))
     machine = msgspec.structs.replace(other.environment, commit="beef", driver="600.1")
     other = msgspec.structs.replace(other, environment=machine)
-    told = compare_runs(one, other).differences
-    assert any(line.startswith("commit: ") and line.endswith("vs. beef") for line in told)
-    assert any(line.startswith("driver: ") for line in told)
+    output = comparison_of(one, other).differences
+    assert any(line.startswith("commit: ") and line.endswith("vs. beef") for line in output)
+    assert any(line.startswith("driver: ") for line in output)
 
 
 @pytest.mark.parametrize(
@@ -159,18 +161,18 @@ def test_recorded_runs_of_an_h100() -> None:
     row = next(line for line in result.stdout.splitlines() if "2048" in line and "decode, tok/s" in line)
     assert row.split()[-7:] == ["98.8", "126.4", "1.28×", "one", "round:", "no", "interval"]
     assert "commit: 541be5341570 vs. 8ed3b44627bb" in result.stdout
-    told = invoke(RECORDED / "h100-modes/7b-prompts", RECORDED / "h100-long-prompts", "--json").stdout
-    assert len(msgspec.json.decode(told, type=Comparisons).runs) == 1
+    output = invoke(RECORDED / "h100-modes/7b-prompts", RECORDED / "h100-long-prompts", "--json").stdout
+    assert len(msgspec.json.decode(output, type=Comparisons).runs) == 1
 
 
 def test_gpus_side_by_side() -> None:
     run = read_run(RECORDED / "h100-precisions-7b")
-    (row,) = gpu_speedups({"7b": run})
+    (row,) = gpu_speedups({"7b": measure_run(run)})
     assert (row.run, row.measured) == ("7b", "")
     assert row.tensor_cores == ["INT8", "FP8"]
     assert row.best["awq"].versus_baseline == pytest.approx(0.757, abs=0.001)
     assert "NVIDIA H100 80GB HBM3  INT8, FP8" in invoke(RECORDED / "h100-precisions-7b").stdout
-    assert gpu_speedups({"none": make_run()}) == []
+    assert gpu_speedups({"none": measure_run(make_run())}) == []
 
 
 def test_runs_of_several_gpus_make_a_row_each(tmp_path: Path) -> None:
@@ -187,8 +189,8 @@ def test_runs_of_several_gpus_make_a_row_each(tmp_path: Path) -> None:
     ]
     assert [row[0] for row in rows] == [source.name, "t4", "v100", "a100.jsonl"]
     # Each row says how it differs.
-    told = json.loads(invoke(source, small, "--json").stdout)["gpus"]
-    assert [row["measured"] for row in told] == ["model random-qwen2.5-7b", "model random-qwen2.5-0.5b"]
+    output = json.loads(invoke(source, small, "--json").stdout)["gpus"]
+    assert [row["measured"] for row in output] == ["model random-qwen2.5-7b", "model random-qwen2.5-0.5b"]
 
 
 def test_a_row_is_about_one_workload() -> None:
@@ -196,7 +198,7 @@ def test_a_row_is_about_one_workload() -> None:
     lost = Failed(kind="out-of-memory", message="no room")
     cells = [cell(name, 100, batch_size=batch) for name in ("fp16", "awq") for batch in (1, 4)]
     cells[2] = msgspec.structs.replace(cells[2], outcome=lost, trials=[])
-    (row,) = gpu_speedups({"run": make_run(*cells)})
+    (row,) = gpu_speedups({"run": measure_run(make_run(*cells))})
     assert list(row.best) == ["fp16"]
 
 
@@ -222,38 +224,38 @@ def test_the_formats_of_tensor_cores(gpu: object, has: list[str]) -> None:
     run = make_run(msgspec.structs.replace(run.cells[0], ready=ready))
     machine = msgspec.structs.replace(run.environment, gpus=[gpu])
     run = msgspec.structs.replace(run, environment=machine)
-    assert gpu_speedups({"run": run})[0].tensor_cores == has
+    assert gpu_speedups({"run": measure_run(run)})[0].tensor_cores == has
 
 
 # Quality
 
 
-def answering(precision: str, *parting: int) -> CellRecord:
+def answering(precision: str, *prefixes: int) -> CellRecord:
     """Answers of ten tokens, each equal to FP16's up to where it diverges."""
     trials = [
-        make_trial(index, token_ids=[*range(at), *range(100, 110 - at)]) for index, at in enumerate(parting)
+        make_trial(index, token_ids=[*range(at), *range(100, 110 - at)]) for index, at in enumerate(prefixes)
     ]
     job = make_job(precision, workload=Workload(prompts=["some"], new_tokens=10))
     return make_cell(precision, job=job, trials=trials)
 
 
-def answers(*parting: int) -> Run:
-    return make_run(answering("fp16", *[10] * len(parting)), answering("int8", *parting))
+def answers(*prefixes: int) -> Run:
+    return make_run(answering("fp16", *[10] * len(prefixes)), answering("int8", *prefixes))
 
 
 def test_quality_is_compared_prompt_by_prompt() -> None:
-    found = compare_runs(answers(10, 8, 6, 8, 10, 10), answers(4, 2, 2, 2, 3, 4)).pairs
+    found = comparison_of(answers(10, 8, 6, 8, 10, 10), answers(4, 2, 2, 2, 3, 4)).pairs
     quality = pair(found, "quality")
     assert quality.precision == "int8"  # FP16 is the reference
     assert (quality.reference, quality.value) == pytest.approx((5.2 / 6, 1.7 / 6))
     assert quality.comparison.ratio == pytest.approx(1.7 / 5.2)
     assert quality.comparison.verdict == "slower"
-    same = pair(compare_runs(answers(10, 8, 6, 8, 10), answers(10, 8, 6, 8, 10)).pairs, "quality")
+    same = pair(comparison_of(answers(10, 8, 6, 8, 10), answers(10, 8, 6, 8, 10)).pairs, "quality")
     assert same.comparison.verdict == "same"
 
 
 def test_tokens_of_both_runs_are_compared() -> None:
-    found = compare_runs(answers(10, 8, 6), answers(10, 4, 6)).pairs
+    found = comparison_of(answers(10, 8, 6), answers(10, 4, 6)).pairs
     fp16, int8 = (each for each in found if each.figure == "tokens")
     assert (fp16.value, fp16.comparison.why) == (1, "the same")
     assert int8.value == pytest.approx(2.4 / 3)
@@ -261,13 +263,13 @@ def test_tokens_of_both_runs_are_compared() -> None:
 
 
 def test_a_quality_of_0_has_no_ratio_and_is_listed() -> None:
-    found = compare_runs(answers(0, 0), answers(5, 5))
+    found = comparison_of(answers(0, 0), answers(5, 5))
     assert [each for each in found.pairs if each.figure == "quality"] == []
     assert found.unmatched == ["int8 eager: quality has no ratio, since it is 0% in the first run"]
 
 
 @pytest.mark.parametrize(
-    ("limit", "parting", "status", "said"),
+    ("limit", "prefixes", "status", "message"),
     [
         ("quality<0.9", (4, 2, 2, 2, 3, 4), 1, "breaks quality<0.9"),
         ("quality<0.9", (10, 8, 6, 8, 10, 10), 0, ""),
@@ -277,14 +279,14 @@ def test_a_quality_of_0_has_no_ratio_and_is_listed() -> None:
     ],
 )
 def test_limits_of_quality(
-    tmp_path: Path, limit: str, parting: tuple[int, ...], status: int, said: str
+    tmp_path: Path, limit: str, prefixes: tuple[int, ...], status: int, message: str
 ) -> None:
-    first = keep(answers(*(10, 8, 6, 8, 10, 10)[: len(parting)]), tmp_path / "a")
-    second = keep(answers(*parting), tmp_path / "b")
+    first = keep(answers(*(10, 8, 6, 8, 10, 10)[: len(prefixes)]), tmp_path / "a")
+    second = keep(answers(*prefixes), tmp_path / "b")
     result = invoke(first, second, "--fail-if", limit)
     assert result.return_value == status
-    assert said in result.stderr
-    assert bool(result.stderr) == bool(said)
+    assert message in result.stderr
+    assert bool(result.stderr) == bool(message)
 
 
 def test_recorded_tokens_are_compared_only_for_real_weights() -> None:

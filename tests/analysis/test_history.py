@@ -42,7 +42,7 @@ def invoke(*arguments: object) -> Result:
     return CliRunner().invoke(compare, list(map(str, arguments)), standalone_mode=False)
 
 
-def told(*arguments: object) -> History:
+def history_of(*arguments: object) -> History:
     return msgspec.json.decode(invoke(*arguments, "--json").stdout, type=History)
 
 
@@ -55,7 +55,7 @@ def bad_input(*arguments: object) -> str:
 def test_runs_are_in_chronological_order_each_relative_to_the_previous_one(tmp_path: Path) -> None:
     for name, day, tok_s in (("c", 1, 100), ("deep/a", 3, 50), ("b", 2, 80)):
         keep(make_run(cell(day, tok_s)), tmp_path / name, commit=f"c{day}")
-    (series,) = told("--history", tmp_path).series
+    (series,) = history_of("--history", tmp_path).series
     assert [point.run for point in series.points] == ["c", "b", "deep/a"]
     assert [point.value for point in series.points] == pytest.approx([100, 80, 50])
     changes = [point.change.ratio if point.change else None for point in series.points]
@@ -71,7 +71,7 @@ def test_rounds_give_a_change_its_interval_and_a_verdict_beyond_the_noise(tmp_pa
     rows = [line.strip() for line in invoke("--history", tmp_path).stdout.splitlines() if "2026-" in line]
     assert rows[1].endswith("  1.00× [1.00, 1.01]")  # the same, which is no change
     assert rows[2].endswith("  0.90× [0.90, 0.90] slower")
-    (series,) = told("--history", tmp_path).series
+    (series,) = history_of("--history", tmp_path).series
     verdicts = [point.change.verdict if point.change else None for point in series.points]
     assert verdicts == [None, "same", "slower"]
 
@@ -82,7 +82,7 @@ def test_different_settings_make_separate_tables(tmp_path: Path) -> None:
     keep(make_run(cell(1, 100), cell(1, 30, "int8"), cell(1, 200, workload=graph)), tmp_path / "a")
     keep(make_run(msgspec.structs.replace(cell(2, 20), ready=ready)), tmp_path / "b")
     keep(make_run(cell(3, 9, workload=Workload(prompts=["two"], new_tokens=5))), tmp_path / "c")
-    found = told("--history", tmp_path).series
+    found = history_of("--history", tmp_path).series
     assert [(each.gpu, each.precision, each.decode, len(each.points)) for each in found] == [
         ("H100", "fp16", "eager", 1),
         ("H100", "int8", "eager", 1),
@@ -108,7 +108,7 @@ def test_different_settings_make_separate_tables(tmp_path: Path) -> None:
 def test_tables_are_selected_by_options(tmp_path: Path, chosen: list[str], tables: int) -> None:
     tiny = make_job().model
     keep(make_run(cell(1, 100), cell(1, 30, "int8"), cell(1, 200, model=tiny)), tmp_path / "a")
-    assert len(told("--history", tmp_path, *chosen).series) == tables
+    assert len(history_of("--history", tmp_path, *chosen).series) == tables
 
 
 def test_quality_over_time_is_a_mean_over_prompts(tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_quality_over_time_is_a_mean_over_prompts(tmp_path: Path) -> None:
             cell(day, 1), trials=[make_trial(at, token_ids=[0] * 5) for at in range(5)]
         )
         keep(make_run(fp16, int8), tmp_path / f"run{day}")
-    (series,) = told("--history", tmp_path, "--figure", "quality").series
+    (series,) = history_of("--history", tmp_path, "--figure", "quality").series
     assert (series.precision, [point.value for point in series.points]) == ("int8", [0.8, 0.4])
     shown = invoke("--history", tmp_path, "--figure", "quality").stdout
     assert "0.50× [0.50, 0.50] farther from FP16" in shown
@@ -209,5 +209,7 @@ def test_work_grows_in_proportion_to_the_runs(tmp_path: Path) -> None:
     """`benchmarks/parent_speed.py` prints how long hundreds of runs take."""
     source = RECORDED / "h100-modes/0.5b"
     few, many = (copies(source, tmp_path / str(count), count) for count in (20, 40))
-    assert len(told("--history", many).series[0].points) == 40
-    assert calls_of(lambda: told("--history", many)) < 2.5 * calls_of(lambda: told("--history", few))
+    assert len(history_of("--history", many).series[0].points) == 40
+    assert calls_of(lambda: history_of("--history", many)) < 2.5 * calls_of(
+        lambda: history_of("--history", few)
+    )

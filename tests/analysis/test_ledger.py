@@ -51,14 +51,14 @@ def edges(draw: st.DrawFn) -> list[PhaseEdge]:
 @given(edges())
 def test_terms_add_up_to_nvmls_figure(seen: list[PhaseEdge]) -> None:
     found = ledgers(make_cell(edges=seen))
-    told = {
+    ends = {
         start.phase.name: end
         for start, end in pairwise(seen)
         if end.phase.torch and end.reading and end.reading.process_bytes is not None
     }
-    assert list(found) == list(told)
+    assert list(found) == list(ends)
     for phase, ledger in found.items():
-        end = told[phase]
+        end = ends[phase]
         assert end.phase.torch
         assert end.reading
         assert ledger.residual_bytes == 0
@@ -182,8 +182,8 @@ def test_the_command_prints_the_ledger_of_a_phase() -> None:
     assert rows["split fragments"] == ["1.6", "8.1", "302.3"]
     assert rows["= process, by NVML"] == ["15,266.0", "15,392.0", "9,392.0"]
     assert rows["residual"] == ["0.0", "0.0", "0.0"]
-    told = CliRunner().invoke(show_memory, [folder, "--json"], standalone_mode=False).output
-    summary = json.loads(told)
+    output = CliRunner().invoke(show_memory, [folder, "--json"], standalone_mode=False).output
+    summary = json.loads(output)
     assert summary["ledgers"]["fp16"]["load"]["outside_bytes"] == {"context": 518 * MIB, "load": 92 * MIB}
     at_load = CliRunner().invoke(show_memory, [folder, "--phase", "load"], standalone_mode=False).output
     assert at_load.startswith("MiB at the end of load")

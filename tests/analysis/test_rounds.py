@@ -80,9 +80,9 @@ def test_cells_of_remaining_rounds_are_listed_once(capsys: pytest.CaptureFixture
     plan = plan_of(precision=PRECISIONS, rounds=3, decode=["eager"])
     left = plan._replace(cells=plan.cells[4:])
     print_plan(left, Estimate(0, 0, 5, []))
-    told = capsys.readouterr().out.splitlines()
-    assert {line.split(":")[0] for line in told if " prompts" in line} == set(PRECISIONS)
-    assert "3 cells, in 2 rounds, each in its own random order: 5 cells" in told
+    output = capsys.readouterr().out.splitlines()
+    assert {line.split(":")[0] for line in output if " prompts" in line} == set(PRECISIONS)
+    assert "3 cells, in 2 rounds, each in its own random order: 5 cells" in output
 
 
 @pytest.mark.parametrize("option", [{"aa": True}, {"precise": 0.01}])

@@ -132,8 +132,8 @@ def test_torchs_highest_peak_is_that_of_the_table(recorded: Run) -> None:
 def test_known_figures_of_the_h100(seven_b: Run) -> None:
     fp16, int8, *_ = drawn(seven_b)
     (load,) = [span for span in int8.phases if span.phase == "load"]
-    (told,) = [phase for phase in phase_memory(seven_b.cells[2]) if phase.phase == "load"]
-    assert load.peak_allocated_bytes == told.peak_allocated_bytes
+    (from_phases,) = [phase for phase in phase_memory(seven_b.cells[2]) if phase.phase == "load"]
+    assert load.peak_allocated_bytes == from_phases.peak_allocated_bytes
     assert (load.peak_allocated_bytes or 0) // MIB == 8538
     assert (fp16.process[-1].held_bytes or 0) // MIB == 15392
     assert (fp16.reserved[-1].held_bytes or 0) // MIB == 14628
@@ -303,9 +303,9 @@ def memory(*arguments: object) -> str:
 
 def test_the_file_extension_decides_the_format(tmp_path: Path) -> None:
     for name, begin in (("a.png", b"\x89PNG"), ("b.HTML", b"<!DOCTYPE html>")):
-        said = memory(HALF_B, "--plot", tmp_path / name)
-        assert f"drawn: {tmp_path / name}" in said
-        assert "MiB at the end of decode" in said
+        output = memory(HALF_B, "--plot", tmp_path / name)
+        assert f"drawn: {tmp_path / name}" in output
+        assert "MiB at the end of decode" in output
         assert (tmp_path / name).read_bytes().startswith(begin)
 
 

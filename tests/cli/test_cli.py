@@ -414,7 +414,7 @@ def test_modes_are_rows_and_verbose_tells_what_ran(qbench: Qbench, lively: Path,
     done = qbench("orchestrate", *options, "--decode", "generate,eager,graph", "--verbose", "--out", "run")
     assert done.returncode == 1  # a graph was asked for, and there is no GPU
     table, notes = done.stdout.split("•", 1)
-    table, best = table.split("best decode mode", 1)
+    table, best = table.split("best mode", 1)
     assert "tok/s, e" in best or "tok/s, g" in best
     rows = [line.split() for line in table.splitlines() if line.split()[:1] in (["fp16"], ["int8"])]
     shown = {(row[1], row[2]) for row in rows}

@@ -61,5 +61,5 @@ def test_rows_of_different_new_tokens_show_them_and_have_their_own_baselines() -
     assert "1 prompts × 16 to 64 new tokens, batch 1" in text
     counts_shown = [line.split("|")[3].strip() for line in text.splitlines() if line.startswith("| fp16 | g")]
     assert counts_shown == ["16", "64"]
-    assert "| best decode mode | 16 new tokens | 64 new tokens |" in text
+    assert "| best mode | 16 new tokens | 64 new tokens |" in text
     assert "| nf4 | 1.50×, graph | 2.00×, graph |" in text

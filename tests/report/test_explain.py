@@ -186,9 +186,9 @@ def test_the_remedy_is_a_row_of_the_run(golden: Golden) -> None:
 @pytest.mark.parametrize("outcome", [NO_CAPTURE, Skipped(reason="budget")], ids=["failed", "skipped"])
 def test_a_graph_row_without_figures_is_no_remedy(outcome: Failed | Skipped, golden: Golden) -> None:
     alone = explained(half_b_int8(), failed("int8", outcome))[0]
-    beside = explained(half_b_int8(), failed("int8", outcome), fp16_graph())[0]
-    golden([alone, beside])
-    assert "see " not in alone + beside
+    with_fp16 = explained(half_b_int8(), failed("int8", outcome), fp16_graph())[0]
+    golden([alone, with_fp16])
+    assert "see " not in alone + with_fp16
 
 
 # A cell compared with FP16

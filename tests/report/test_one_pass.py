@@ -1,5 +1,6 @@
 """Each figure is computed once for a report, however many tables, notes and sentences show it."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,12 +10,14 @@ from sample_records import H100_PEAKS, MIB, edge, h100_cell, make_job, make_run,
 
 from orchestrator.analysis.best_mode import best_modes
 from orchestrator.analysis.bounds import decode_pace, prefill_pace
+from orchestrator.analysis.comparison.measured_run import groups_of, qualities
 from orchestrator.analysis.divergence import divergences
 from orchestrator.analysis.intervals import compare_all
 from orchestrator.analysis.memory.ledger import ledgers
 from orchestrator.analysis.memory.peak_gap import peak_gap
 from orchestrator.analysis.memory.phases import phase_memory
 from orchestrator.analysis.rounds import comparisons, noise_floor, typical_run
+from orchestrator.cli.compare import compare
 from orchestrator.cli.memory import show_memory
 from orchestrator.cli.report import report
 from orchestrator.records.store import RunFolder
@@ -76,3 +79,19 @@ def test_a_memory_report_computes_each_figure_once_per_row(folder: Path, form: l
     assert result.exception is None
     assert "int8 graph" in result.output
     assert calls == {"typical_run": 1} | {each.__name__: ROWS for each in per_row}
+
+
+def test_a_comparison_computes_the_figures_of_each_run_once(folder: Path, tmp_path: Path) -> None:
+    """The first run is compared with both others."""
+    runs = [shutil.copytree(folder, tmp_path / name) for name in "abc"]
+    with counted(groups_of, typical_run, best_modes, qualities, decode_pace) as calls:
+        result = CliRunner().invoke(compare, list(map(str, runs)), standalone_mode=False)
+    assert result.exception is None
+    assert "int8" in result.output
+    assert calls == {
+        "groups_of": 3,
+        "typical_run": 3,
+        "best_modes": 3,
+        "qualities": 3 * ROWS,
+        "decode_pace": 3 * ROWS * ROUNDS,
+    }

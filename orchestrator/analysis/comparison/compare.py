@@ -5,8 +5,7 @@ the settings that differ are listed. Torch, GPU and commit may differ, since tha
 are listed too.
 """
 
-import hashlib
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import combinations
 from operator import attrgetter
@@ -16,12 +15,19 @@ from typing import NamedTuple
 import msgspec
 
 from orchestrator.analysis.agreement import agreements
+from orchestrator.analysis.comparison.measured_run import (
+    SETTINGS,
+    CrossRunKey,
+    MeasuredCell,
+    MeasuredRun,
+    distinctions,
+    setting,
+)
 from orchestrator.analysis.intervals import Comparison, Sample, compare_all, of_shares, of_two
-from orchestrator.analysis.metrics import CellMetrics, measure_cell, reason
-from orchestrator.records.keys import CellKey, WorkloadKey, key_of
+from orchestrator.analysis.metrics import reason
 from schemas.frames import Done
-from schemas.job import DecodeMode, Job
-from schemas.record import CellRecord, Run
+from schemas.job import DecodeMode
+from schemas.record import Run
 
 FIGURES = {
     "decode": "decode_tok_s",
@@ -38,25 +44,6 @@ TOKENS = "tokens"
 MEMORY = {"loaded", "peak"}
 EXACT = {*MEMORY, TOKENS}
 """Figures that don't vary between processes, so one round is enough."""
-
-
-class CrossRunKey(NamedTuple):
-    """The identity of a cell among several runs, which may be of different models and prompts."""
-
-    cell: CellKey
-    """Without the round."""
-    model: str
-    outliers: int
-    prompts: str
-
-
-SETTINGS = {
-    "model": "model",
-    "outliers": "outliers",
-    "prompts": "prompts",
-    **{name.replace("_", " "): f"cell.workload.{name}" for name in WorkloadKey._fields},
-}
-"""What may differ between cells of one precision and decode mode: name for people → path in the key."""
 
 
 class Pair(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,12 +69,12 @@ class RunComparison(msgspec.Struct, frozen=True, kw_only=True):
     """Differences between machines and software, a line each."""
 
 
-def compare_runs(reference: Run, run: Run) -> RunComparison:
+def compare_runs(reference: MeasuredRun, run: MeasuredRun) -> RunComparison:
     """`run` over `reference`."""
-    ours, theirs = groups_of(run), groups_of(reference)
+    ours, theirs = run.cells, reference.cells
     shared = [key for key in theirs if key in ours]
-    names = what_tells(shared)
-    drafts = [draft for key in shared for draft in _drafts(key, names[key], theirs, ours)]
+    names = distinctions(shared)
+    drafts = [draft for key in shared for draft in _drafts(key, names[key], theirs[key], ours[key])]
     return RunComparison(
         pairs=_drawn(drafts),
         unmatched=list(
@@ -99,28 +86,11 @@ def compare_runs(reference: Run, run: Run) -> RunComparison:
                 ]
             )
         ),
-        differences=list(_differences(reference, run)),
+        differences=list(_differences(reference.run, run.run)),
     )
 
 
-Groups = dict[CrossRunKey, list[CellRecord]]
-
-
-def groups_of(run: Run) -> Groups:
-    """The cells of all rounds by key."""
-    found: Groups = {}
-    for cell in run.cells:
-        if cell.job is not None and not cell.job.aa_control:
-            found.setdefault(_cross_run_key(cell.job), []).append(cell)
-    return found
-
-
-def _cross_run_key(job: Job) -> CrossRunKey:
-    load, model = job.workload, job.model
-    digest = hashlib.sha256("\n".join(load.prompts).encode()).hexdigest()[:8]
-    # A random model has no texts: its prompts are random tokens, and only their number counts.
-    prompts = f"{len(load.prompts)} {'drawn' if model.is_random else f'({digest})'}"
-    return CrossRunKey(key_of(job).without_round, model.name, model.outliers, prompts)
+Cells = dict[CrossRunKey, MeasuredCell]
 
 
 class _Draft(NamedTuple):
@@ -139,74 +109,44 @@ def _drawn(drafts: list[_Draft]) -> list[Pair]:
     ]
 
 
-def _drafts(key: CrossRunKey, workload: str, theirs: Groups, ours: Groups) -> Iterator[_Draft]:
+def _drafts(key: CrossRunKey, workload: str, theirs: MeasuredCell, ours: MeasuredCell) -> Iterator[_Draft]:
     pair = partial(Pair, precision=key.cell.precision, decode=key.cell.decode, workload=workload)
-    rows, reference_rows = (list(_rows(groups[key])) for groups in (ours, theirs))
     for figure, field in FIGURES.items():
         values, references = (
-            [value for row in each if (value := getattr(row, field))] for each in (rows, reference_rows)
+            [value for row in each.rows if (value := getattr(row, field))] for each in (ours, theirs)
         )
         if values and references:
             middles = {"reference": median_low(references), "value": median_low(values)}
             yield _Draft(partial(pair, figure=figure, **middles), of_two(values, references))
-    yield from _token_drafts(key, pair, theirs, ours)
+    yield from _token_drafts(pair, theirs, ours)
 
 
-def _token_drafts(
-    key: CrossRunKey, pair: Callable[..., Pair], theirs: Groups, ours: Groups
-) -> Iterator[_Draft]:
+def _token_drafts(pair: Callable[..., Pair], theirs: MeasuredCell, ours: MeasuredCell) -> Iterator[_Draft]:
     """How far tokens agree with FP16's within each run, and between the two runs."""
-    before, now = qualities(key, theirs), qualities(key, ours)
+    before, now = theirs.qualities, ours.qualities
     if prompts := [at for at in now if at in before]:
         shares, references = ([each[at] for at in prompts] for each in (now, before))
         if sample := of_shares(shares, references):
             means = {"reference": fmean(references), "value": fmean(shares)}
             yield _Draft(partial(pair, figure=QUALITY, **means), sample)
-    if same := list(agreements(ours[key], theirs[key]).values()):
+    if same := list(agreements(ours.records, theirs.records).values()):
         diverged = sum(share < 1 for share in same)
         why = f"different tokens in {diverged} of {len(same)} prompts" if diverged else "the same"
         found = Comparison(ratio=fmean(same), rounds=len(same), why=why)
         yield _Draft(partial(pair, figure=TOKENS, reference=1.0, value=found.ratio), found)
 
 
-def qualities(key: CrossRunKey, groups: Groups) -> dict[int, float]:
-    """Index of a prompt → agreement with FP16 of the same run, decode mode and workload; empty for FP16."""
-    if key.cell.is_baseline:
-        return {}
-    return agreements(groups[key], groups.get(key._replace(cell=key.cell.baseline), []))
-
-
-def _rows(cells: list[CellRecord]) -> Iterator[CellMetrics]:
-    return (measure_cell(cell) for cell in cells if isinstance(cell.outcome, Done))
-
-
-def what_tells(keys: Collection[CrossRunKey]) -> dict[CrossRunKey, str]:
-    """How the settings of each differ from those of the others, in words; empty if nothing differs."""
-    telling = [name for name, path in SETTINGS.items() if len(set(map(attrgetter(path), keys))) > 1]
-    return {key: ", ".join(_words(key, telling)) for key in keys}
-
-
-def _words(key: CrossRunKey, names: Iterable[str]) -> Iterator[str]:
-    for name in names:
-        if (value := _setting(key, name)) is not None:
-            yield f"{name} {value}"
-
-
-def _unmatched(ours: Groups, theirs: Groups, other: str) -> Iterator[str]:
+def _unmatched(ours: Cells, theirs: Cells, other: str) -> Iterator[str]:
     """A line for each of `ours` that is missing or failed in the `other` run."""
     nearest = _nearest([key for key in ours if key not in theirs], list(theirs))
-    for key, cells in ours.items():
+    for key, cell in ours.items():
         name = " ".join(key.cell.variant)
         if key not in theirs:
             yield f"{name}: {_why_lacking(key, nearest.get(key), other)}"
-        elif not _has_figures(theirs[key]) and _has_figures(cells):
-            outcome = theirs[key][0].outcome
+        elif not theirs[key].rows and cell.rows:
+            outcome = theirs[key].records[0].outcome
             why = "" if isinstance(outcome, Done) else reason(outcome)
             yield f"{name}: has no figures in {other} run: {why}"
-
-
-def _has_figures(cells: list[CellRecord]) -> bool:
-    return any(isinstance(cell.outcome, Done) for cell in cells)
 
 
 def _nearest(lacking: list[CrossRunKey], theirs: list[CrossRunKey]) -> dict[CrossRunKey, CrossRunKey]:
@@ -227,24 +167,20 @@ def _nearest(lacking: list[CrossRunKey], theirs: list[CrossRunKey]) -> dict[Cros
     return found
 
 
-def _setting(key: CrossRunKey, name: str) -> object:
-    return attrgetter(SETTINGS[name])(key)
-
-
-def _without_ratio(shared: list[CrossRunKey], theirs: Groups, ours: Groups) -> Iterator[str]:
+def _without_ratio(shared: list[CrossRunKey], theirs: Cells, ours: Cells) -> Iterator[str]:
     for key in shared:
-        before = qualities(key, theirs)
-        if before and not any(before.values()) and qualities(key, ours):
+        before = theirs[key].qualities
+        if before and not any(before.values()) and ours[key].qualities:
             yield f"{' '.join(key.cell.variant)}: quality has no ratio, since it is 0% in the first run"
 
 
 def _why_lacking(key: CrossRunKey, nearest: CrossRunKey | None, other: str) -> str:
     if nearest is None:
         return f"is not in {other} run"
-    differing = [name for name in SETTINGS if _setting(nearest, name) != _setting(key, name)]
-    told = (f"{name} {_setting(nearest, name)}" for name in differing)
-    wanted = (str(_setting(key, name)) for name in differing)
-    return f"{other} run has it with {', '.join(told)}, not {', '.join(wanted)}"
+    differing = [name for name in SETTINGS if setting(nearest, name) != setting(key, name)]
+    has = (f"{name} {setting(nearest, name)}" for name in differing)
+    wanted = (str(setting(key, name)) for name in differing)
+    return f"{other} run has it with {', '.join(has)}, not {', '.join(wanted)}"
 
 
 def _differences(reference: Run, run: Run) -> Iterator[str]:

@@ -6,13 +6,11 @@ format a kernel must convert, so the format can only save bytes.
 
 import msgspec
 
-from orchestrator.analysis.best_mode import Best, best_modes
-from orchestrator.analysis.comparison.compare import CrossRunKey, groups_of, what_tells
+from orchestrator.analysis.best_mode import Best
+from orchestrator.analysis.comparison.measured_run import CrossRunKey, MeasuredRun, distinctions
 from orchestrator.analysis.memory.phases import on_gpu
-from orchestrator.analysis.metrics import analyze_cells
-from orchestrator.analysis.rounds import typical_run
 from schemas.frames import Done
-from schemas.record import CellRecord, Run
+from schemas.record import CellRecord
 
 TENSOR_CORES: dict[str, tuple[tuple[int, int], tuple[int, int] | None]] = {
     "INT8": ((7, 2), None),
@@ -37,37 +35,35 @@ class GpuSpeedups(msgspec.Struct, frozen=True, kw_only=True):
     """Precision → its best mode on the first workload of its run."""
 
 
-def gpu_speedups(runs: dict[str, Run]) -> list[GpuSpeedups]:
+def gpu_speedups(runs: dict[str, MeasuredRun]) -> list[GpuSpeedups]:
     """A row for each run, by its name, that has figures from a GPU."""
-    measured = {name: key for name, run in runs.items() if (key := _first_measured(run))}
-    return [_row(name, runs[name], key, list(measured.values())) for name, key in measured.items()]
+    firsts = {name: key for name, run in runs.items() if (key := _first_on_gpu(run))}
+    labels = distinctions(list(firsts.values()))
+    return [_row(name, runs[name], key, labels[key]) for name, key in firsts.items()]
 
 
-def _first_measured(run: Run) -> CrossRunKey | None:
+def _first_on_gpu(run: MeasuredRun) -> CrossRunKey | None:
     """The first cell on a GPU that has figures; the row is about its workload."""
-    groups = groups_of(run).items()
-    return next((key for key, cells in groups if any(map(_has_figures, cells))), None)
+    cells = run.cells.items()
+    return next((key for key, cell in cells if any(map(_has_figures, cell.records))), None)
 
 
-def _has_figures(cell: CellRecord) -> bool:
-    return isinstance(cell.outcome, Done) and on_gpu(cell)
+def _has_figures(record: CellRecord) -> bool:
+    return isinstance(record.outcome, Done) and on_gpu(record)
 
 
-def _row(name: str, run: Run, measured: CrossRunKey, all_measured: list[CrossRunKey]) -> GpuSpeedups:
+def _row(name: str, measured: MeasuredRun, first: CrossRunKey, label: str) -> GpuSpeedups:
+    run = measured.run
     ready = next(cell.ready for cell in run.cells if cell.ready and cell.ready.device_uuid)
     gpu = next((each for each in run.environment.gpus if each.uuid == ready.device_uuid), None)
     capability = gpu.compute_capability if gpu else None
     return GpuSpeedups(
         run=name,
         gpu=ready.device_name,
-        measured=what_tells(all_measured)[measured],
+        measured=label,
         compute_capability=capability,
         tensor_cores=[name for name in TENSOR_CORES if capability and _has(capability, name)],
-        best={
-            best.precision: best
-            for best in best_modes([each.row for each in analyze_cells(typical_run(run))])
-            if best.workload == measured.cell.workload
-        },
+        best={best.precision: best for best in measured.bests if best.workload == first.cell.workload},
     )
 
 

@@ -12,14 +12,13 @@ from typing import NamedTuple
 
 import msgspec
 
-from orchestrator.analysis.comparison.compare import (
-    FIGURES,
-    QUALITY,
+from orchestrator.analysis.comparison.compare import FIGURES, QUALITY
+from orchestrator.analysis.comparison.measured_run import (
     CrossRunKey,
     Groups,
+    distinctions,
     groups_of,
     qualities,
-    what_tells,
 )
 from orchestrator.analysis.intervals import Comparison, Sample, compare, of_shares, of_two
 from orchestrator.analysis.metrics import measure_cell
@@ -181,14 +180,14 @@ def _reading(name: str, run: Run, cells: list[CellRecord], values: dict[int, flo
 
 def _series(alike: _SeriesKey, tables: dict[_SeriesKey, list[_Reading]], figure: str) -> Series:
     gpu, measured = alike
-    beside = [each.measured for each in tables if (each.gpu, each.measured.model) == (gpu, measured.model)]
+    others = [each.measured for each in tables if (each.gpu, each.measured.model) == (gpu, measured.model)]
     readings = sorted(tables[alike], key=lambda reading: (reading.started_at or "", reading.run))
     return Series(
         gpu=gpu,
         model=measured.model,
         precision=measured.cell.precision,
         decode=measured.cell.decode,
-        workload=what_tells(beside)[measured],
+        workload=distinctions(others)[measured],
         points=list(_points(readings, figure)),
     )
 

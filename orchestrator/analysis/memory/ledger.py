@@ -81,7 +81,7 @@ def ledgers(cell: CellRecord) -> dict[PhaseName, Ledger]:
             continue
         phase = start.phase.name
         # A worker's earlier cells come between its first set-up and this one: they count as set-up here.
-        known = sum(came for name, came in outside.items() if name != phase)
+        known = sum(size for name, size in outside.items() if name != phase)
         added = process_bytes - torch.reserved_bytes - known
         if phase in CHECKPOINTS:
             outside[phase] = added
