@@ -12,7 +12,7 @@ from orchestrator.analysis.comparison.compare import QUALITY, Pair, RunCompariso
 from orchestrator.analysis.comparison.gpu_speedups import GpuSpeedups, gpu_speedups
 from orchestrator.analysis.comparison.history import HISTORY_FIGURES, Wanted, history
 from orchestrator.analysis.comparison.limits import Limit, parse_limit
-from orchestrator.cli.options import run_command
+from orchestrator.cli.options import qbench_command, run_command
 from orchestrator.errors import BadInput
 from orchestrator.records.store import RECORDS, read_records
 from orchestrator.report.compare_table import interval, print_comparison, print_gpus
@@ -31,7 +31,7 @@ class Comparisons(msgspec.Struct, frozen=True, kw_only=True):
     gpus: list[GpuSpeedups]
 
 
-@click.command("qbench-compare")
+@qbench_command("qbench-compare")
 @click.argument("runs", nargs=-1, type=click.Path(path_type=Path), metavar="A B…")
 @click.option(
     "--fail-if", "limits", multiple=True, metavar="LIMIT",

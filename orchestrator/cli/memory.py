@@ -12,7 +12,7 @@ from orchestrator.analysis.memory.ledger import Ledger, ledgers
 from orchestrator.analysis.memory.phases import PhaseMemory, phase_memory
 from orchestrator.analysis.memory.timeline import timelines
 from orchestrator.analysis.rounds import typical_run
-from orchestrator.cli.options import run_command
+from orchestrator.cli.options import qbench_command, run_command
 from orchestrator.cli.orchestrate import open_nvml
 from orchestrator.errors import BadInput
 from orchestrator.hardware.live import watch
@@ -42,7 +42,7 @@ class MemoryLedger(msgspec.Struct, frozen=True, kw_only=True):
     notes: list[str]
 
 
-@click.command("qbench-memory")
+@qbench_command("qbench-memory")
 @click.argument("run", type=click.Path(path_type=Path), required=False)
 @click.option("--precision", "-p", multiple=True, help="Show this precision only; repeatable.")
 @click.option(

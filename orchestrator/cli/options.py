@@ -1,11 +1,18 @@
-"""The edge between a terminal and the Options Struct: parser and help follow from the Struct's fields.
+"""From the command line to Options, and from an outcome to an exit status.
 
-Every complaint about input is one line on stderr that names the option, the value and a fix, with exit
-status 2; click's own messages are brought into that form too.
+The parser and the help text follow from the fields of Options. All five commands exit with:
+
+    0    done
+    1    measured, but something that was asked for failed, or a limit of qbench-compare was exceeded
+    2    invalid input: one line on stderr names the option, the value and a fix
+    70   a bug in qbench: one line on stderr names a log file with the traceback (`--debug` prints it instead)
+    130  interrupted by Ctrl-C or SIGTERM
 """
 
+import os
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NoReturn, get_args
 
 import click
@@ -13,12 +20,15 @@ import msgspec
 from click.core import ParameterSource
 from msgspec import inspect as shapes
 
+from orchestrator import __version__
+from orchestrator.cli.crash import report_crash
 from orchestrator.cli.ranges import parse_range
 from orchestrator.errors import BadInput, QbenchError, flag
 from schemas.job import DecodeMode
 from schemas.options import Options
 
 BAD_INPUT = 2
+INTERNAL_ERROR = os.EX_SOFTWARE
 INTERRUPTED = 130
 
 Command = Callable[..., Any]
@@ -146,19 +156,48 @@ def typed_options() -> set[str]:
     return {field.name for field in _fields() if source(field.name) is ParameterSource.COMMANDLINE}
 
 
+def qbench_command(name: str) -> Callable[[Command], click.Command]:
+    """Make a click command with the options that all of ours share: `-h`, `--version` and `--debug`."""
+
+    def decorate(function: Command) -> click.Command:
+        command = click.command(name, context_settings={"help_option_names": ["-h", "--help"]})(function)
+        command = click.version_option(__version__)(command)
+        return click.option(
+            "--debug", is_flag=True, expose_value=False, callback=_set_debug,
+            help="On an internal error, print the traceback instead of writing it to a log file.",
+        )(command)  # fmt: skip
+
+    return decorate
+
+
+@dataclass
+class _Invocation:
+    """What outlives click's context, which is gone by the time an error is handled."""
+
+    debug: bool = False
+
+
+def _set_debug(context: click.Context, option: click.Parameter, debug: bool) -> None:
+    context.obj.debug = debug
+
+
 def run_command(command: click.Command) -> NoReturn:
     """Run a click command as a program: the one place that turns outcomes into exit statuses."""
+    invocation = _Invocation()
     try:
-        status = command.main(standalone_mode=False)
+        status = command.main(standalone_mode=False, obj=invocation)
     except QbenchError as error:
         fail(str(error))
-    except click.UsageError as error:
+    except click.ClickException as error:
         fail(" ".join(error.format_message().split()))
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted", err=True)
         sys.exit(INTERRUPTED)
     except BrokenPipeError:
         sys.exit(0)
+    except Exception as error:
+        click.echo(report_crash(error, debug=invocation.debug), err=True)
+        sys.exit(INTERNAL_ERROR)
     sys.exit(status if isinstance(status, int) else 0)
 
 

@@ -14,7 +14,14 @@ import click
 from rich.console import Console
 
 from orchestrator.cache import cache_folder
-from orchestrator.cli.options import INTERRUPTED, read_options, run_command, takes_options, typed_options
+from orchestrator.cli.options import (
+    INTERRUPTED,
+    qbench_command,
+    read_options,
+    run_command,
+    takes_options,
+    typed_options,
+)
 from orchestrator.cli.plan_file import with_plan_file
 from orchestrator.errors import BadInput
 from orchestrator.execution.progress import watcher
@@ -42,7 +49,7 @@ def main() -> None:
     run_command(orchestrate)
 
 
-@click.command("qbench-orchestrate")
+@qbench_command("qbench-orchestrate")
 @takes_options()
 @click.option("--json", "json_", is_flag=True, help="Print the summary as JSON instead of a table.")
 @click.option("--verbose", "-v", is_flag=True, help="Print what really ran: modules, settings, kernels.")
@@ -56,7 +63,6 @@ def main() -> None:
     "--resume", metavar="RUN", type=click.Path(path_type=Path),
     help="Go on with the interrupted run in this folder, with its options; finished rows stay.",
 )  # fmt: skip
-@click.version_option(package_name="qbench")
 def orchestrate(
     json_: bool,
     verbose: bool,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from orchestrator.cli.options import run_command
+from orchestrator.cli.options import qbench_command, run_command
 from orchestrator.records.store import read_run
 from orchestrator.report.summary import as_csv, as_json, as_markdown, print_summary
 
@@ -14,7 +14,7 @@ def main() -> None:
     run_command(report)
 
 
-@click.command("qbench-report")
+@qbench_command("qbench-report")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option(
     "--format", "form", type=click.Choice(["table", "md", "csv", "json"]), default="table", show_default=True,

@@ -14,7 +14,7 @@ import click
 import msgspec
 
 from orchestrator.cache import cache_folder
-from orchestrator.cli.options import read_options, run_command, takes_options
+from orchestrator.cli.options import qbench_command, read_options, run_command, takes_options
 from orchestrator.cli.orchestrate import lay_out, list_precisions, open_nvml
 from orchestrator.errors import BadInput
 from orchestrator.execution.calibration import calibrate_cell, require_calibration
@@ -39,7 +39,7 @@ def main() -> None:
     run_command(work)
 
 
-@click.command("qbench-worker")
+@qbench_command("qbench-worker")
 @click.argument("name", metavar="PRECISION", required=False)
 @takes_options(
     "model", "workers", "checkpoint", "calibration", "python", "device", "prompts", "decode", "prompt_tokens",

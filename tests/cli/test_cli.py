@@ -30,31 +30,15 @@ from schemas.job import RANDOM_WEIGHTS_WARNING
 from schemas.record import Run, Skipped
 
 ANY_ESCAPE = "\x1b"
-SCRIPTS = ("orchestrate", "worker", "memory", "report")
 
 
 # What needs no model
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_help(qbench: Qbench, script: str) -> None:
-    done = qbench(script, "--help")
-    assert done.returncode == 0
-    assert done.stdout.startswith(f"Usage: qbench-{script} ")
-    assert done.stderr == ""
-
-
-def test_help_tells_defaults(qbench: Qbench) -> None:
+def test_help_shows_forms_and_defaults(qbench: Qbench) -> None:
     text = " ".join(qbench("orchestrate", "--help").stdout.split())
-    assert (
-        "--new-tokens RANGE Tokens to generate per prompt; several, or 16-256*2, each a row. [default: 128]"
-        in text
-    )
+    assert re.search(r"--new-tokens RANGE [^\[]+\[default: 128\]", text)
     assert "-p, --precision NAME" in text
-
-
-def test_version(qbench: Qbench) -> None:
-    assert orchestrator.__version__ in qbench("orchestrate", "--version").stdout
 
 
 @pytest.mark.parametrize("script", ["orchestrate", "worker"])
