@@ -61,6 +61,34 @@ def wait_until(holds, seconds=5.0):
 SHOW = "\nprint(msgspec.json.encode(answer).decode())\n"
 
 
+# What `Nvml.state` returns for ONE_GPU, without and with the counters.
+STATE = {
+    "sm_clock_mhz": 1980,
+    "memory_clock_mhz": 2619,
+    "temperature_c": 45,
+    "power_w": 350.5,
+    "clock_limits": [],
+    "power_limited_s": None,
+    "thermal_limited_s": None,
+}
+COUNTERS = {"power_limited_s": 2.5, "thermal_limited_s": 0.0}
+
+WATCHED = """
+print("up", flush=True)
+input()
+block = b"x" * 64_000_000
+print("full", flush=True)
+input()
+"""
+
+START_WATCHED = f"""\
+pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+worker = subprocess.Popen([sys.executable, "-c", {WATCHED!r}, "workers.play"], **pipes)
+worker.stdout.readline()  # before it is up, it may not even have its own command line yet
+"""
+"""A process to watch; it allocates 64 MB when it is sent a line."""
+
+
 @dataclass(frozen=True)
 class FakeNvml:
     """The built library and a state file of one test's own."""

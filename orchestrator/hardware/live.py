@@ -1,9 +1,9 @@
-"""A program that isn't ours, watched: what NVML counts for its processes, and what torch holds in them.
+"""Watch any program's GPU memory: what NVML counts for its processes, and what torch holds in them.
 
-A Python program started here carries a thread of ours that reports torch's allocator (`workers/live`);
-nothing in its code changes. One that runs already, or ignores PYTHONPATH, is seen from outside alone.
-Processes that the program starts belong to it. NVML is asked for processes twice a second, since listing
-them takes a lock in the driver.
+A Python program started here runs an extra thread that reports torch's allocator (`workers/live`); its code
+does not change. For a program that is already running, or ignores PYTHONPATH, only NVML's figure is known.
+Child processes count towards the program. Processes are listed only twice a second, because listing them
+takes a lock in the driver.
 """
 
 import os
@@ -20,14 +20,14 @@ import msgspec
 import psutil
 
 from orchestrator.errors import BadInput
-from orchestrator.hardware.nvml import Nvml, NvmlUnavailable
+from orchestrator.hardware.nvml import NO_PER_PROCESS_MEMORY, Nvml, NvmlUnavailable
 
 HOOK_FOLDER = Path(__file__).resolve().parents[2] / "workers" / "live"
 PERIOD_S = 0.5
 
 
 class TorchLine(msgspec.Struct, frozen=True, kw_only=True):
-    """What the thread in the program writes; bytes over all its GPUs."""
+    """What the thread in the program writes; bytes summed over its GPUs."""
 
     pid: int
     at_ns: int
@@ -36,19 +36,19 @@ class TorchLine(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LiveReading(msgspec.Struct, frozen=True, kw_only=True):
-    """One look at all processes of a program together, in bytes; None for what no one told."""
+    """The memory of all processes of a program at one moment, in bytes; None if unknown."""
 
     at_ns: int
     process_bytes: int | None = None
-    """NVML's, over all GPUs."""
+    """NVML's figure, summed over all GPUs."""
     reason: str | None = None
-    """Why NVML's is None."""
+    """Why `process_bytes` is None."""
     allocated_bytes: int | None = None
     reserved_bytes: int | None = None
 
     @property
     def outside_torch_bytes(self) -> int | None:
-        """None too where torch was heard before memory was given back: it holds no more than NVML saw."""
+        """Also None if torch reported before memory was freed: it can't hold more than NVML counts."""
         if self.process_bytes is None or self.reserved_bytes is None:
             return None
         outside_bytes = self.process_bytes - self.reserved_bytes
@@ -58,7 +58,7 @@ class LiveReading(msgspec.Struct, frozen=True, kw_only=True):
 def watch(target: str, nvml: Nvml | None) -> Iterator[LiveReading]:
     """Read twice a second until the program ends; `target` is a pid or a command line.
 
-    Raises `BadInput` where there is no such process or program. A command is ended with the iteration.
+    Raises `BadInput` if there is no such process or program. A command is terminated when iteration stops.
     """
     if target.isdecimal():
         yield from _follow(_find(int(target)), nvml, None)
@@ -71,16 +71,16 @@ def _find(pid: int) -> psutil.Process:
     try:
         return psutil.Process(pid)
     except psutil.NoSuchProcess:
-        raise BadInput("--live", str(pid), "there is no such process", "Name a pid, or a command") from None
+        raise BadInput("--live", str(pid), "no such process", "Name a pid or a command") from None
 
 
 @contextmanager
 def _started(command: str) -> Iterator[tuple[psutil.Process, int]]:
-    """The program, and the descriptor on which torch's lines come."""
+    """The program, and the file descriptor on which torch's lines arrive."""
     with tempfile.TemporaryDirectory(prefix="qbench-") as folder:
         path = os.path.join(folder, "torch")
         os.mkfifo(path)
-        # Open for reading and writing: neither the program nor we wait for the other to open it.
+        # Opened for reading and writing, so that neither side blocks until the other opens it.
         pipe = os.open(path, os.O_RDWR | os.O_NONBLOCK)
         paths = [str(HOOK_FOLDER), os.environ.get("PYTHONPATH", "")]
         environment = os.environ | {
@@ -123,9 +123,9 @@ def _runs(process: psutil.Process) -> bool:
 
 
 def _process_bytes(nvml: Nvml | None, pids: set[int]) -> tuple[int | None, str | None]:
-    """What NVML counts for these processes on all GPUs, or why it is not known."""
+    """What NVML counts for these processes on all GPUs, or why that is unknown."""
     if nvml is None:
-        return None, "no NVIDIA GPU answers here"
+        return None, "no NVIDIA GPU available"
     try:
         listed = [entry for gpu in nvml.gpus() for entry in nvml.processes(gpu.uuid)]
     except NvmlUnavailable as error:
@@ -133,22 +133,25 @@ def _process_bytes(nvml: Nvml | None, pids: set[int]) -> tuple[int | None, str |
     own = [used for pid, used in listed if pid in pids]
     known = [used for used in own if used is not None]
     if not own:
-        return None, "NVML lists none of its processes: it has no CUDA context yet, or a container hides pids"
+        return (
+            None,
+            "NVML lists none of its processes: no CUDA context yet, or a container hides its pids",
+        )
     if len(known) < len(own):
-        return None, "the driver does not tell how much memory a single process uses"
+        return None, NO_PER_PROCESS_MEMORY
     return sum(known), None
 
 
 class _TorchLines:
-    """The newest line of each process."""
+    """The latest line from each process."""
 
     def __init__(self, pipe: int | None) -> None:
         self.pipe = pipe
         self.newest: dict[int, TorchLine] = {}
-        self._read = b""
+        self._partial = b""
 
     def read(self, seconds: float) -> None:
-        """Take in what comes for so long."""
+        """Read what arrives within this time."""
         end_s = time.monotonic() + seconds
         with selectors.DefaultSelector() as selector:
             if self.pipe is not None:
@@ -164,7 +167,7 @@ class _TorchLines:
         return sum(values) if values else None
 
     def _take(self, chunk: bytes) -> None:
-        *lines, self._read = (self._read + chunk).split(b"\n")
+        *lines, self._partial = (self._partial + chunk).split(b"\n")
         for line in lines:
-            told = msgspec.json.decode(line, type=TorchLine)
-            self.newest[told.pid] = told
+            decoded = msgspec.json.decode(line, type=TorchLine)
+            self.newest[decoded.pid] = decoded
