@@ -1,5 +1,6 @@
-"""Plans of made-up options, as tests of planning and of what follows from it need them."""
+"""Plans for made-up options, for tests of planning and of what uses plans."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,11 @@ from schemas.options import Options
 
 PRECISIONS = find_precisions()
 MODEL = ModelSource(kind="folder", location="models/tiny", name="tiny")
+
+
+def without_names(text: str) -> str:
+    """For golden texts: without the list of all precisions, or of all keys of a plan file."""
+    return re.sub(r"\b(There are|Known keys:|[Oo]ne of:?) [\w-]+, [\w, -]*[\w-]", r"\1 …", text)
 
 
 def plan_of(gpus: list[Gpu] | None = None, **options: Any) -> Plan:

@@ -1,4 +1,4 @@
-"""`qbench-memory RUN`: NVML's figure for each worker taken apart to the last byte, and phase by phase."""
+"""`qbench-memory RUN`: what each worker's memory is used for, to the last byte and phase by phase."""
 
 from contextlib import ExitStack
 from pathlib import Path
@@ -34,7 +34,7 @@ def main() -> None:
 
 
 class MemoryLedger(msgspec.Struct, frozen=True, kw_only=True):
-    """What `--json` prints, all in bytes: a cell's name → its phases in order, and its ledger at each."""
+    """What `--json` prints, all in bytes: cell name → its phases in order, and its ledger at each."""
 
     phases: dict[str, list[PhaseMemory]]
     ledgers: dict[str, dict[PhaseName, Ledger]]
@@ -44,19 +44,19 @@ class MemoryLedger(msgspec.Struct, frozen=True, kw_only=True):
 
 @qbench_command("qbench-memory")
 @click.argument("run", type=click.Path(path_type=Path), required=False)
-@click.option("--precision", "-p", multiple=True, help="Show this precision only; repeatable.")
+@click.option("--precision", "-p", multiple=True, help="Show only this precision; repeatable.")
 @click.option(
     "--phase", type=click.Choice(get_args(PhaseName)), default="decode", show_default=True,
-    help="At the end of which phase to draw up the ledger.",
+    help="Show the ledger at the end of this phase.",
 )  # fmt: skip
-@click.option("--json", "json_", is_flag=True, help="Print bytes as JSON, of all phases.")
+@click.option("--json", "json_", is_flag=True, help="Print all phases as JSON, in bytes.")
 @click.option(
     "--plot", type=click.Path(path_type=Path), metavar="FILE.html|png",
-    help="Draw memory over time, of all phases, into this file too.",
+    help="Also plot memory over time, in all phases, to this file.",
 )  # fmt: skip
 @click.option(
     "--live", metavar="PID|COMMAND",
-    help="Instead of RUN: watch a program that isn't ours, one that runs or one to start.",
+    help="Instead of RUN: watch any program, already running (PID) or started now (COMMAND).",
 )  # fmt: skip
 def show_memory(
     run: Path | None,
@@ -66,31 +66,31 @@ def show_memory(
     plot: Path | None,
     live: str | None,
 ) -> int:
-    """Take NVML's figure for each worker of the run folder RUN apart, and follow both views over phases."""
+    """Show what each worker in the run folder RUN used memory for, as NVML and torch count it."""
     if live is not None:
         with ExitStack() as stack:
             print_live(watch(live, open_nvml(stack)[0]), json_)
         return 0
     if run is None:
-        raise BadInput("RUN", "", "is missing", "Name a run folder, or take --live")
+        raise BadInput("RUN", "", "is missing", "Name a run folder, or use --live")
     measured = typical_run(read_run(run))
     cells = [cell for cell in measured.cells if cell.edges and (not precision or cell.precision in precision)]
     unknown = set(precision) - {cell.precision for cell in cells}
     if unknown or not cells:
         has = ", ".join(dict.fromkeys(cell.precision for cell in measured.cells if cell.edges)) or "none"
         raise BadInput(
-            "--precision", ", ".join(sorted(unknown)), "has no memory figures in this run", f"It has {has}"
+            "--precision", ", ".join(sorted(unknown)), "has no memory figures in this run", f"There are {has}"
         )
     if plot:
         draw(plot, measured, cells, run.resolve().name)
-        click.echo(f"drawn: {plot}", err=True)
+        click.echo(f"plotted: {plot}", err=True)
     named = {full_name(cell, measured.cells): cell for cell in cells}
     books = {name: ledgers(cell) for name, cell in named.items()}
     purposes = {name: need for name, cell in named.items() if (need := needs(cell))}
     if json_:
         phases = {name: phase_memory(cell) for name, cell in named.items()}
-        told = MemoryLedger(phases=phases, ledgers=books, needs=purposes, notes=run_warnings(measured))
-        click.echo(msgspec.json.format(msgspec.json.encode(told)).decode())
+        found = MemoryLedger(phases=phases, ledgers=books, needs=purposes, notes=run_warnings(measured))
+        click.echo(msgspec.json.format(msgspec.json.encode(found)).decode())
         return 0
     at_phase = {name: book[phase] for name, book in books.items() if phase in book}
     if at_phase:
@@ -102,11 +102,11 @@ def show_memory(
 
 
 def draw(file: Path, run: Run, cells: list[CellRecord], name: str) -> None:
-    """Draw these cells of the run of this name. Raises `BadInput` where there can be no such file."""
+    """Plot these cells of the run called `name` to a file. Raises `BadInput` if it can't be written."""
     form = forms().get(file.suffix.lower())
     if form is None:
         endings = " or ".join(forms())
-        raise BadInput("--plot", str(file), "has an ending that says no form", f"End it in {endings}")
+        raise BadInput("--plot", str(file), "has no known file extension", f"Use {endings}")
     try:
         file.write_bytes(form(timelines(run, cells), title(run, name)))
     except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""`qbench-orchestrate`: measure precisions of one model, each in a fresh process, and print the table."""
+"""`qbench-orchestrate`: measure precisions of one model, each in a fresh process, and print a table."""
 
 import os
 import shlex
@@ -45,23 +45,27 @@ from schemas.record import Run, RunPlan
 
 def main() -> None:
     """Entry point of the console script."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a kill ends workers as Ctrl-C does
+    signal.signal(
+        signal.SIGTERM, signal.default_int_handler
+    )  # so that SIGTERM stops the workers as Ctrl-C does
     run_command(orchestrate)
 
 
 @qbench_command("qbench-orchestrate")
 @takes_options()
 @click.option("--json", "json_", is_flag=True, help="Print the summary as JSON instead of a table.")
-@click.option("--verbose", "-v", is_flag=True, help="Print what really ran: modules, settings, kernels.")
-@click.option("--list", "list_", is_flag=True, help="List the precisions, and whether each can run here.")
-@click.option("--dry-run", is_flag=True, help="Print what would be measured, and about how long, and stop.")
+@click.option("--verbose", "-v", is_flag=True, help="Print what actually ran: modules, settings, kernels.")
+@click.option("--list", "list_", is_flag=True, help="List the precisions and whether each can run here.")
+@click.option(
+    "--dry-run", is_flag=True, help="Print what would be measured and about how long it takes, then exit."
+)
 @click.option(
     "--plan", "plan_file", metavar="FILE",
-    help="TOML file of options, each a key without its dashes. Options that are typed as well win over it.",
+    help="TOML file of options, named as here without the dashes. The command line overrides it.",
 )  # fmt: skip
 @click.option(
     "--resume", metavar="RUN", type=click.Path(path_type=Path),
-    help="Go on with the interrupted run in this folder, with its options; finished rows stay.",
+    help="Continue the interrupted run in this folder, with its options; finished rows are kept.",
 )  # fmt: skip
 def orchestrate(
     json_: bool,
@@ -74,11 +78,13 @@ def orchestrate(
 ) -> int:
     """Measure what each precision of a model costs and buys, each in a fresh process.
 
-    Prints a table of speed (prefill and decode apart) and memory (torch and NVML), and keeps the raw
-    facts in a run folder. Exits 0, or 1 where a precision failed.
+    Prints a table of speed (prefill and decode separately) and memory (torch and NVML), and keeps the raw
+    measurements in a run folder. Exits 1 if a precision failed.
     """
     if resume is not None and plan_file is not None:
-        raise BadInput("--plan", plan_file, "is not for --resume", "Leave it out: the run keeps its options")
+        raise BadInput(
+            "--plan", plan_file, "can't be combined with --resume", "Leave it out: the run keeps its options"
+        )
     if resume is not None:
         return go_on(resume, read_options(given), json_, verbose, dry_run)
     with ExitStack() as stack:
@@ -119,7 +125,7 @@ def go_on(path: Path, given: Options, json_: bool, verbose: bool, dry_run: bool)
 
 
 def open_nvml(stack: ExitStack) -> tuple[Nvml | None, str | None]:
-    """NVML for as long as `stack` is open, or why there is none."""
+    """NVML while `stack` is open, or why it is unavailable."""
     try:
         return stack.enter_context(Nvml.open()), None
     except NvmlUnavailable as error:
@@ -127,7 +133,7 @@ def open_nvml(stack: ExitStack) -> tuple[Nvml | None, str | None]:
 
 
 def list_precisions(options: Options, nvml: Nvml | None) -> None:
-    """Print what there is to measure, and what would run here."""
+    """Print the precisions, and which of them can run here."""
     precisions = find_all_precisions(options.workers)
     print_precisions(precisions, options, nvml.gpus() if nvml else [], cache_folder())
 
@@ -148,7 +154,7 @@ def lay_out(options: Options, nvml: Nvml | None) -> Plan:
 
 
 def start_run(options: Options, plan: Plan, nvml: Nvml | None, gpu_reason: str | None) -> RunFolder:
-    """Make the run folder, with the plan and the machine in it."""
+    """Create the run folder, with the plan and the machine in it."""
     now = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     path = Path(options.out or RUNS_FOLDER / f"{now}-{plan.cells[0].job.model.name}")
     record = RunPlan(
@@ -162,7 +168,7 @@ def start_run(options: Options, plan: Plan, nvml: Nvml | None, gpu_reason: str |
 
 
 def measure(plan: Plan, left: Plan, folder: RunFolder, nvml: Nvml | None, options: Options) -> bool:
-    """Run what is `left` of a plan; False where that was interrupted."""
+    """Run what is `left` of a plan; False if that was interrupted."""
     messages = Console(stderr=True, highlight=False, markup=False)
     for name, why in left.left_out.items():
         messages.print(f"left out {name}: {why}", soft_wrap=True)
@@ -181,18 +187,20 @@ def conclude(path: Path, json_: bool, verbose: bool, ended: bool = True) -> int:
     run = read_run(path)
     click.echo(as_json(run)) if json_ else print_summary(run, path, verbose)
     if not ended:
-        click.echo(f"interrupted; to go on: qbench-orchestrate --resume {shlex.quote(str(path))}", err=True)
+        click.echo(
+            f"interrupted; to continue: qbench-orchestrate --resume {shlex.quote(str(path))}", err=True
+        )
         return INTERRUPTED
     return exit_status(run)
 
 
 def exit_status(run: Run) -> int:
-    """1 where something that was asked for failed; not every precision can do every default decode mode."""
+    """1 if something that was asked for failed. Not every precision supports every default decode mode."""
     options = run.plan.options
     default_modes = options.decode is None and all(sweep.decode is None for sweep in options.workloads)
     for cell in run.cells:
         if isinstance(cell.outcome, Failed):
-            of_mode = cell.job is not None and cell.job.workload.decode != "eager"
-            if not (default_modes and of_mode and cell.outcome.kind == "unsupported"):
+            mode_may_fail = cell.job is not None and cell.job.workload.decode != "eager"
+            if not (default_modes and mode_may_fail and cell.outcome.kind == "unsupported"):
                 return 1
     return 0

@@ -303,7 +303,7 @@ def memory(*arguments: object) -> str:
 def test_the_ending_of_the_file_decides_the_form(tmp_path: Path) -> None:
     for name, begin in (("a.png", b"\x89PNG"), ("b.HTML", b"<!DOCTYPE html>")):
         said = memory(HALF_B, "--plot", tmp_path / name)
-        assert f"drawn: {tmp_path / name}" in said
+        assert f"plotted: {tmp_path / name}" in said
         assert "MiB at the end of decode" in said
         assert (tmp_path / name).read_bytes().startswith(begin)
 
@@ -318,8 +318,8 @@ def test_only_what_was_asked_for_is_drawn(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "problem"),
     [
-        ("memory.pdf", "has an ending that says no form. End it in .html or .png."),
-        ("memory", "has an ending that says no form"),
+        ("memory.pdf", "has no known file extension. Use .html or .png."),
+        ("memory", "has no known file extension"),
         ("nowhere/memory.png", "can't be written: No such file or directory. Name another file."),
     ],
 )

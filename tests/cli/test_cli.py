@@ -522,7 +522,7 @@ def test_an_interrupt_ends_the_workers_and_keeps_what_was_measured(
         stdout, stderr = process.communicate(timeout=10)
         assert wait_until_ended(workers, 1) == []
     assert process.returncode == 130
-    assert stderr.splitlines()[-1] == "interrupted; to go on: qbench-orchestrate --resume run"
+    assert stderr.splitlines()[-1] == "interrupted; to continue: qbench-orchestrate --resume run"
     assert "Traceback" not in stderr
     (cell,) = read_run(tmp_path / "run").cells
     assert cell.precision == "fp16"

@@ -227,7 +227,7 @@ def test_ctrl_c_tells_the_command_that_goes_on(place: Path, cache: Path) -> None
         _, told = process.communicate(timeout=20)
     assert process.returncode == 130
     last = told.splitlines()[-1]
-    assert last == "interrupted; to go on: qbench-orchestrate --resume run"
+    assert last == "interrupted; to continue: qbench-orchestrate --resume run"
     script, *arguments = shlex.split(last.partition(": ")[2])
     done = run(command(script.removeprefix("qbench-"), *arguments), place, environment(cache))
     assert done.returncode == 0, done.stderr
