@@ -27,9 +27,13 @@ def plan_of(gpus: list[Gpu] | None = None, **options: Any) -> Plan:
     return make_plan(chosen, PRECISIONS, lambda: MODEL, gpus or [], Path("cache"))
 
 
-def bad_input(**options: Any) -> str:
+def refused(**options: Any) -> BadInput:
+    """The error, of one line, that these options raise."""
     with pytest.raises(BadInput) as caught:
         plan_of(**options)
-    line = str(caught.value)
-    assert "\n" not in line
-    return line
+    assert "\n" not in str(caught.value)
+    return caught.value
+
+
+def bad_input(**options: Any) -> str:
+    return str(refused(**options))
