@@ -20,7 +20,13 @@ MODEL = ModelSource(kind="folder", location="models/tiny", name="tiny")
 def without_names(text: str) -> str:
     """For golden texts: without lists of everything that exists, which grow with the project."""
     keys = (fields.__struct_fields__ for fields in (Options, Sweep))
-    lists = [PRECISIONS, random_names(), *([key.replace("_", "-") for key in each] for each in keys)]
+    calibrated = [precision.name for precision in PRECISIONS.values() if precision.calibrated]
+    lists = [
+        PRECISIONS,
+        calibrated,
+        random_names(),
+        *([key.replace("_", "-") for key in each] for each in keys),
+    ]
     for names in lists:
         text = text.replace(", ".join(names), "…")
     return text
