@@ -1,10 +1,10 @@
-"""The errors that a user of qbench may meet.
+"""The errors that a user of qbench may see.
 
     QbenchError
-     └── BadInput      an option, or the place it points to, can't be used as given
+     └── BadInput      an option, or the path it points to, can't be used as given
 
-Whatever derives from `QbenchError` ends the run with its text on one line and no traceback. What goes
-wrong inside a worker is no exception here but a `Failed` frame: a row of the table.
+Subclasses of `QbenchError` end the run with their text on one line, without a traceback. What goes wrong
+inside a worker is not an exception here but a `Failed` frame: a row of the table.
 """
 
 
@@ -13,9 +13,9 @@ class QbenchError(Exception):
 
 
 class BadInput(QbenchError):
-    """What was asked for can't be done; `str()` is one line that says what to do instead.
+    """The request can't be carried out; `str()` is one line that says what to do instead.
 
-    `problem` and `fix` are phrases without a full stop, `fix` beginning with a capital letter.
+    `problem` and `fix` are phrases without a full stop; `fix` begins with a capital letter.
     """
 
     def __init__(self, option: str, value: str, problem: str, fix: str) -> None:
@@ -31,5 +31,5 @@ class BadInput(QbenchError):
 
 
 def flag(name: str) -> str:
-    """A field of Options as it is typed: `prompt_tokens` → `--prompt-tokens`."""
+    """The command-line form of a field of Options: `prompt_tokens` → `--prompt-tokens`."""
     return f"--{name.replace('_', '-')}"

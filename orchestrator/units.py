@@ -1,4 +1,4 @@
-"""Figures for people: the only place where a number loses digits."""
+"""Figures as people read them: the only place where numbers are rounded."""
 
 ABSENT = "–"
 """Shown for what is unknown; a zero is a measurement."""
@@ -10,12 +10,12 @@ def mib(value_bytes: float | None) -> str:
 
 
 def tenths_mib(value_bytes: float | None) -> str:
-    """Bytes in MiB with a decimal, where figures are there to be added up."""
+    """Bytes in MiB with one decimal, for figures that are to be added up."""
     return ABSENT if value_bytes is None else f"{value_bytes / 2**20:,.1f}"
 
 
 def milliseconds(value_s: float | None) -> str:
-    """Seconds in milliseconds, with as many digits as a timer of microseconds is worth."""
+    """Seconds in milliseconds, with no more digits than a microsecond timer justifies."""
     if value_s is None:
         return ABSENT
     value_ms = value_s * 1e3
@@ -30,7 +30,7 @@ def rate(value_per_s: float | None) -> str:
 
 
 def ratio(value: float | None) -> str:
-    """With hundredths, but for what is a hundred and more."""
+    """Two decimals below a hundred, none from there on."""
     if value is None:
         return ABSENT
     return f"{value:,.0f}×" if round(value, 2) >= 100 else f"{value:.2f}×"
@@ -41,7 +41,7 @@ def percent(value: float | None) -> str:
 
 
 def duration(value_s: float) -> str:
-    """Seconds as a person says them: `8 s`, `3 min 20 s`, `2 h 5 min`."""
+    """Seconds in the units that people use: `8 s`, `3 min 20 s`, `2 h 5 min`."""
     seconds = round(value_s)
     if seconds < 60:
         return f"{seconds} s"

@@ -57,7 +57,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     ] = None
     workers: Annotated[
         str | None,
-        option("Folder of your own precisions, one worker file each; see CONTRIBUTING."),
+        option("Folder of your own precisions, one worker file each; see docs/precisions.md."),
     ] = None
     checkpoint: Annotated[
         dict[str, str], option("Use already quantized weights for a precision: NAME=FOLDER_OR_HUB_ID.")

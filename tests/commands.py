@@ -10,16 +10,16 @@ import time
 from pathlib import Path
 
 COLOUR = r"\x1b\[[0-9;]*(3[0-9]|4[0-9]|9[0-7]|10[0-7])[0-9;]*m"
-"""A terminal's code for a colour of text or background; bold is none."""
+"""Escape codes for text or background colours, not for bold."""
 
 
 def command(script: str, *arguments: str | Path) -> list[str]:
-    """The argv of a console script, of the environment that runs the tests."""
+    """The argv of a console script in the environment that runs the tests."""
     return [str(Path(sys.executable).with_name(f"qbench-{script}")), *map(str, arguments)]
 
 
 def environment(cache: Path, **more: str) -> dict[str, str]:
-    """What a user's shell would hand over, without a word on colours and terminals."""
+    """A user's environment variables, without those about colours."""
     inherited = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
     return inherited | {"QBENCH_CACHE": str(cache)} | more
 
@@ -33,7 +33,7 @@ def run(
 def run_on_terminal(
     argv: list[str], cwd: Path, env: dict[str, str], timeout_s: float = 120
 ) -> tuple[int, str]:
-    """Exit status, and all that appeared on a terminal that stdin, stdout and stderr are."""
+    """Exit status and everything printed, with stdin, stdout and stderr on a terminal."""
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
         argv, cwd=cwd, env=env, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
@@ -46,7 +46,7 @@ def run_on_terminal(
                 continue
             try:
                 chunk = os.read(ours, 65_536)
-            except OSError:  # how Linux tells that nobody holds the other end any more
+            except OSError:  # on Linux: the other end was closed
                 break
             if not chunk:
                 break

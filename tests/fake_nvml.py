@@ -1,7 +1,7 @@
 """A GPU to test against where there is none: `fake_nvml.c`, built once per session.
 
 A process started with `FakeNvml.env()` loads that library in place of NVIDIA's, pynvml included, and
-sees the GPUs that `FakeNvml.write()` described last; the C file lists what can be said of them. A module
+sees the GPUs that `FakeNvml.write()` described last; the C file lists what can be described. A module
 that imports `fake_nvml_fixture` has the fixture `fake_nvml`.
 """
 
@@ -48,7 +48,7 @@ def write_state(text):
     state = Path(os.environ["FAKE_NVML_STATE"])
     draft = state.with_suffix(".draft")
     draft.write_text(text)
-    draft.replace(state)  # whole, as in FakeNvml.write: the sampler is reading it
+    draft.replace(state)  # atomically, as in FakeNvml.write: the sampler is reading it
 
 def wait_until(holds, seconds=5.0):
     deadline = time.monotonic() + seconds
@@ -61,21 +61,49 @@ def wait_until(holds, seconds=5.0):
 SHOW = "\nprint(msgspec.json.encode(answer).decode())\n"
 
 
+# What `Nvml.state` returns for ONE_GPU, without and with the counters.
+STATE = {
+    "sm_clock_mhz": 1980,
+    "memory_clock_mhz": 2619,
+    "temperature_c": 45,
+    "power_w": 350.5,
+    "clock_limits": [],
+    "power_limited_s": None,
+    "thermal_limited_s": None,
+}
+COUNTERS = {"power_limited_s": 2.5, "thermal_limited_s": 0.0}
+
+WATCHED = """
+print("up", flush=True)
+input()
+block = b"x" * 64_000_000
+print("full", flush=True)
+input()
+"""
+
+START_WATCHED = f"""\
+pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+worker = subprocess.Popen([sys.executable, "-c", {WATCHED!r}, "workers.play"], **pipes)
+worker.stdout.readline()  # until then, it may not even have its own command line
+"""
+"""A process to watch; it allocates 64 MB when it is sent a line."""
+
+
 @dataclass(frozen=True)
 class FakeNvml:
-    """The built library and a state file of one test's own."""
+    """The built library, and one test's state file."""
 
     library_folder: Path
     state_file: Path
 
     def write(self, state: str) -> None:
-        """Make `state` what the GPUs are from now on; a reader never meets half of it."""
+        """Change the GPUs to `state`, atomically for readers."""
         draft = self.state_file.with_suffix(".draft")
         draft.write_text(state)
         draft.replace(self.state_file)
 
     def env(self) -> dict[str, str]:
-        """This process's environment with the library and the state file in it."""
+        """This process's environment variables, with those of the library and the state file."""
         library_path = [str(self.library_folder), *os.environ.get("LD_LIBRARY_PATH", "").split(":")]
         return os.environ | {
             "LD_LIBRARY_PATH": ":".join(filter(None, library_path)),

@@ -1,4 +1,4 @@
-"""Figures as people read them: digits that are worth it, and a dash, never a zero, for what is unknown."""
+"""Figures as people read them: significant digits only, and a dash, never a zero, for unknown values."""
 
 import pytest
 from hypothesis import given
@@ -8,7 +8,7 @@ from orchestrator.units import ABSENT, duration, mib, milliseconds, percent, rat
 
 
 @pytest.mark.parametrize("show", [mib, milliseconds, percent, rate, ratio])
-def test_unknown_is_a_dash_and_zero_is_a_figure(show: object) -> None:
+def test_unknown_is_a_dash_and_zero_is_a_number(show: object) -> None:
     assert callable(show)
     assert show(None) == ABSENT
     assert "0" in show(0.0)
@@ -53,10 +53,10 @@ def test_durations(seconds: float, expected: str) -> None:
 
 
 @given(st.floats(min_value=0, max_value=1e7))
-def test_a_duration_loses_less_than_its_last_unit(seconds: float) -> None:
+def test_a_duration_is_rounded_by_less_than_its_last_unit(seconds: float) -> None:
     words = duration(seconds).split()
     unit_s = {"s": 1, "min": 60, "h": 3600}
-    told_s = sum(int(number) * unit_s[unit] for number, unit in zip(words[::2], words[1::2], strict=True))
-    assert abs(told_s - seconds) <= (0.5 if words[-1] == "s" else 60)
+    shown_s = sum(int(number) * unit_s[unit] for number, unit in zip(words[::2], words[1::2], strict=True))
+    assert abs(shown_s - seconds) <= (0.5 if words[-1] == "s" else 60)
     assert "60 s" not in duration(seconds)
     assert "60 min" not in duration(seconds)

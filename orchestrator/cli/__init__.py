@@ -1,1 +1,1 @@
-"""The commands, one module each, and the edge between typed options and the rest."""
+"""The commands, one module each, and how their options are read."""

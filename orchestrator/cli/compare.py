@@ -1,6 +1,6 @@
-"""`qbench-compare A B`: whether a second run differs from a first, beyond the noise; a gate for CI.
+"""`qbench-compare A B`: whether a second run differs from a first beyond noise; can gate CI.
 
-`--history DIR` shows a figure over all runs of a folder instead.
+`--history DIR` shows one figure over all runs in a folder instead.
 """
 
 from pathlib import Path
@@ -13,7 +13,7 @@ from orchestrator.analysis.comparison.gpu_speedups import GpuSpeedups, gpu_speed
 from orchestrator.analysis.comparison.history import HISTORY_FIGURES, Wanted, history
 from orchestrator.analysis.comparison.limits import Limit, parse_limit
 from orchestrator.analysis.comparison.measured_run import measure_run
-from orchestrator.cli.options import run_command
+from orchestrator.cli.options import qbench_command, run_command
 from orchestrator.errors import BadInput
 from orchestrator.records.store import ARCHIVED_RECORDS, RECORDS, read_records
 from orchestrator.report.compare_table import interval, print_comparison, print_gpus
@@ -26,28 +26,33 @@ def main() -> None:
 
 
 class Comparisons(msgspec.Struct, frozen=True, kw_only=True):
-    """What `--json` prints: each later run over the first, and what each GPU wins."""
+    """What `--json` prints: each later run compared with the first, and each precision's gain on each GPU."""
 
     runs: dict[str, RunComparison]
     gpus: list[GpuSpeedups]
 
 
-@click.command("qbench-compare")
+@qbench_command("qbench-compare")
 @click.argument("runs", nargs=-1, type=click.Path(path_type=Path), metavar="A B…")
 @click.option(
     "--fail-if", "limits", multiple=True, metavar="LIMIT",
-    help="Exit 1 where this holds beyond the noise: 'decode<0.95', 'loaded>1.01', 'tokens<1'; repeatable.",
+    help="Exit 1 if this holds beyond noise: 'decode<0.95', 'loaded>1.01', 'tokens<1'; repeatable.",
 )  # fmt: skip
 @click.option(
     "--history", "folder", type=click.Path(path_type=Path), metavar="DIR",
-    help="Instead of A B…: a figure over time, of all runs below this folder.",
+    help="Instead of A B…: show a figure over time, from all runs below this folder.",
 )  # fmt: skip
-@click.option("--figure", type=click.Choice(HISTORY_FIGURES), help="History of this; decode unless named.")
-@click.option("--model", "-m", metavar="NAME", help="History of models whose name holds this.")
 @click.option(
-    "--precision", "-p", multiple=True, metavar="NAME", help="History of this precision only; repeatable."
+    "--figure",
+    type=click.Choice(HISTORY_FIGURES),
+    help="With --history: the figure to show. Default: decode.",
 )
-@click.option("--gpu", metavar="NAME", help="History of GPUs whose name holds this.")
+@click.option("--model", "-m", metavar="NAME", help="With --history: only models whose name contains this.")
+@click.option(
+    "--precision", "-p", multiple=True, metavar="NAME",
+    help="With --history: only this precision; repeatable.",
+)  # fmt: skip
+@click.option("--gpu", metavar="NAME", help="With --history: only GPUs whose name contains this.")
 @click.option("--json", "json_", is_flag=True, help="Print JSON instead of tables.")
 def compare(
     runs: tuple[Path, ...],
@@ -59,23 +64,28 @@ def compare(
     gpu: str | None,
     json_: bool,
 ) -> int:
-    """Hold B… against A: what was measured in both, ratios, and whether they differ.
+    """Compare B… with A: ratios of what both measured, and whether they differ.
 
-    Each is a run folder, or a file of records from another machine. With runs of several GPUs, also what each
-    precision wins on each. Exits 1 where a limit is broken.
+    Each is a run folder, or a file of records from another machine. With runs from several GPUs, also prints
+    what each precision gains on each. Exits 1 if a limit is broken.
     """
     if folder is not None:
         if runs or limits:
-            raise BadInput("--history", str(folder), "takes no runs and no limit", "Compare two runs by A B")
+            raise BadInput(
+                "--history",
+                str(folder),
+                "can't be combined with runs or --fail-if",
+                "Leave out one or the other",
+            )
         wanted = Wanted(figure or "decode", model or "", precision, gpu or "")
         _show_history(folder, wanted, json_)
         return 0
     chosen = {"--figure": figure, "--model": model, "--precision": ", ".join(precision), "--gpu": gpu}
     for option, value in chosen.items():
         if value:
-            raise BadInput(option, value, "chooses from a history", "Add --history DIR")
+            raise BadInput(option, value, "only works with --history", "Add --history DIR")
     if not runs:
-        raise BadInput("A B…", "", "is missing", "Name run folders, or take --history DIR")
+        raise BadInput("A B…", "", "is missing", "Name run folders, or use --history DIR")
     return _compare(runs, [parse_limit(text) for text in limits], json_)
 
 
@@ -86,7 +96,7 @@ def _show_history(folder: Path, wanted: Wanted, json_: bool) -> None:
         return
     print_history(found)
     for line in found.passed_over:
-        click.echo(f"passed over: {line}", err=True)
+        click.echo(f"skipped: {line}", err=True)
 
 
 def _compare(paths: tuple[Path, ...], limits: list[Limit], json_: bool) -> int:
@@ -104,19 +114,19 @@ def _compare(paths: tuple[Path, ...], limits: list[Limit], json_: bool) -> int:
     return max((_check(each, limits) for each in found.values()), default=0)
 
 
-def _print_json(told: msgspec.Struct) -> None:
-    click.echo(msgspec.json.format(msgspec.json.encode(told)).decode())
+def _print_json(result: msgspec.Struct) -> None:
+    click.echo(msgspec.json.format(msgspec.json.encode(result)).decode())
 
 
 def _names(paths: tuple[Path, ...]) -> list[str]:
-    """What stands above the columns: a run's folder, also where its records were named, or else its path."""
+    """Column headings: the runs' folder names, even if a records file was named; if ambiguous, the paths."""
     whole = [path.resolve() for path in paths]
     names = [each.parent.name if each.name in (RECORDS, ARCHIVED_RECORDS) else each.name for each in whole]
     return names if len(set(names)) == len(set(whole)) else list(map(str, paths))
 
 
 def _check(found: RunComparison, limits: list[Limit]) -> int:
-    """1 where a limit is broken; what is broken, and what too few rounds can't tell, goes to stderr."""
+    """1 if a limit is broken. Those, and what too few rounds leave undecided, are printed to stderr."""
     status = 0
     for limit in limits:
         for pair in found.pairs:
@@ -133,4 +143,4 @@ def _too_few(pair: Pair) -> str:
     few = pair.comparison.rounds
     if pair.figure == QUALITY:
         return f"{'one prompt' if few == 1 else f'{few} prompts'} can't tell"
-    return f"{'one round' if few == 1 else f'{few} rounds'} can't tell (--rounds 7)"
+    return f"{'one round' if few == 1 else f'{few} rounds'} can't tell (try --rounds 7)"

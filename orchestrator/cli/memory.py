@@ -1,4 +1,4 @@
-"""`qbench-memory RUN`: NVML's figure for each worker taken apart to the last byte, and phase by phase."""
+"""`qbench-memory RUN`: what each worker's memory is used for, to the last byte and phase by phase."""
 
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,7 +13,7 @@ from orchestrator.analysis.memory.ledger import Ledger
 from orchestrator.analysis.memory.phases import PhaseMemory
 from orchestrator.analysis.memory.timeline import timelines
 from orchestrator.analysis.rounds import typical_run
-from orchestrator.cli.options import run_command
+from orchestrator.cli.options import qbench_command, run_command
 from orchestrator.cli.orchestrate import open_nvml
 from orchestrator.errors import BadInput
 from orchestrator.hardware.live import watch
@@ -34,7 +34,7 @@ def main() -> None:
 
 
 class MemoryLedger(msgspec.Struct, frozen=True, kw_only=True):
-    """What `--json` prints, all in bytes: a cell's name → its phases in order, and its ledger at each."""
+    """What `--json` prints, all in bytes: cell name → its phases in order, and its ledger at each."""
 
     phases: dict[str, list[PhaseMemory]]
     ledgers: dict[str, dict[PhaseName, Ledger]]
@@ -42,21 +42,21 @@ class MemoryLedger(msgspec.Struct, frozen=True, kw_only=True):
     notes: list[str]
 
 
-@click.command("qbench-memory")
+@qbench_command("qbench-memory")
 @click.argument("run", type=click.Path(path_type=Path), required=False)
-@click.option("--precision", "-p", multiple=True, help="Show this precision only; repeatable.")
+@click.option("--precision", "-p", multiple=True, help="Show only this precision; repeatable.")
 @click.option(
     "--phase", type=click.Choice(get_args(PhaseName)), default="decode", show_default=True,
-    help="At the end of which phase to draw up the ledger.",
+    help="Show the ledger at the end of this phase.",
 )  # fmt: skip
-@click.option("--json", "json_", is_flag=True, help="Print bytes as JSON, of all phases.")
+@click.option("--json", "json_", is_flag=True, help="Print all phases as JSON, in bytes.")
 @click.option(
     "--plot", type=click.Path(path_type=Path), metavar="FILE.html|png",
-    help="Draw memory over time, of all phases, into this file too.",
+    help="Also plot memory over time, in all phases, to this file.",
 )  # fmt: skip
 @click.option(
     "--live", metavar="PID|COMMAND",
-    help="Instead of RUN: watch a program that isn't ours, one that runs or one to start.",
+    help="Instead of RUN: watch any program, already running (PID) or started now (COMMAND).",
 )  # fmt: skip
 def show_memory(
     run: Path | None,
@@ -66,13 +66,13 @@ def show_memory(
     plot: Path | None,
     live: str | None,
 ) -> int:
-    """Take NVML's figure for each worker of the run folder RUN apart, and follow both views over phases."""
+    """Show what each worker in the run folder RUN used memory for, as NVML and torch count it."""
     if live is not None:
         with ExitStack() as stack:
             print_live(watch(live, open_nvml(stack)[0]), json_)
         return 0
     if run is None:
-        raise BadInput("RUN", "", "is missing", "Name a run folder, or take --live")
+        raise BadInput("RUN", "", "is missing", "Name a run folder, or use --live")
     measured = typical_run(read_run(run))
     memories = cell_memories(measured)
     shown = [
@@ -82,11 +82,11 @@ def show_memory(
     if unknown or not shown:
         has = ", ".join(dict.fromkeys(cell.precision for cell in measured.cells if cell.edges)) or "none"
         raise BadInput(
-            "--precision", ", ".join(sorted(unknown)), "has no memory figures in this run", f"It has {has}"
+            "--precision", ", ".join(sorted(unknown)), "has no memory figures in this run", f"There are {has}"
         )
     if plot:
         draw(plot, measured, [each.cell for each in shown], run.resolve().name)
-        click.echo(f"drawn: {plot}", err=True)
+        click.echo(f"plotted: {plot}", err=True)
     notes = run_warnings(measured, [each.phases for each in memories])
     by_purpose = {each.name: each.by_purpose for each in shown if each.by_purpose}
     if json_:
@@ -110,11 +110,11 @@ def show_memory(
 
 
 def draw(file: Path, run: Run, cells: list[CellRecord], name: str) -> None:
-    """Draw these cells of the run of this name. Raises `BadInput` where there can be no such file."""
+    """Plot these cells of the run called `name` to a file. Raises `BadInput` if it can't be written."""
     form = formats().get(file.suffix.lower())
     if form is None:
         endings = " or ".join(formats())
-        raise BadInput("--plot", str(file), "has an ending that says no form", f"End it in {endings}")
+        raise BadInput("--plot", str(file), "has no known file extension", f"Use {endings}")
     try:
         file.write_bytes(form(timelines(run, cells), title(run, name)))
     except ModuleNotFoundError as error:

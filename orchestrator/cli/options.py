@@ -1,11 +1,18 @@
-"""The edge between a terminal and the Options Struct: parser and help follow from the Struct's fields.
+"""From the command line to Options, and from an outcome to an exit status.
 
-Every complaint about input is one line on stderr that names the option, the value and a fix, with exit
-status 2; click's own messages are brought into that form too.
+The parser and the help text follow from the fields of Options. All five commands exit with:
+
+    0    done
+    1    measured, but something that was asked for failed, or a limit of qbench-compare is broken
+    2    invalid input: one line on stderr names the option, the value and a fix
+    70   a bug in qbench: one line on stderr names a log file with the traceback (`--debug` prints it instead)
+    130  interrupted by Ctrl-C or SIGTERM
 """
 
+import os
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NoReturn, get_args
 
 import click
@@ -13,19 +20,22 @@ import msgspec
 from click.core import ParameterSource
 from msgspec import inspect as shapes
 
+from orchestrator import __version__
+from orchestrator.cli.crash import report_crash
 from orchestrator.cli.ranges import parse_range
 from orchestrator.errors import BadInput, QbenchError, flag
 from schemas.job import DecodeMode
 from schemas.options import Options
 
 BAD_INPUT = 2
+INTERNAL_ERROR = os.EX_SOFTWARE
 INTERRUPTED = 130
 
 Command = Callable[..., Any]
 
 
 def takes_options(*names: str) -> Callable[[Command], Command]:
-    """Give a click command the fields of Options as its options; all of them, or those named."""
+    """Give a click command the fields of Options as its options; all of them, or only those named."""
     fields = [field for field in _fields() if not names or field.name in names]
 
     def decorate(command: Command) -> Command:
@@ -56,7 +66,7 @@ def _click_option(field: shapes.Field) -> Command:
         return click.option(*flags, is_flag=True, help=help_text)
     form = (described.extra or {}).get("form")
     repeatable = form == "names" or isinstance(described.type, shapes.DictType)
-    # Text as it was typed, defaults included: the Struct alone says what is valid.
+    # Always text, even for defaults: only the Struct decides what is valid.
     default = None if repeatable or field.default is None else str(field.default)
     return click.option(
         *flags,
@@ -82,7 +92,7 @@ FORMS = {
     for field in _fields()
     if (form := (_described(field).extra or {}).get("form")) is not None
 }
-"""Options whose one text holds several values → how it does."""
+"""Option → how its text is read: as `names`, a `range`, or a `share`."""
 
 
 def read_options(given: dict[str, Any]) -> Options:
@@ -90,7 +100,7 @@ def read_options(given: dict[str, Any]) -> Options:
     values = {name: value for name, value in given.items() if value not in (None, ())}
     for name, form in FORMS.items():
         if name in values:
-            values[name] = read_form(name, _typed(values[name]), form)
+            values[name] = read_form(name, _text(values[name]), form)
     for name in ("checkpoint", "python"):
         if name in values:
             values[name] = dict(_pair(name, text) for text in values[name])
@@ -98,24 +108,24 @@ def read_options(given: dict[str, Any]) -> Options:
         return msgspec.convert(values, Options, strict=False)
     except msgspec.ValidationError as error:
         name = str(error).partition(" - at `$.")[2].strip("`").split("[")[0]
-        raise BadInput(flag(name), _typed(given.get(name)), "can't be taken", what_fits(error)) from None
+        raise BadInput(flag(name), _text(given.get(name)), "is not valid", expectation(error)) from None
 
 
-def _typed(value: Any) -> str:
-    """An option's text; of one that was repeated all, as if it had been given once."""
+def _text(value: Any) -> str:
+    """An option's text; if it was repeated, joined as if it had been given once."""
     return ",".join(value) if isinstance(value, tuple) else str(value)
 
 
-def what_fits(error: msgspec.ValidationError) -> str:
-    """What msgspec expected of a value, without the value's place."""
-    wanted = str(error).partition(" - at `$")[0].replace("`", "").replace(" | null", "")
-    if wanted.startswith("Invalid enum value"):
-        wanted = f"{wanted}, take some of {', '.join(get_args(DecodeMode))}"
-    return wanted
+def expectation(error: msgspec.ValidationError) -> str:
+    """What msgspec expected of a value, without where the value is."""
+    expected = str(error).partition(" - at `$")[0].replace("`", "").replace(" | null", "")
+    if expected.startswith("Invalid enum value"):
+        expected = f"{expected}, choose from {', '.join(get_args(DecodeMode))}"
+    return expected
 
 
 def read_form(name: str, text: str, form: str) -> list[str] | list[int] | float:
-    """The values that stand in one text. Raises `BadInput`."""
+    """The values in an option's text. Raises `BadInput`."""
     if form == "names":
         return list(dict.fromkeys(word.strip() for word in text.split(",")))
     if form == "share":
@@ -123,42 +133,73 @@ def read_form(name: str, text: str, form: str) -> list[str] | list[int] | float:
     try:
         return parse_range(text)
     except ValueError as error:
-        raise BadInput(flag(name), text, "is no range", str(error)) from None
+        raise BadInput(flag(name), text, "is not a valid range", str(error)) from None
 
 
 def _read_share(name: str, text: str) -> float:
     try:
         return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     except ValueError:
-        raise BadInput(flag(name), text, "is no share", "Write 1% or 0.01") from None
+        raise BadInput(flag(name), text, "is not a percentage", "Write 1% or 0.01") from None
 
 
 def _pair(name: str, text: str) -> tuple[str, str]:
     key, equals, value = text.partition("=")
     if not (key and equals and value):
-        raise BadInput(flag(name), text, "is not of the form NAME=VALUE", f"Write {flag(name)} awq=VALUE")
+        raise BadInput(
+            flag(name), text, "is not of the form NAME=VALUE", f"Write {flag(name)} PRECISION=VALUE"
+        )
     return key, value
 
 
 def typed_options() -> set[str]:
-    """Fields of Options that were named on the command line, whatever stands at its default."""
+    """The fields of Options that were given on the command line, without those left at their default."""
     source = click.get_current_context().get_parameter_source
     return {field.name for field in _fields() if source(field.name) is ParameterSource.COMMANDLINE}
 
 
+def qbench_command(name: str) -> Callable[[Command], click.Command]:
+    """Make a click command with the options that all of ours share: `-h`, `--version` and `--debug`."""
+
+    def decorate(function: Command) -> click.Command:
+        command = click.command(name, context_settings={"help_option_names": ["-h", "--help"]})(function)
+        command = click.version_option(__version__)(command)
+        return click.option(
+            "--debug", is_flag=True, expose_value=False, callback=_set_debug,
+            help="On an internal error, print the traceback instead of writing it to a log file.",
+        )(command)  # fmt: skip
+
+    return decorate
+
+
+@dataclass
+class _Invocation:
+    """What outlives click's context, which is gone by the time an error is handled."""
+
+    debug: bool = False
+
+
+def _set_debug(context: click.Context, option: click.Parameter, debug: bool) -> None:
+    context.ensure_object(_Invocation).debug = debug
+
+
 def run_command(command: click.Command) -> NoReturn:
     """Run a click command as a program: the one place that turns outcomes into exit statuses."""
+    invocation = _Invocation()
     try:
-        status = command.main(standalone_mode=False)
+        status = command.main(standalone_mode=False, obj=invocation)
     except QbenchError as error:
         fail(str(error))
-    except click.UsageError as error:
+    except click.ClickException as error:
         fail(" ".join(error.format_message().split()))
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted", err=True)
         sys.exit(INTERRUPTED)
     except BrokenPipeError:
         sys.exit(0)
+    except Exception as error:
+        click.echo(report_crash(error, debug=invocation.debug), err=True)
+        sys.exit(INTERNAL_ERROR)
     sys.exit(status if isinstance(status, int) else 0)
 
 

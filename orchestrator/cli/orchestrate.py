@@ -1,4 +1,4 @@
-"""`qbench-orchestrate`: measure precisions of one model, each in a fresh process, and print the table."""
+"""`qbench-orchestrate`: measure precisions of one model, each in a fresh process, and print a table."""
 
 import os
 import shlex
@@ -14,7 +14,14 @@ import click
 from rich.console import Console
 
 from orchestrator.cache import cache_folder
-from orchestrator.cli.options import INTERRUPTED, read_options, run_command, takes_options, typed_options
+from orchestrator.cli.options import (
+    INTERRUPTED,
+    qbench_command,
+    read_options,
+    run_command,
+    takes_options,
+    typed_options,
+)
 from orchestrator.cli.plan_file import with_plan_file
 from orchestrator.errors import BadInput
 from orchestrator.execution.progress import watcher
@@ -39,25 +46,28 @@ from schemas.record import Run, RunPlan
 
 def main() -> None:
     """Entry point of the console script."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a kill ends workers as Ctrl-C does
+    signal.signal(
+        signal.SIGTERM, signal.default_int_handler
+    )  # so that SIGTERM stops the workers as Ctrl-C does
     run_command(orchestrate)
 
 
-@click.command("qbench-orchestrate")
+@qbench_command("qbench-orchestrate")
 @takes_options()
 @click.option("--json", "json_", is_flag=True, help="Print the summary as JSON instead of a table.")
-@click.option("--verbose", "-v", is_flag=True, help="Print what really ran: modules, settings, kernels.")
-@click.option("--list", "list_", is_flag=True, help="List the precisions, and whether each can run here.")
-@click.option("--dry-run", is_flag=True, help="Print what would be measured, and about how long, and stop.")
+@click.option("--verbose", "-v", is_flag=True, help="Print what actually ran: modules, settings, kernels.")
+@click.option("--list", "list_", is_flag=True, help="List the precisions and whether each can run here.")
+@click.option(
+    "--dry-run", is_flag=True, help="Print what would be measured and about how long it takes, then exit."
+)
 @click.option(
     "--plan", "plan_file", metavar="FILE",
-    help="TOML file of options, each a key without its dashes. Options that are typed as well win over it.",
+    help="TOML file of options, named as here without the dashes. The command line overrides it.",
 )  # fmt: skip
 @click.option(
     "--resume", "run_folder", metavar="RUN", type=click.Path(path_type=Path),
-    help="Go on with the interrupted run in this folder, with its options; finished rows stay.",
+    help="Continue the interrupted run in this folder, with its options; finished rows are kept.",
 )  # fmt: skip
-@click.version_option(package_name="qbench-orchestrate")
 def orchestrate(
     json_: bool,
     verbose: bool,
@@ -69,11 +79,13 @@ def orchestrate(
 ) -> int:
     """Measure what each precision of a model costs and buys, each in a fresh process.
 
-    Prints a table of speed (prefill and decode apart) and memory (torch and NVML), and keeps the raw
-    facts in a run folder. Exits 0, or 1 where a precision failed.
+    Prints a table of speed (prefill and decode separately) and memory (torch and NVML), and keeps the raw
+    measurements in a run folder. Exits 1 if a precision failed.
     """
     if run_folder is not None and plan_file is not None:
-        raise BadInput("--plan", plan_file, "is not for --resume", "Leave it out: the run keeps its options")
+        raise BadInput(
+            "--plan", plan_file, "can't be combined with --resume", "Leave it out: the run keeps its options"
+        )
     if run_folder is not None:
         return resume(run_folder, read_options(given), json_, verbose, dry_run)
     with ExitStack() as stack:
@@ -121,7 +133,7 @@ def print_dry_run(plan: Plan, machine: Environment) -> None:
 
 
 def open_nvml(stack: ExitStack) -> tuple[Nvml | None, str | None]:
-    """NVML for as long as `stack` is open, or why there is none."""
+    """NVML while `stack` is open, or why it is unavailable."""
     try:
         return stack.enter_context(Nvml.open()), None
     except NvmlUnavailable as error:
@@ -129,7 +141,7 @@ def open_nvml(stack: ExitStack) -> tuple[Nvml | None, str | None]:
 
 
 def list_precisions(options: Options, nvml: Nvml | None) -> None:
-    """Print what there is to measure, and what would run here."""
+    """Print the precisions, and which of them can run here."""
     precisions = find_all_precisions(options.workers)
     print_precisions(precisions, options, nvml.gpus() if nvml else [], cache_folder())
 
@@ -183,18 +195,20 @@ def conclude(path: Path, json_: bool, verbose: bool, ended: bool = True) -> int:
     run = read_run(path)
     click.echo(as_json(run)) if json_ else print_summary(run, path, verbose)
     if not ended:
-        click.echo(f"interrupted; to go on: qbench-orchestrate --resume {shlex.quote(str(path))}", err=True)
+        click.echo(
+            f"interrupted; to continue: qbench-orchestrate --resume {shlex.quote(str(path))}", err=True
+        )
         return INTERRUPTED
     return exit_status(run)
 
 
 def exit_status(run: Run) -> int:
-    """1 where something that was asked for failed; not every precision can do every default decode mode."""
+    """1 if something that was asked for failed. Not every precision supports every default decode mode."""
     options = run.plan.options
     default_modes = options.decode is None and all(sweep.decode is None for sweep in options.workloads)
     for cell in run.cells:
         if isinstance(cell.outcome, Failed):
-            of_mode = cell.job is not None and cell.job.workload.decode != "eager"
-            if not (default_modes and of_mode and cell.outcome.kind == "unsupported"):
+            mode_may_fail = cell.job is not None and cell.job.workload.decode != "eager"
+            if not (default_modes and mode_may_fail and cell.outcome.kind == "unsupported"):
                 return 1
     return 0

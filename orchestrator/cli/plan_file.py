@@ -1,4 +1,4 @@
-"""Plan files: the options of a run as TOML, each key an option without its leading dashes.
+"""Plan files: the options of a run as TOML; each key is an option without its leading dashes.
 
     precision = ["fp16", "int8"]
     batch-size = "1-32*2"
@@ -6,11 +6,11 @@
     [checkpoint]
     awq = "Qwen/Qwen2.5-7B-Instruct-AWQ"
 
-    [[workloads]]             # every combination of its values; what it leaves out is as above
+    [[workloads]]             # every combination of its values; the options above apply to the rest
     prompt-tokens = 8192
 
-A value means what it means on the command line, whose own options win; paths, too, are relative to the folder
-that the command is started in. What can't be meant is told with its line.
+Values are read as on the command line, whose options override the file; paths, too, are relative to the
+current directory. Errors cite the line.
 """
 
 import difflib
@@ -22,21 +22,21 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from orchestrator.cli.options import FORMS, read_form, typed_options, what_fits
+from orchestrator.cli.options import FORMS, expectation, read_form, typed_options
 from orchestrator.errors import BadInput
 from schemas.options import Options, Sweep
 
 T = TypeVar("T", Options, Sweep)
 
 Place = tuple[str | int, ...]
-"""Where a value stands in a document, e.g. `("workloads", 0, "batch-size")`."""
+"""The path of a value in a document, e.g. `("workloads", 0, "batch-size")`."""
 
 
 @contextmanager
 def with_plan_file(path: str | None, given: Options) -> Iterator[Options]:
-    """The command line's options, over those of the file where there is one.
+    """The command line's options, on top of those of the plan file, if there is one.
 
-    `BadInput` that is raised while this is open, and is about an option of the file, is told with its line.
+    A `BadInput` raised in the `with` block about an option of the file cites its line.
     """
     if path is None:
         yield given
@@ -49,29 +49,29 @@ def with_plan_file(path: str | None, given: Options) -> Iterator[Options]:
 
 
 def overlay(planned: Options, given: Options, typed: Collection[str]) -> Options:
-    """What is planned, but for what was typed, which wins in every sweep too.
+    """The planned options, overridden by those typed on the command line, in every sweep too.
 
-    Typed precisions take from each sweep those that it is for.
+    If precisions were typed, each sweep keeps those of its precisions that are among them.
     """
     chosen = {name: getattr(given, name) for name in typed}
     if "precision" in typed:
         chosen["all"] = given.all
-    held = {name: None for name in typed if name in Sweep.__struct_fields__ and name != "precision"}
-    sweeps = [msgspec.structs.replace(sweep, **held) for sweep in planned.workloads]
+    overridden = {name: None for name in typed if name in Sweep.__struct_fields__ and name != "precision"}
+    sweeps = [msgspec.structs.replace(sweep, **overridden) for sweep in planned.workloads]
     if "precision" in typed:
         sweeps = [_narrowed(sweep, given.precision) for sweep in sweeps]
     return msgspec.structs.replace(planned, workloads=sweeps, **chosen)
 
 
 def _narrowed(sweep: Sweep, precisions: list[str]) -> Sweep:
-    """The same workloads, for those of its precisions that are among these, which may be none."""
+    """The same workloads for only those of its precisions that are among these; there may be none."""
     if sweep.precision is None:
         return sweep
     return msgspec.structs.replace(sweep, precision=[name for name in sweep.precision if name in precisions])
 
 
 class PlanFile:
-    """A plan file as it was read. Raises `BadInput` where it can't be, or is no TOML."""
+    """A plan file that was read. Raises `BadInput` if it can't be read or is not TOML."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -87,13 +87,13 @@ class PlanFile:
             raise BadInput(f"--plan {path}, line {line}", "", "is not TOML", problem) from None
 
     def options(self) -> Options:
-        """Raises `BadInput` for the first key that there isn't, or the first value that can't be taken."""
+        """Raises `BadInput` for the first unknown key or invalid value."""
         return self._read_table(self.document, Options, ())
 
     def located(self, error: BadInput, typed: Collection[str]) -> BadInput:
-        """The same complaint, with its line where it is about what stands in this file.
+        """The same error, with the line if it is about a value in this file.
 
-        What is about a sweep names it with dots: `--workloads.0.precision`.
+        Errors about a sweep name it with dots: `--workloads.0.precision`.
         """
         keys = error.option.removeprefix("--").split(".")
         place = tuple(int(key) if key.isdecimal() else key for key in keys)
@@ -108,8 +108,8 @@ class PlanFile:
             if key not in names:
                 near = difflib.get_close_matches(key.lower(), names, n=1)
                 guess = f"Did you mean {near[0]}? " if near else ""
-                fix = f"{guess}There are {', '.join(names)}"
-                raise self._error((*place, key), "", "there is no such key", fix)
+                fix = f"{guess}Known keys: {', '.join(names)}"
+                raise self._error((*place, key), "", "unknown key", fix)
             values[names[key]] = self._read_value(names[key], value, kind, (*place, key))
         return kind(**values)
 
@@ -117,12 +117,12 @@ class PlanFile:
         if name == "workloads" and isinstance(value, list) and all(isinstance(each, dict) for each in value):
             return [self._read_table(each, Sweep, (*place, index)) for index, each in enumerate(value)]
         try:
-            return getattr(msgspec.convert({name: _taken_apart(name, value)}, kind), name)
+            return getattr(msgspec.convert({name: _split(name, value)}, kind), name)
         except BadInput as error:
             raise self._error(place, error.value, error.problem, error.fix) from None
         except msgspec.ValidationError as error:
             shown = msgspec.json.encode(value).decode()
-            raise self._error(place, shown, "can't be taken", what_fits(error)) from None
+            raise self._error(place, shown, "is not valid", expectation(error)) from None
 
     def _error(self, place: Place, value: str, problem: str, fix: str) -> BadInput:
         return BadInput(
@@ -130,8 +130,8 @@ class PlanFile:
         )
 
 
-def _taken_apart(name: str, value: Any) -> Any:
-    """A text that holds several values as the list of them."""
+def _split(name: str, value: Any) -> Any:
+    """Split a text that holds several values into a list."""
     form = FORMS.get(name)
     if form is not None and isinstance(value, str):
         return read_form(name, value, form)
@@ -139,9 +139,10 @@ def _taken_apart(name: str, value: Any) -> Any:
 
 
 def line_of(place: Place, text: str) -> int:
-    """The line on which the statement begins that sets what stands at `place`.
+    """The line on which the statement that sets `place` begins.
 
-    No TOML reader tells; but the first lines of a file are a file too, unless they end within a statement.
+    TOML readers do not report lines. But the first N lines of a file are valid TOML themselves, unless they
+    end within a statement, so this reads ever more of them until `place` is there.
     """
     lines = text.split("\n")
     begin = 1

@@ -1,10 +1,10 @@
-"""`qbench-report RUN`: the summary of a run again, from its records."""
+"""`qbench-report RUN`: print the summary of a run from its records."""
 
 from pathlib import Path
 
 import click
 
-from orchestrator.cli.options import run_command
+from orchestrator.cli.options import qbench_command, run_command
 from orchestrator.records.store import read_run
 from orchestrator.report.summary import as_csv, as_json, as_markdown, print_summary
 
@@ -14,15 +14,15 @@ def main() -> None:
     run_command(report)
 
 
-@click.command("qbench-report")
+@qbench_command("qbench-report")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option(
     "--format", "form", type=click.Choice(["table", "md", "csv", "json"]), default="table", show_default=True,
-    help="How to print the summary.",
+    help="Format of the summary.",
 )  # fmt: skip
-@click.option("--verbose", "-v", is_flag=True, help="With the table, print what really ran.")
+@click.option("--verbose", "-v", is_flag=True, help="With the table, print what actually ran.")
 def report(run: Path, form: str, verbose: bool) -> int:
-    """Print the summary of the run folder RUN, from its records alone."""
+    """Print the summary of the run in folder RUN from its records."""
     measured = read_run(run)
     if form == "table":
         print_summary(measured, run, verbose)

@@ -1,7 +1,7 @@
-"""`qbench-worker`: one worker in the foreground, to see what it says and where it stumbles.
+"""`qbench-worker`: run one worker in the foreground, to see what it sends and where it fails.
 
-On a terminal frames are shown readable, with what NVML saw at each phase edge; into a pipe go the very
-JSON Lines that a run would read. The worker's stderr is the terminal's.
+On a terminal, frames are shown in readable form, with NVML's figures at each phase edge. Into a pipe they are
+written as the JSON Lines that a run would read. The worker's stderr is passed through.
 """
 
 import signal
@@ -14,7 +14,7 @@ import click
 import msgspec
 
 from orchestrator.cache import cache_folder
-from orchestrator.cli.options import read_options, run_command, takes_options
+from orchestrator.cli.options import qbench_command, read_options, run_command, takes_options
 from orchestrator.cli.orchestrate import build_plan, list_precisions, open_nvml
 from orchestrator.errors import BadInput
 from orchestrator.execution.calibration import calibrate_cell, require_calibration
@@ -35,26 +35,28 @@ def main() -> None:
     run_command(work)
 
 
-@click.command("qbench-worker")
+@qbench_command("qbench-worker")
 @click.argument("name", metavar="PRECISION", required=False)
 @takes_options(
     "model", "workers", "checkpoint", "calibration", "python", "device", "prompts", "decode", "prompt_tokens",
     "depth", "new_tokens", "batch_size", "warmup", "seed", "outliers", "budget", "timeout",
 )  # fmt: skip
 @click.option(
-    "--list", "list_", is_flag=True, help="List the precisions, their packages, and which run here."
+    "--list", "list_", is_flag=True, help="List the precisions, their packages, and which can run here."
 )
 @click.option(
-    "--calibrate", is_flag=True, help="Make the precision's calibrated weights, and measure nothing."
+    "--calibrate", is_flag=True, help="Only make the precision's calibrated weights; measure nothing."
 )
 @click.option(
-    "--make-env", metavar="NAME", help="Make an environment of its own for a precision, used from then on."
+    "--make-env",
+    metavar="NAME",
+    help="Create a separate environment for a precision, and use it from then on.",
 )
-@click.option("--drop-env", metavar="NAME", help="Remove the environment of its own that a precision has.")
+@click.option("--drop-env", metavar="NAME", help="Remove a precision's separate environment.")
 def work(
     name: str | None, list_: bool, calibrate: bool, make_env: str | None, drop_env: str | None, **given: Any
 ) -> int:
-    """Run the worker of one PRECISION in the foreground, without a run folder. Exits 0, or 1 if it fails."""
+    """Run the worker of one PRECISION in the foreground, without a run folder. Exits 1 if it fails."""
     options = msgspec.structs.replace(read_options(given), precision=[name] if name else [])
     with ExitStack() as stack:
         nvml, _ = open_nvml(stack)

@@ -1,1 +1,1 @@
-"""What the machine says: GPUs, memory in use, data sheets."""
+"""The machine: its GPUs, memory in use, published figures."""

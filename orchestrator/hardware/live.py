@@ -1,9 +1,9 @@
-"""A program that isn't ours, watched: what NVML counts for its processes, and what torch holds in them.
+"""Watch any program's GPU memory: what NVML counts for its processes, and what torch holds in them.
 
-A Python program started here carries a thread of ours that reports torch's allocator (`workers/live`);
-nothing in its code changes. One that runs already, or ignores PYTHONPATH, is seen from outside alone.
-Processes that the program starts belong to it. NVML is asked for processes twice a second, since listing
-them takes a lock in the driver.
+A Python program started here runs an extra thread that reports torch's allocator (`workers/live`); its code
+does not change. For a program that is already running, or ignores PYTHONPATH, only NVML's figure is known.
+Child processes count towards the program. Processes are listed only twice a second, because listing them
+takes a lock in the driver.
 """
 
 import os
@@ -21,14 +21,14 @@ import psutil
 
 from orchestrator.errors import BadInput
 from orchestrator.hardware.live_reading import LiveReading
-from orchestrator.hardware.nvml import Nvml, NvmlUnavailable
+from orchestrator.hardware.nvml import NO_PER_PROCESS_MEMORY, Nvml, NvmlUnavailable
 
 HOOK_FOLDER = Path(__file__).resolve().parents[2] / "workers" / "live"
 PERIOD_S = 0.5
 
 
 class TorchLine(msgspec.Struct, frozen=True, kw_only=True):
-    """What the thread in the program writes; bytes over all its GPUs."""
+    """What the thread in the program writes; bytes summed over its GPUs."""
 
     pid: int
     at_ns: int
@@ -39,7 +39,7 @@ class TorchLine(msgspec.Struct, frozen=True, kw_only=True):
 def watch(target: str, nvml: Nvml | None) -> Iterator[LiveReading]:
     """Read twice a second until the program ends; `target` is a pid or a command line.
 
-    Raises `BadInput` where there is no such process or program. A command is ended with the iteration.
+    Raises `BadInput` if there is no such process or program. A command is terminated when iteration stops.
     """
     if target.isdecimal():
         yield from _follow(_find(int(target)), nvml, None)
@@ -52,16 +52,16 @@ def _find(pid: int) -> psutil.Process:
     try:
         return psutil.Process(pid)
     except psutil.NoSuchProcess:
-        raise BadInput("--live", str(pid), "there is no such process", "Name a pid, or a command") from None
+        raise BadInput("--live", str(pid), "no such process", "Name a pid or a command") from None
 
 
 @contextmanager
 def _started(command: str) -> Iterator[tuple[psutil.Process, int]]:
-    """The program, and the descriptor on which torch's lines come."""
+    """The program, and the file descriptor on which torch's lines arrive."""
     with tempfile.TemporaryDirectory(prefix="qbench-") as folder:
         path = os.path.join(folder, "torch")
         os.mkfifo(path)
-        # Open for reading and writing: neither the program nor we wait for the other to open it.
+        # Opened for reading and writing, so that neither side blocks until the other opens it.
         pipe = os.open(path, os.O_RDWR | os.O_NONBLOCK)
         paths = [str(HOOK_FOLDER), os.environ.get("PYTHONPATH", "")]
         environment = os.environ | {
@@ -104,9 +104,9 @@ def _runs(process: psutil.Process) -> bool:
 
 
 def _process_bytes(nvml: Nvml | None, pids: set[int]) -> tuple[int | None, str | None]:
-    """What NVML counts for these processes on all GPUs, or why it is not known."""
+    """What NVML counts for these processes on all GPUs, or why that is unknown."""
     if nvml is None:
-        return None, "no NVIDIA GPU answers here"
+        return None, "no NVIDIA GPU available"
     try:
         listed = [entry for gpu in nvml.gpus() for entry in nvml.processes(gpu.uuid)]
     except NvmlUnavailable as error:
@@ -114,22 +114,25 @@ def _process_bytes(nvml: Nvml | None, pids: set[int]) -> tuple[int | None, str |
     own = [used for pid, used in listed if pid in pids]
     known = [used for used in own if used is not None]
     if not own:
-        return None, "NVML lists none of its processes: it has no CUDA context yet, or a container hides pids"
+        return (
+            None,
+            "NVML lists none of its processes: no CUDA context yet, or a container hides its pids",
+        )
     if len(known) < len(own):
-        return None, "the driver does not tell how much memory a single process uses"
+        return None, NO_PER_PROCESS_MEMORY
     return sum(known), None
 
 
 class _TorchLines:
-    """The newest line of each process."""
+    """The latest line from each process."""
 
     def __init__(self, pipe: int | None) -> None:
         self.pipe = pipe
         self.newest: dict[int, TorchLine] = {}
-        self._read = b""
+        self._partial = b""
 
     def read(self, seconds: float) -> None:
-        """Take in what comes for so long."""
+        """Read what arrives within this time."""
         end_s = time.monotonic() + seconds
         with selectors.DefaultSelector() as selector:
             if self.pipe is not None:
@@ -145,7 +148,7 @@ class _TorchLines:
         return sum(values) if values else None
 
     def _take(self, chunk: bytes) -> None:
-        *lines, self._read = (self._read + chunk).split(b"\n")
+        *lines, self._partial = (self._partial + chunk).split(b"\n")
         for line in lines:
-            told = msgspec.json.decode(line, type=TorchLine)
-            self.newest[told.pid] = told
+            decoded = msgspec.json.decode(line, type=TorchLine)
+            self.newest[decoded.pid] = decoded

@@ -1,4 +1,4 @@
-"""The machine a run is measured on, described once per run."""
+"""The machine that a run is measured on, described once per run."""
 
 import os
 import platform
@@ -38,7 +38,7 @@ def _cpu_name() -> str:
 
 
 def _commit() -> str | None:
-    """Of a checkout; where the tree travels without its history, QBENCH_COMMIT says it."""
+    """The checkout's commit; QBENCH_COMMIT names it if the tree was copied without its history."""
     if "QBENCH_COMMIT" in os.environ:
         return os.environ["QBENCH_COMMIT"]
     if not (PROJECT / ".git").exists():

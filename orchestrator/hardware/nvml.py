@@ -1,25 +1,25 @@
-"""NVML: what the driver itself says about GPUs, their memory, the processes on them, and how they run.
+"""NVML: what the driver reports about GPUs, their memory, their processes, and their clocks and power.
 
-This is the only module that touches pynvml. NVML is asked, never CUDA: a CUDA context in the parent
-would take some hundred megabytes on the very GPU whose memory is being measured.
+This is the only module that uses pynvml. The parent asks NVML rather than CUDA because a CUDA context
+would take a few hundred megabytes on the very GPU whose memory is being measured.
 
-Devices are addressed by UUID. NVML counts GPUs in PCI bus order, CUDA may count them by speed or leave
-some out (`CUDA_VISIBLE_DEVICES`), so an index means two things and a UUID only one.
+Devices are addressed by UUID. NVML numbers GPUs in PCI bus order; CUDA may number them by speed or hide
+some (`CUDA_VISIBLE_DEVICES`), so an index is ambiguous and a UUID is not.
 
-A GPU in MIG mode is cut into slices, each with memory of its own and a UUID, `MIG-…`. To CUDA a slice is a
-GPU, so it is the slice's memory that is asked for; clocks, temperature and power only the whole GPU has.
+A GPU in MIG mode is divided into slices, each with its own memory and a UUID, `MIG-…`. CUDA treats a slice
+as a GPU, so its memory is what is read; clocks, temperature and power exist only for the whole GPU.
 
-Two figures stand beside each other:
+There are two memory figures:
 
-- device bytes, all that is in use on the GPU, whoever uses it. Version 2 of the call reports what the
-  driver reserves for itself apart from `used`; version 1 counts it in. Old drivers have only version 1,
-  so the version that answered is remembered with the GPU;
-- process bytes, one process's share: context, modules and allocations. The driver takes a lock while it
-  lists processes, and it may not know the share (WDDM) or the pid (containers): then it is None.
+- device bytes: everything in use on the GPU, including other processes. Version 2 of the call reports the
+  driver's own reservation separately from `used`; version 1 includes it. Old drivers only have version 1,
+  so the version that answered is kept with the GPU;
+- process bytes: one process's context, modules and allocations. The driver takes a lock while it lists
+  processes, and it may not know the share (WDDM) or the pid (containers), in which case it is None.
 
-How a GPU runs is told by single figures: clocks, temperature, power, what holds the clocks down. Many a
-GPU gives only some of them, so one that is refused is None by itself. Power is an average over about a
-second on most GPUs since Ampere, an instant's value on older ones.
+Clocks, temperature, power and what limits the clocks are read one by one. Many GPUs support only some of
+them, so each figure that is refused is None. On most GPUs since Ampere, power is an average over about a
+second; on older ones it is instantaneous.
 """
 
 from collections.abc import Callable, Iterator
@@ -34,17 +34,19 @@ from schemas.record import GpuState
 
 _REASONS: dict[int, str] = {
     pynvml.NVML_ERROR_LIBRARY_NOT_FOUND: "no NVIDIA driver library (libnvidia-ml.so.1) on this machine",
-    pynvml.NVML_ERROR_DRIVER_NOT_LOADED: "NVIDIA's library is here, but its kernel driver is not loaded",
-    pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH: (
-        "NVIDIA's library and kernel driver differ in version: reboot, or restart the container"
+    pynvml.NVML_ERROR_DRIVER_NOT_LOADED: (
+        "NVIDIA's driver library is installed, but its kernel driver is not loaded"
     ),
-    pynvml.NVML_ERROR_GPU_NOT_FOUND: "the NVIDIA driver is here, but no GPU",
-    pynvml.NVML_ERROR_GPU_IS_LOST: "the GPU is lost: it fell off the bus or hangs (see dmesg)",
+    pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH: (
+        "NVIDIA's driver library and kernel driver differ in version: reboot, or restart the container"
+    ),
+    pynvml.NVML_ERROR_GPU_NOT_FOUND: "the NVIDIA driver is loaded, but there is no GPU",
+    pynvml.NVML_ERROR_GPU_IS_LOST: "the GPU is lost: it fell off the bus or hung (see dmesg)",
     pynvml.NVML_ERROR_NOT_FOUND: "NVML knows no GPU of this UUID",
 }
 
 MIG = "MIG-"
-"""How the UUID of a slice begins."""
+"""Prefix of a slice's UUID."""
 
 _NO_MEMORY_INFO_V2 = (
     pynvml.NVMLError_FunctionNotFound,
@@ -62,19 +64,19 @@ _CLOCK_LIMITS: dict[int, str] = {
     pynvml.nvmlClocksEventReasonHwPowerBrakeSlowdown: "hw_power_brake_slowdown",
     pynvml.nvmlClocksEventReasonDisplayClockSetting: "display_clock_setting",
 }
-"""Bit → name. Idling has a bit too, but limits nothing."""
+"""Bit → name. Idle has a bit too, but is not a limit."""
 
 
 class NvmlUnavailable(Exception):
-    """NVML is not here or does not answer; the message is one plain line that says why."""
+    """NVML is missing or does not answer; the message is one line that says why."""
 
 
 @contextmanager
-def _plain_errors() -> Iterator[None]:
-    """Turn what pynvml raises into NvmlUnavailable."""
+def _nvml_errors() -> Iterator[None]:
+    """Turn pynvml's errors into NvmlUnavailable."""
     try:
         yield
-    except pynvml.NVMLLibraryMismatchError as error:  # no subclass of NVMLError
+    except pynvml.NVMLLibraryMismatchError as error:  # not a subclass of NVMLError
         raise NvmlUnavailable("the NVIDIA driver is too old for this call of nvidia-ml-py") from error
     except pynvml.NVMLError as error:
         raise NvmlUnavailable(_REASONS.get(error.value, f"NVML: {error}")) from error
@@ -84,7 +86,7 @@ def _plain_errors() -> Iterator[None]:
 class _Device:
     handle: Any
     whole: Any
-    """Handle of the GPU that this is a MIG slice of; of one that is no slice its own."""
+    """The handle of the GPU that this MIG slice is part of; the same handle if it is not a slice."""
     memory_info_version: int
 
     def memory(self) -> Any:
@@ -105,15 +107,15 @@ def _find_device(uuid: str) -> _Device:
 
 
 def _canonical(uuid: str) -> str | None:
-    """A slice's UUID as NVML itself spells it: there is an older form, `MIG-GPU-…/gi/ci`."""
-    handle = _told(pynvml.nvmlDeviceGetHandleByUUID, uuid.strip())
-    return None if handle is None else _told(pynvml.nvmlDeviceGetUUID, handle)
+    """A slice's UUID as NVML spells it; an older form is `MIG-GPU-…/gi/ci`."""
+    handle = _optional(pynvml.nvmlDeviceGetHandleByUUID, uuid.strip())
+    return None if handle is None else _optional(pynvml.nvmlDeviceGetUUID, handle)
 
 
-def _told(call: Callable[..., Any], *arguments: Any) -> Any:
-    """What the driver answers, or None where it won't give this one figure.
+def _optional(call: Callable[..., Any], *arguments: Any) -> Any:
+    """The driver's answer, or None if it refuses this figure.
 
-    Raises `pynvml.NVMLError_GpuIsLost`: then no figure is to be had.
+    Raises `pynvml.NVMLError_GpuIsLost`, since no figure is available then.
     """
     try:
         return call(*arguments)
@@ -124,47 +126,49 @@ def _told(call: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def _clock_limits(handle: Any) -> list[str] | None:
-    bits = _told(pynvml.nvmlDeviceGetCurrentClocksEventReasons, handle)  # drivers before 535 lack it
+    bits = _optional(pynvml.nvmlDeviceGetCurrentClocksEventReasons, handle)  # drivers before 535 lack it
     return None if bits is None else [name for bit, name in _CLOCK_LIMITS.items() if bits & bit]
 
 
 def _power_w(handle: Any) -> float | None:
-    power_mw = _told(pynvml.nvmlDeviceGetPowerUsage, handle)
+    power_mw = _optional(pynvml.nvmlDeviceGetPowerUsage, handle)
     return None if power_mw is None else power_mw / 1e3
 
 
 def _limited_s(handle: Any, policy: int) -> float | None:
-    counter = _told(pynvml.nvmlDeviceGetViolationStatus, handle, policy)
+    counter = _optional(pynvml.nvmlDeviceGetViolationStatus, handle, policy)
     return None if counter is None else counter.violationTime / 1e9
 
 
 def _slices(handle: Any) -> list[str] | None:
-    """UUIDs of the GPU's MIG slices; None where it is not in MIG mode."""
-    mode = _told(pynvml.nvmlDeviceGetMigMode, handle)  # current and pending; refused by what knows no MIG
+    """UUIDs of the GPU's MIG slices; None if it is not in MIG mode."""
+    mode = _optional(pynvml.nvmlDeviceGetMigMode, handle)  # current and pending; refused by GPUs without MIG
     if mode is None or mode[0] != pynvml.NVML_DEVICE_MIG_ENABLE:
         return None
-    places = range(_told(pynvml.nvmlDeviceGetMaxMigDeviceCount, handle) or 0)
-    found = (_told(pynvml.nvmlDeviceGetMigDeviceHandleByIndex, handle, place) for place in places)
+    places = range(_optional(pynvml.nvmlDeviceGetMaxMigDeviceCount, handle) or 0)
+    found = (_optional(pynvml.nvmlDeviceGetMigDeviceHandleByIndex, handle, place) for place in places)
     return [str(pynvml.nvmlDeviceGetUUID(slice_)) for slice_ in found if slice_ is not None]
 
 
 Listed = list[tuple[int, int | None]]
-"""(pid, bytes) of processes on a GPU; bytes is None where the driver won't say."""
+"""(pid, bytes) of processes on a GPU; bytes is None if the driver doesn't report it."""
+
+NO_PER_PROCESS_MEMORY = "the driver does not report memory per process"
 
 
 def share_of(pid: int, listed: Listed) -> tuple[int | None, str | None]:
-    """(bytes that one of the listed processes uses, None), or (None, why they are not known)."""
+    """(bytes that one of the listed processes uses, None), or (None, why that is unknown)."""
     entries = [used for listed_pid, used in listed if listed_pid == pid]
     known = [used for used in entries if used is not None]
     if not entries:
         return None, f"NVML lists no process {pid}: it has no CUDA context, or a container hides pids"
     if len(known) < len(entries):
-        return None, "the driver does not tell how much memory a single process uses"
+        return None, NO_PER_PROCESS_MEMORY
     return sum(known), None
 
 
 class Nvml:
-    """An open NVML session; made by `Nvml.open()`. Threads may share it, as NVML itself allows."""
+    """An open NVML session; made by `Nvml.open()`. It is thread-safe, as NVML is."""
 
     driver: str
     """Version of the kernel driver, e.g. `580.95.05`."""
@@ -172,8 +176,8 @@ class Nvml:
     def __init__(self) -> None:
         self._devices: dict[str, _Device] = {}
         self._slices: dict[str, list[str]] = {}
-        """UUID of a GPU in MIG mode → those of its slices."""
-        with _plain_errors():
+        """UUID of a GPU in MIG mode → UUIDs of its slices."""
+        with _nvml_errors():
             self.driver = pynvml.nvmlSystemGetDriverVersion()
             count = pynvml.nvmlDeviceGetCount()
         self._gpus = self._readable_gpus(count)
@@ -181,16 +185,16 @@ class Nvml:
     @classmethod
     @contextmanager
     def open(cls) -> Iterator[Self]:
-        """Initialise NVML for the length of a `with`.
+        """Initialize NVML for the duration of a `with` block.
 
-        Raises NvmlUnavailable: no driver, no GPU, or none that answers.
+        Raises NvmlUnavailable if there is no driver, no GPU, or none that answers.
         """
-        with _plain_errors():
+        with _nvml_errors():
             pynvml.nvmlInit()
         try:
             yield cls()
         finally:
-            with suppress(pynvml.NVMLError):  # a driver that died must not hide what the body raised
+            with suppress(pynvml.NVMLError):  # a crashed driver must not hide what the body raised
                 pynvml.nvmlShutdown()
 
     def gpus(self) -> list[Gpu]:
@@ -198,57 +202,57 @@ class Nvml:
         return list(self._gpus)
 
     def uuids(self) -> list[str]:
-        """All that can be asked for its memory: GPUs, and the slices of those in MIG mode."""
+        """Everything whose memory can be read: GPUs, and the slices of those in MIG mode."""
         return [uuid for gpu in self._gpus for uuid in (gpu.uuid, *self._slices.get(gpu.uuid, []))]
 
-    def uuid_of(self, told: str, visible: str | None) -> str:
-        """Under which UUID NVML knows what a worker computes on: the GPU that torch named, or a MIG slice.
+    def uuid_of(self, torch_uuid: str, visible: str | None) -> str:
+        """NVML's UUID of what a worker computes on: the GPU that torch named, or a MIG slice.
 
-        In a slice torch may give the slice's UUID, though with `GPU-` before it, or that of the whole GPU,
-        as CUDA's version has it. Then `visible`, CUDA_VISIBLE_DEVICES, may name the slice, or there is
-        only one. Where none of that tells, it is the whole GPU.
+        For a slice torch may report the slice's UUID but prefixed with `GPU-`, or the whole GPU's, depending
+        on the CUDA version. Then `visible` (CUDA_VISIBLE_DEVICES) may name the slice, or there is only one.
+        Otherwise the whole GPU is returned.
         """
-        same = MIG + told.removeprefix("GPU-")
+        same = MIG + torch_uuid.removeprefix("GPU-")
         if any(same in slices for slices in self._slices.values()):
             return same
-        slices = self._slices.get(told, [])
+        slices = self._slices.get(torch_uuid, [])
         named = [entry for entry in (visible or "").split(",") if entry.startswith(MIG)]
         candidates = [_canonical(named[0])] if len(named) == 1 else slices
-        return candidates[0] if len(candidates) == 1 and candidates[0] in slices else told
+        return candidates[0] if len(candidates) == 1 and candidates[0] in slices else torch_uuid
 
     def device_bytes(self, uuid: str) -> int:
-        """Bytes in use on the GPU, by all processes together. Raises NvmlUnavailable."""
-        with _plain_errors():
+        """Bytes in use on the GPU by all processes. Raises NvmlUnavailable."""
+        with _nvml_errors():
             return int(self._device(uuid).memory().used)
 
     def processes(self, uuid: str) -> Listed:
-        """(pid, bytes) of each compute process on the GPU; bytes is None where the driver won't say.
+        """(pid, bytes) of each compute process on the GPU; bytes is None if the driver doesn't report it.
 
-        A process may stand in the list more than once. Raises NvmlUnavailable.
+        A process may be listed more than once. Raises NvmlUnavailable.
         """
-        with _plain_errors():
+        with _nvml_errors():
             listed = pynvml.nvmlDeviceGetComputeRunningProcesses(self._device(uuid).handle)
         return [(process.pid, process.usedGpuMemory) for process in listed]
 
     def process_bytes(self, uuid: str, pid: int) -> tuple[int | None, str | None]:
-        """(bytes that one process uses on the GPU, None), or (None, why they are not known)."""
+        """(bytes that one process uses on the GPU, None), or (None, why that is unknown)."""
         try:
             return share_of(pid, self.processes(uuid))
         except NvmlUnavailable as error:
             return None, str(error)
 
     def state(self, uuid: str, counters: bool) -> GpuState:
-        """How the GPU runs now; `counters` adds the driver's counters of time under restraint, in seconds.
+        """Clocks, temperature and power now; `counters` adds the driver's counters of throttled seconds.
 
-        Raises NvmlUnavailable where the GPU itself does not answer.
+        Raises NvmlUnavailable if the GPU does not answer at all.
         """
-        with _plain_errors():
+        with _nvml_errors():
             handle = self._device(uuid).whole
             return GpuState(
-                sm_clock_mhz=_told(pynvml.nvmlDeviceGetClockInfo, handle, pynvml.NVML_CLOCK_SM),
-                memory_clock_mhz=_told(pynvml.nvmlDeviceGetClockInfo, handle, pynvml.NVML_CLOCK_MEM),
-                # Deprecated, but older drivers lack the call that takes its place.
-                temperature_c=_told(pynvml.nvmlDeviceGetTemperature, handle, pynvml.NVML_TEMPERATURE_GPU),
+                sm_clock_mhz=_optional(pynvml.nvmlDeviceGetClockInfo, handle, pynvml.NVML_CLOCK_SM),
+                memory_clock_mhz=_optional(pynvml.nvmlDeviceGetClockInfo, handle, pynvml.NVML_CLOCK_MEM),
+                # Deprecated, but older drivers lack its replacement.
+                temperature_c=_optional(pynvml.nvmlDeviceGetTemperature, handle, pynvml.NVML_TEMPERATURE_GPU),
                 power_w=_power_w(handle),
                 clock_limits=_clock_limits(handle),
                 power_limited_s=_limited_s(handle, pynvml.NVML_PERF_POLICY_POWER) if counters else None,
@@ -261,7 +265,7 @@ class Nvml:
         return self._devices[uuid]
 
     def _readable_gpus(self, count: int) -> list[Gpu]:
-        """NVML also counts GPUs that this user or container may not touch; those are left out."""
+        """NVML also counts GPUs that this user or container can't access; those are left out."""
         gpus, reason = [], _REASONS[pynvml.NVML_ERROR_GPU_NOT_FOUND]
         for index in range(count):
             try:
@@ -272,7 +276,7 @@ class Nvml:
             raise NvmlUnavailable(reason)
         return gpus
 
-    @_plain_errors()
+    @_nvml_errors()
     def _describe(self, index: int) -> Gpu:
         handle = pynvml.nvmlDeviceGetHandleByIndex(index)
         uuid = pynvml.nvmlDeviceGetUUID(handle)
@@ -290,7 +294,7 @@ class Nvml:
         )
 
     def _largest_readable(self, uuid: str) -> _Device:
-        """The GPU; or a slice of it, where in MIG mode only those with privileges may ask for the whole."""
+        """The GPU, or its largest slice: in MIG mode, reading the whole GPU may need privileges."""
         try:
             return self._device(uuid)
         except pynvml.NVMLError_NoPermission:

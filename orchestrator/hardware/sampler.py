@@ -1,18 +1,17 @@
-"""The memory sampler: a worker's memory, and how its GPU runs, seen from outside.
+"""The memory sampler: a worker's memory and its GPU's clocks and power, observed from outside.
 
-Two kinds of look are taken, because they cost differently:
+There are two kinds of reading, because they differ in cost:
 
-- a *sample* every tenth of a second from a thread of its own shows the course of memory and catches
-  peaks between phases. With NVML it holds the device's bytes, a call of some microseconds, and the GPU's
-  clocks, temperature, power and what limits the clocks, 1 to 2 µs each. Energy is not among them: that
-  call takes 4 ms;
-- an *edge* is read once per phase, while the worker stands still and has just read its own allocator. It
-  adds the process's bytes, and who else is on the GPU; listing processes takes a lock in the driver, so it
-  is not done in passing. It also adds the driver's counters of time under restraint, whose growth between
-  two edges tells what fell between samples.
+- a *sample*, taken in a thread every tenth of a second, follows memory over time and catches peaks between
+  phases. With NVML it holds the device's bytes (a call of a few microseconds) and the GPU's clocks,
+  temperature, power and what limits the clocks (1 to 2 µs each). Energy is left out: that call takes 4 ms;
+- an *edge* is read once per phase, while the worker is paused and has just read its own allocator. It adds
+  the process's bytes and who else is on the GPU, which samples leave out because listing processes takes a
+  lock in the driver. It also adds the driver's counters of throttled time: their growth between two edges
+  covers what samples missed.
 
-The thread sleeps on an event between samples: sampling must not take the core that a host-bound worker
-needs. `stats()` says what it did take. Times are CLOCK_MONOTONIC, as in the worker's frames.
+The thread sleeps on an event between samples, because sampling must not take CPU time that a host-bound
+worker needs. `stats()` reports what it took. Times are CLOCK_MONOTONIC, as in the worker's frames.
 """
 
 import statistics
@@ -30,27 +29,27 @@ from orchestrator.hardware.nvml import Listed, Nvml, NvmlUnavailable, share_of
 from schemas.record import ForeignProcess, MemoryReading, SamplerStats
 
 SHORTEST_PERIOD_S = 0.05
-"""Whoever asks the driver more often than 20 times a second begins to measure himself."""
+"""Querying the driver more than 20 times a second would disturb the measurement."""
 
 
 class MemorySource(Protocol):
-    """Where readings come from; `name` is what SamplerStats calls it."""
+    """Where readings come from; `name` is its name in SamplerStats."""
 
     name: str
     enumerations: int
     """How often processes were listed."""
 
     def read(self, processes: bool) -> MemoryReading:
-        """Look now; `processes` asks for what an edge holds beyond a sample: the worker's own share.
+        """Read now; `processes` adds what an edge holds beyond a sample: the worker's share.
 
-        Raises `psutil.NoSuchProcess` once there is no worker to look at.
+        Raises `psutil.NoSuchProcess` once the worker is gone.
         """
 
 
 class NvmlSource:
-    """A GPU's bytes, how it runs, and the share of one process on it.
+    """A GPU's bytes, its clocks and power, and the share of one process on it.
 
-    `pid` may be set anew: what was started may be a launcher, and `Ready` brings the worker's own.
+    `pid` may change: what was started may be a launcher, and `Ready` brings the worker's own pid.
     """
 
     name = "nvml"
@@ -83,15 +82,15 @@ class NvmlSource:
 
 
 def others_than(pid: int, listed: Listed) -> list[ForeignProcess] | None:
-    """Who else is listed, in order of pid; helpers that the worker started are no strangers.
+    """The other listed processes by pid, without those that the worker started.
 
-    None where the worker itself is not listed: under a hidden pid, any of the others may be it.
+    None if the worker itself is not listed: its pid is hidden, so any of the others may be it.
     """
     pids = {listed_pid for listed_pid, _ in listed}
     if pid not in pids:
         return None
-    strangers = sorted(pids - {pid} - _started_by(pid)) if len(pids) > 1 else []
-    return [ForeignProcess(pid=each, used_bytes=share_of(each, listed)[0]) for each in strangers]
+    others = sorted(pids - {pid} - _started_by(pid)) if len(pids) > 1 else []
+    return [ForeignProcess(pid=each, used_bytes=share_of(each, listed)[0]) for each in others]
 
 
 def _started_by(pid: int) -> set[int]:
@@ -102,9 +101,9 @@ def _started_by(pid: int) -> set[int]:
 
 
 class ResidentSetSource:
-    """The bytes of main memory that one process holds: the measure where the worker is on no GPU.
+    """The main memory that one process holds: what is measured when the worker runs on the CPU.
 
-    `pid` may be set anew, as in NvmlSource.
+    `pid` may change, as in NvmlSource.
     """
 
     name = "resident-set"
@@ -116,16 +115,16 @@ class ResidentSetSource:
     def read(self, processes: bool) -> MemoryReading:
         at_ns = time.monotonic_ns()
         rss_bytes = psutil.Process(self.pid).memory_info().rss
-        if rss_bytes == 0:  # ended, but not waited for yet: the kernel shows a zombie of no size
+        if rss_bytes == 0:  # a zombie: it has ended but was not waited for yet
             raise psutil.NoSuchProcess(self.pid)
         reason = "not on an NVIDIA GPU: resident set of the worker process" if processes else None
         return MemoryReading(at_ns=at_ns, process_bytes=rss_bytes, reason=reason)
 
 
 class MemorySampler:
-    """Samples a source every `period_s` seconds, but at most 20 times a second, for the length of a `with`.
+    """Samples a source every `period_s` seconds, at most 20 times a second, during a `with` block.
 
-    Sampling ends quietly where the worker ends first.
+    Sampling stops without an error if the worker ends first.
     """
 
     def __init__(self, source: MemorySource, period_s: float = 0.1) -> None:
@@ -156,14 +155,14 @@ class MemorySampler:
         return self.samples[-1] if self.samples else None
 
     def edge(self) -> MemoryReading:
-        """Read now, in the caller's thread, with the worker's own share. Not among `samples`."""
+        """Read now, in the caller's thread, with the worker's share. Not added to `samples`."""
         try:
             return self.source.read(processes=True)
         except psutil.NoSuchProcess:
             return MemoryReading(at_ns=time.monotonic_ns(), reason="the worker process has ended")
 
     def stats(self) -> SamplerStats:
-        """What sampling cost and achieved so far; before two samples, `period_s` is as asked."""
+        """What sampling cost and achieved so far; before the second sample, `period_s` is as requested."""
         gaps_ns = [later.at_ns - earlier.at_ns for earlier, later in pairwise(self.samples)]
         return SamplerStats(
             source=self.source.name,
@@ -178,7 +177,7 @@ class MemorySampler:
         )
 
     def _missed(self, gap_s: float) -> int:
-        """Samples that should have lain in a gap between two."""
+        """How many samples are missing from the gap between two."""
         return int(gap_s / self.period_s) - 1 if gap_s > 2 * self.period_s else 0
 
     def _sample(self) -> None:

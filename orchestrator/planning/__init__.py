@@ -1,1 +1,1 @@
-"""From options to cells: what would be measured, on which model. Nothing is started."""
+"""From options to cells: what to measure, on which model. No process is started here."""

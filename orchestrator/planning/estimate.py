@@ -1,13 +1,12 @@
-"""How long a plan will take, by what earlier runs on this machine took: a figure from records, or none.
+"""How long a plan will take, based on earlier runs on this machine; None without such runs.
 
-A worker starts once for all its cells: imports, loading. A cell is then its decode mode's set-up and its
-trials, some of them untimed:
+A worker starts once for all its cells: imports, loading. Each cell then consists of its decode mode's set-up
+and its trials, some of them untimed:
 
     set-up + (batches + untimed) × (prefill × growth of rows and positions + decode × growth of new tokens)
 
-All are read off the records that are nearest in size, of the same precision, decode mode, model and device;
-for a cell that was measured before they add up to the time that it took. Weights yet to be prepared are not
-reckoned in.
+All of these come from the records nearest in size with the same precision, decode mode, model and device.
+For a cell that was measured before, they add up to the time that it took. Preparing weights is not included.
 """
 
 from collections import defaultdict
@@ -28,14 +27,14 @@ from schemas.record import CellRecord, Run
 
 
 class Past(NamedTuple):
-    """A cell of an earlier run, and what it was to measure."""
+    """A cell of an earlier run, and its job."""
 
     job: Job
     cell: CellRecord
 
 
 class Estimate(NamedTuple):
-    """Seconds of the cells that there are figures of; what the others are called."""
+    """Seconds for the cells that earlier runs cover, and the names of the others."""
 
     known_s: float
     known: int
@@ -44,18 +43,20 @@ class Estimate(NamedTuple):
     budget_s: float | None = None
 
     def __str__(self) -> str:
-        told = []
+        parts = []
         if self.known:
-            of = f" for {self.known} of {self.cells} cells" if self.unknown else ", by earlier runs here"
-            told.append(f"about {duration(self.known_s)}{of}")
+            of = (
+                f" for {self.known} of {self.cells} cells" if self.unknown else ", based on earlier runs here"
+            )
+            parts.append(f"about {duration(self.known_s)}{of}")
         if self.unknown and self.budget_s is not None:
-            told.append(f"at most about {duration(self.budget_s)}, by the budget")
-        lacking = f"; no earlier figures of {', '.join(self.unknown)} here" if self.unknown else ""
-        return (", ".join(told) or "unknown") + lacking
+            parts.append(f"at most about {duration(self.budget_s)}, the budget")
+        missing = f"; no earlier runs of {', '.join(self.unknown)} here" if self.unknown else ""
+        return (", ".join(parts) or "unknown") + missing
 
 
 def estimate(plan: Plan, machine: Environment, runs: Iterable[Run]) -> Estimate:
-    """What the cells take that are run whatever comes, by those of `runs` that were made on this machine."""
+    """The time for the cells that will run in any case, based on those of `runs` made on this machine."""
     here = [run for run in runs if _identity(run.environment) == _identity(machine)]
     known = Known(Past(cell.job, cell) for run in here for cell in run.cells if cell.job is not None)
     jobs = [cell.job for cell in plan.certain]
@@ -73,7 +74,7 @@ def estimate(plan: Plan, machine: Environment, runs: Iterable[Run]) -> Estimate:
 
 
 class Known:
-    """What earlier cells took, found by what a job is. Each question is answered once: rounds repeat them."""
+    """What earlier cells took, looked up by job. Answers are cached, because rounds repeat the same jobs."""
 
     def __init__(self, past: Iterable[Past]) -> None:
         self.sizes: defaultdict[_Predictor, dict[WorkloadKey, list[Past]]] = defaultdict(dict)
@@ -82,14 +83,14 @@ class Known:
             if (start_s := _started_s(each.cell)) is not None:
                 starts_s[_loading(each.job)].append(start_s)
             if isinstance(each.cell.outcome, Done):
-                for alike in _tells_of(each.job):
+                for alike in _predictors(each.job):
                     self.sizes[alike].setdefault(key_of(each.job).workload, []).append(each)
         self.starts_s = {worker: median(found) for worker, found in starts_s.items()}
         self.times_s: dict[tuple[_Predictor, WorkloadKey], float | None] = {}
 
     def job_s(self, job: Job) -> float | None:
-        """Its time once its worker runs, by the cells that differ least from it in size; None without any."""
-        question = _tells_of(job)[-1], key_of(job).workload
+        """Its time once its worker is running, based on the cells nearest in size; None without any."""
+        question = _predictors(job)[-1], key_of(job).workload
         if question not in self.times_s:
             nearest = self._nearest(*question)
             self.times_s[question] = median(_scaled_s(job, each) for each in nearest) if nearest else None
@@ -134,10 +135,10 @@ def _loading(job: Job) -> _Loading:
     return _Loading(job.precision, job.device, model.kind, model.location, model.outliers)
 
 
-def _tells_of(job: Job) -> list[_Predictor]:
-    """Under what its time is filed; last what it is itself looked up by.
+def _predictors(job: Job) -> list[_Predictor]:
+    """The keys under which a job's time is stored; the last one is used to look it up.
 
-    How long prompts of natural length are, only the same prompts tell.
+    Without a fixed prompt length, only runs with the same prompts are comparable.
     """
     load = job.workload
     prompts = [None] if load.prompt_tokens is not None else [None, tuple(load.prompts)]
@@ -167,7 +168,7 @@ def _scaled_s(job: Job, past: Past) -> float:
 
 
 def _started_s(cell: CellRecord) -> float | None:
-    """From its worker's start to the first set-up, preparation apart; None of a cell that came later."""
+    """From the worker's start to its first set-up, without preparation; None for its later cells."""
     starts = [edge.phase.at_ns for edge in cell.edges if edge.phase.name == "start"]
     ready = [edge.phase.at_ns for edge in cell.edges if edge.phase.name in ("setup", "warmup")]
     if not starts or not ready or starts[0] < (cell.began_ns or 0):
@@ -176,7 +177,7 @@ def _started_s(cell: CellRecord) -> float | None:
 
 
 def _between_s(runs: list[Run]) -> float:
-    """Time after a cell in which its worker gives memory back, or ends; cooldowns apart."""
+    """Time after a cell in which its worker frees memory or exits; without cooldowns."""
     gaps_s = []
     for run in runs:
         spans_s = [
@@ -190,7 +191,7 @@ def _between_s(runs: list[Run]) -> float:
 
 
 def _peaks_s(runs: list[Run], jobs: list[Job]) -> float:
-    """What it took to measure the peaks of the device."""
+    """The time it took to measure the device's peaks."""
     devices = {job.device for job in jobs}
     took_s = [
         run.peaks.wall_s for run in runs if run.peaks and devices & {job.device for job in run.plan.jobs}

@@ -1,8 +1,8 @@
-"""Whether the Hugging Face Hub, or its cache on this disk, has a model: asked once, for 3 seconds at most.
+"""Whether the Hugging Face Hub, or its cache on this disk, has a model: one request, at most 3 seconds.
 
-A benchmark must not hang before its first line because a firewall swallows packets. huggingface_hub's
-own timeouts bound each read of a socket, but neither the lookup of a name nor the sum of all steps;
-so the question is asked in a daemon thread, which is left behind when its time is over.
+A benchmark must not hang before its first line because a firewall drops packets. huggingface_hub's timeouts
+limit each socket read, but neither the DNS lookup nor the total; so the request is made in a daemon thread,
+which is abandoned when the time is over.
 """
 
 import queue
@@ -34,7 +34,7 @@ OTHER_SOURCES = "a local folder, a GGUF file or random:NAME"
 
 
 def is_hub_id(text: str) -> bool:
-    """Whether `text` could be a model's id `org/name`; nobody is asked."""
+    """Whether `text` could be a model id `org/name`; makes no request."""
     try:
         hf_hub_url(text, "config.json")
     except HFValidationError:
@@ -43,9 +43,9 @@ def is_hub_id(text: str) -> bool:
 
 
 def require_hub_model(hub_id: str) -> None:
-    """Return if the model `org/name` is in the Hub's cache on disk, or the Hub says that it has it.
+    """Return if the model `org/name` is in the Hub's cache on disk or on the Hub.
 
-    Raises `BadInput` within 3 s otherwise. It tells a Hub that can't be reached from one that refuses.
+    Otherwise raises `BadInput` within 3 s; its text distinguishes an unreachable Hub from a refusal.
     """
     if _is_cached(hub_id):
         return
@@ -70,7 +70,7 @@ def _ask_hub(hub_id: str) -> None:
 
 
 def _ask_within(limit_s: float, ask: Callable[[], None]) -> Exception | None:
-    """What `ask` raised, None if it returned, or a TimeoutError once `limit_s` seconds are over."""
+    """What `ask` raised, None if it returned, or a TimeoutError after `limit_s` seconds."""
     answers: queue.Queue[Exception | None] = queue.Queue()
 
     def put_answer() -> None:
@@ -89,16 +89,16 @@ def _ask_within(limit_s: float, ask: Callable[[], None]) -> Exception | None:
 
 
 def _explain(failure: Exception) -> tuple[str, str]:
-    """The problem and its fix, as `BadInput` wants them."""
+    """The problem and the fix, as arguments of `BadInput`."""
     match failure:
         case GatedRepoError():
-            problem = "the Hub has it, but gated, and does not let this account in"
-            return problem, "Accept its terms on its page, then log in with `hf auth login` or set HF_TOKEN"
+            problem = "a gated model on the Hub, and this account has no access"
+            return problem, "Accept the terms on its page, then log in with `hf auth login` or set HF_TOKEN"
         case EntryNotFoundError():
-            problem = "the Hub has it, but without a config.json, so transformers can't load it"
-            return problem, "Pass the id of the model in the format of transformers"
+            problem = "on the Hub, but without a config.json, so transformers can't load it"
+            return problem, "Pass the id of the model in transformers format"
         case RepositoryNotFoundError() | HfHubHTTPError(response=object(status_code=404)):
-            problem = "no such model on the Hub, or a private one"
+            problem = "no such model on the Hub, or it is private"
             return problem, f"Check the spelling, set HF_TOKEN if it is private, or pass {OTHER_SOURCES}"
         case HfHubHTTPError(response=response):
             problem = f"the Hub answered with HTTP status {response.status_code}"

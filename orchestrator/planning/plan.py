@@ -22,15 +22,15 @@ from schemas.options import Options
 
 OWN_PROMPTS = Path(__file__).parent / "prompts.txt"
 CPU_BUDGET_S = 210.0
-"""A CPU takes minutes for what a GPU does in seconds; a default run shall end within five."""
+"""A CPU takes minutes for what a GPU does in seconds; a default run should end within five."""
 
 
 MOST_ROUNDS = 50
-"""Rounds after which even `--precise` gives up."""
+"""The number of rounds after which even `--precise` stops."""
 
 
 class Cell(NamedTuple):
-    """One precision on one workload: a row to be. `why_not` tells what speaks against running it."""
+    """One precision on one workload, a future row. `why_not` says why it can't run, or is None."""
 
     precision: Precision
     interpreter: Interpreter
@@ -39,7 +39,7 @@ class Cell(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """Cells in the order they run; those of one precision follow each other and share a worker."""
+    """Cells in the order they run; those of one precision are adjacent and share a worker."""
 
     cells: list[Cell]
     budget_s: float | None
@@ -48,7 +48,7 @@ class Plan(NamedTuple):
     explicit: bool
     """Whether precisions were requested by name: one that can't run is then a failure, else left out."""
     precise: float | None = None
-    """Half-width of the intervals at which later rounds are left out."""
+    """Half-width of the intervals at which the remaining rounds are skipped."""
 
     @property
     def runnable(self) -> list[Cell]:
@@ -56,12 +56,12 @@ class Plan(NamedTuple):
 
     @property
     def certain(self) -> list[Cell]:
-        """Those that are run whatever comes: of `--precise`, which ends when it ends, the fewest."""
+        """The cells that run in any case: with `--precise`, those of the minimum number of rounds."""
         return [cell for cell in self.runnable if not self.precise or cell.job.round < FEWEST_ROUNDS]
 
     @property
     def cells_to_budget(self) -> int:
-        """Among how many cells the budget is shared out."""
+        """The number of cells that share the budget."""
         return len(self.certain)
 
     @property
@@ -77,9 +77,9 @@ def make_plan(
     gpus: list[Gpu],
     cache_folder: Path,
 ) -> Plan:
-    """Lay out a run. Raises `BadInput` for whatever in `options` doesn't fit together.
+    """Plan a run. Raises `BadInput` for options that contradict each other or this machine.
 
-    The model is looked for last, since it may have to be fetched.
+    The model is looked up last, because it may have to be downloaded.
     """
     chosen = choose_precisions(options, precisions)
     choose(precisions, options.checkpoint, "--checkpoint")
@@ -123,7 +123,7 @@ def make_plan(
         for round_ in range(rounds)
         for turn in _order(chosen, round_, options, rounds)
         for number, workload in enumerate(workloads[turn.precision.name])
-        # What can't run at all is told once.
+        # A precision that can't run at all is listed once.
         if obstacles[turn.precision.name] is None or number == round_ == 0
     ]
     default_budget_s = CPU_BUDGET_S * options.rounds if device == "cpu" else None
@@ -138,16 +138,16 @@ def make_plan(
 
 
 class Turn(NamedTuple):
-    """A precision's place in a round."""
+    """One precision's turn in a round."""
 
     precision: Precision
     aa_control: bool
 
 
 def _order(chosen: list[Precision], round_: int, options: Options, rounds: int) -> list[Turn]:
-    """Who runs after whom in a round: as they were named in the only one, else shuffled by seed and round.
+    """The order in a round: as given if there is only one, else shuffled by seed and round.
 
-    A drift over the run then falls on all alike.
+    Drift during the run then affects all precisions alike.
     """
     turns = [Turn(precision, aa_control=False) for precision in chosen]
     if options.aa:
@@ -158,7 +158,7 @@ def _order(chosen: list[Precision], round_: int, options: Options, rounds: int) 
 
 
 def _check_comparison(options: Options, chosen: list[Precision]) -> None:
-    """Raise `BadInput` where an option compares with a baseline that isn't measured."""
+    """Raise `BadInput` if an option compares with a baseline that isn't measured."""
     if BASELINE in {precision.name for precision in chosen}:
         return
     for flag, given in (("--aa", options.aa), ("--precise", options.precise)):
@@ -167,7 +167,7 @@ def _check_comparison(options: Options, chosen: list[Precision]) -> None:
 
 
 def packages_of(precision: Precision) -> Iterator[str]:
-    """Distributions that its header names for a machine like this one."""
+    """The distributions that its header requires on this platform."""
     for need in map(Requirement, precision.requirements):
         if need.marker is None or need.marker.evaluate():
             yield need.name
@@ -181,32 +181,31 @@ def choose_precisions(options: Options, precisions: Mapping[str, Precision]) -> 
         raise BadInput(
             "--precision",
             "",
-            "names nothing to measure",
-            "Take --all, or -p with one of: " + ", ".join(precisions),
+            "is missing",
+            "Use --all, or -p with one of: " + ", ".join(precisions),
         )
     return choose(precisions, options.precision)
 
 
 def choose_device(value: str, gpus: list[Gpu]) -> str:
-    """`cpu` or `cuda:N`. Raises `BadInput` where there is no such device."""
+    """`cpu` or `cuda:N`. Raises `BadInput` if there is no such device."""
     if value == "auto":
         return "cuda:0" if gpus else "cpu"
     if value == "cpu":
         return value
     kind, _, index = value.partition(":")
     if kind != "cuda" or not (index or "0").isdecimal():
-        raise BadInput("--device", value, "is no device", "Take cpu, cuda, cuda:N or auto")
+        raise BadInput("--device", value, "is not a device", "Use cpu, cuda, cuda:N or auto")
     if int(index or 0) >= len(gpus):
-        has = f"only {len(gpus)} GPUs" if gpus else "no NVIDIA GPU"
-        raise BadInput("--device", value, f"there is no such device: {has} here", "Take cpu or auto")
+        has = f"only {len(gpus)} GPU{'s' * (len(gpus) > 1)}" if gpus else "no NVIDIA GPU"
+        raise BadInput("--device", value, f"no such device: {has} here", "Use cpu or auto")
     return f"cuda:{int(index or 0)}"
 
 
 def choose_interpreters(
     chosen: Mapping[str, str], precisions: Mapping[str, Precision], cache_folder: Path
 ) -> dict[str, Interpreter]:
-    """Precision → the interpreter that `--python` names for it, or that of its own environment, or else the
-    parent's own."""
+    """Precision → the interpreter from `--python`, or its separate environment's, or else the parent's."""
     choose(precisions, chosen, "--python")
     return {
         name: find_interpreter(chosen[name]) if name in chosen else _interpreter_of(precision, cache_folder)
@@ -237,26 +236,27 @@ def check(precision: Precision, device: str, gpus: list[Gpu], interpreter: Inter
 
 
 def read_prompts(option: str | None) -> list[str]:
-    """One prompt a line, blank lines apart. Raises `BadInput` for a file that gives none."""
+    """One prompt per line, skipping blank lines. Raises `BadInput` for a file without any."""
     path = OWN_PROMPTS if option is None else Path(option)
     try:
         prompts = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(
-            "--prompts", str(path), f"can't be read: {error}", "Name a text file with one prompt a line"
+            "--prompts", str(path), f"can't be read: {error}", "Name a text file with one prompt per line"
         ) from error
     if not prompts:
-        raise BadInput("--prompts", str(path), "holds no prompt", "Write one prompt a line")
+        raise BadInput("--prompts", str(path), "contains no prompts", "Write one prompt per line")
     return prompts
 
 
 def read_calibration(options: Options, chosen: list[Precision]) -> CalibrationText | None:
-    """The text that `--calibration` names. Raises `BadInput` where it can't be read or none is calibrated."""
+    """The text named by `--calibration`. Raises `BadInput` if it can't be read or nothing is calibrated."""
     if options.calibration is None:
         return None
     if not any(_will_be_calibrated(each, options) for each in chosen):
         names = ", ".join(each.name for each in chosen)
-        raise BadInput("--calibration", options.calibration, f"{names}: not calibrated here", "Leave it out")
+        problem = f"no calibration in this run of {names}"
+        raise BadInput("--calibration", options.calibration, problem, "Leave it out")
     if (options.model or "").startswith("random:"):
         problem = "random weights are not calibrated"
         raise BadInput("--calibration", options.calibration, problem, "Leave it out, or name another --model")

@@ -1,4 +1,4 @@
-"""Which workloads each precision has: all combinations of the options, or those of a plan file's sweeps."""
+"""The workloads of each precision: all combinations of the options, or those of a plan file's sweeps."""
 
 from collections.abc import Mapping
 from itertools import product
@@ -13,8 +13,7 @@ from schemas.options import Options, Sweep
 def list_workloads(options: Options, device: str, precision: str, prompts: list[str]) -> list[Workload]:
     """Every combination of batch size, prompt length, depth, new tokens and decode mode, in this order.
 
-    Of each sweep by itself where there are some for this precision; a workload that several of them have is
-    taken once.
+    Each sweep for this precision is combined separately; a workload that occurs in several is listed once.
     """
     shared: dict[str, list[Any]] = {
         "batch_size": _listed(options.batch_size),
@@ -40,7 +39,7 @@ def _listed(counts: list[int] | int) -> list[int]:
 
 
 def check_sweeps(options: Options, precisions: Mapping[str, Precision], chosen: list[Precision]) -> None:
-    """Raise `BadInput` where a sweep is for what isn't measured, or a precision has no sweep."""
+    """Raise `BadInput` if a sweep is for a precision that isn't measured, or a precision has no sweep."""
     measured = [precision.name for precision in chosen]
     for index, sweep in enumerate(options.workloads):
         key = f"--workloads.{index}.precision"
@@ -51,4 +50,4 @@ def check_sweeps(options: Options, precisions: Mapping[str, Precision], chosen: 
     for name in measured if options.workloads else []:
         if not any(sweep.precision is None or name in sweep.precision for sweep in options.workloads):
             fix = "Add one, or leave the precision out"
-            raise BadInput("--precision", name, "no [[workloads]] is for it", fix)
+            raise BadInput("--precision", name, "has no [[workloads]]", fix)

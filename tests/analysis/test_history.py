@@ -132,7 +132,7 @@ def test_a_run_that_cannot_be_read_is_reported_and_skipped(tmp_path: Path) -> No
     result = invoke("--history", tmp_path)
     assert result.return_value == 0
     (line,) = result.stderr.splitlines()
-    assert line.startswith(f"passed over: RUN {tmp_path / 'bad'}")
+    assert line.startswith(f"skipped: RUN {tmp_path / 'bad'}")
     assert "100.0" in result.stdout
     (tmp_path / "good" / "records.jsonl").unlink()
     assert "can't be read" in bad_input("--history", tmp_path)
@@ -141,11 +141,11 @@ def test_a_run_that_cannot_be_read_is_reported_and_skipped(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        ([], "A B…: is missing. Name run folders, or take --history DIR"),
-        (["A", "--model", "x"], "--model x: chooses from a history. Add --history DIR"),
-        (["A", "--figure", "ttft"], "--figure ttft: chooses from a history"),
-        (["A", "--history", RECORDED], "takes no runs and no limit"),
-        (["--history", RECORDED, "--fail-if", "decode<1"], "takes no runs and no limit"),
+        ([], "A B…: is missing. Name run folders, or use --history DIR"),
+        (["A", "--model", "x"], "--model x: only works with --history. Add --history DIR"),
+        (["A", "--figure", "ttft"], "--figure ttft: only works with --history"),
+        (["A", "--history", RECORDED], "can't be combined with runs or --fail-if"),
+        (["--history", RECORDED, "--fail-if", "decode<1"], "can't be combined with runs or --fail-if"),
         (["--history", "nowhere"], "has no such decode figure. Name a folder that contains"),
         (
             ["--history", RECORDED, "-m", "gpt"],

@@ -304,7 +304,7 @@ def memory(*arguments: object) -> str:
 def test_the_file_extension_decides_the_format(tmp_path: Path) -> None:
     for name, begin in (("a.png", b"\x89PNG"), ("b.HTML", b"<!DOCTYPE html>")):
         output = memory(HALF_B, "--plot", tmp_path / name)
-        assert f"drawn: {tmp_path / name}" in output
+        assert f"plotted: {tmp_path / name}" in output
         assert "MiB at the end of decode" in output
         assert (tmp_path / name).read_bytes().startswith(begin)
 
@@ -319,8 +319,8 @@ def test_only_the_selected_precision_is_drawn(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "problem"),
     [
-        ("memory.pdf", "has an ending that says no form. End it in .html or .png."),
-        ("memory", "has an ending that says no form"),
+        ("memory.pdf", "has no known file extension. Use .html or .png."),
+        ("memory", "has no known file extension"),
         ("nowhere/memory.png", "can't be written: No such file or directory. Name another file."),
     ],
 )

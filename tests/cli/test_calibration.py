@@ -1,6 +1,7 @@
-"""Weights are calibrated ahead of a run by one command, with our text or the user's, and say with which."""
+"""One command calibrates weights before a run, with the included text or the user's, and records which."""
 
 import hashlib
+import re
 import subprocess
 import tempfile
 from itertools import pairwise
@@ -12,13 +13,15 @@ import msgspec
 import pytest
 from commands import command, environment, run
 from conftest import ROOT, Qbench
+from golden_text import Golden
 from hypothesis import given
 from hypothesis import strategies as st
-from worker_runs import make_job
+from plans import without_names
+from worker_runs import copy_packages, make_job, run_worker
 
 from orchestrator.records.store import read_run
+from schemas.frames import Failed, Phase
 from schemas.job import CalibrationText, Job
-from workers.harness.main import SetupStep, phases_to_do
 from workers.quantization.calibration_text import (
     BLOCK_TOKENS,
     MAX_SAMPLES,
@@ -42,7 +45,7 @@ class Calibrated(NamedTuple):
 
 @pytest.fixture(scope="module")
 def calibrated(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Calibrated:
-    """The tiny model calibrated twice with the same text of the user's, in a cache of its own."""
+    """The tiny model calibrated twice with the same user's text, in a separate cache."""
     place = tmp_path_factory.mktemp("calibration")
     text, cache = place / "mine.txt", place / "cache"
     text.write_text((ROOT / "LICENSE").read_text()[:6000])
@@ -53,33 +56,32 @@ def calibrated(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Ca
 
 
 @pytest.mark.slow
-def test_one_command_calibrates_and_says_where_the_result_lies(calibrated: Calibrated) -> None:
+def test_one_command_calibrates_and_says_where_the_result_is(golden: Golden, calibrated: Calibrated) -> None:
     done = calibrated.first
     assert done.returncode == 0, done.stderr
-    acts = ("calibrating", "packing")
-    begun, *layers = done.stderr.splitlines()
-    assert begun == "awq: preparing weights, once for this model"
-    assert layers == [f"{act} layer {layer} of 2" for act in acts for layer in (1, 2)]
-    where, with_what = done.stdout.splitlines()
-    folder = Path(where.removeprefix("awq: calibrated weights of tiny-llama saved to "))
-    assert folder.parent == calibrated.cache / "awq-packed"
+    golden(done.stderr)
+    (folder,) = (calibrated.cache / "awq-packed").iterdir()
+    assert str(folder) in done.stdout
     note = read_note(folder)
     sha256 = hashlib.sha256(calibrated.text.read_bytes()).hexdigest()
     assert note.text_sha256 == sha256
-    assert f"with mine.txt (sha256 {sha256[:12]}), {note.samples} × 128 tokens, groups of 128" in with_what
-    assert with_what.startswith("made in ")
+    assert all(fact in done.stdout for fact in ("mine.txt", sha256[:12], f"{note.samples} × 128 tokens"))
+    shown = done.stdout.replace(str(folder), "FOLDER").replace(sha256[:12], "SHA256")
+    golden(re.sub(r"made in .+? with", "made in N s with", shown))
 
 
 @pytest.mark.slow
-def test_the_second_time_it_says_that_all_is_there(calibrated: Calibrated) -> None:
+def test_calibrating_again_finds_the_result(golden: Golden, calibrated: Calibrated) -> None:
     first, again = calibrated.first, calibrated.again
     assert again.returncode == 0
     assert again.stderr == ""
-    assert again.stdout == first.stdout.replace("saved to", "already in")
+    line, made = again.stdout.splitlines()
+    assert made == first.stdout.splitlines()[1]
+    golden(line.rpartition(" ")[0])
 
 
 @pytest.mark.slow
-def test_a_run_takes_what_was_calibrated_and_records_the_text(calibrated: Calibrated) -> None:
+def test_a_run_uses_what_was_calibrated_and_records_the_text(calibrated: Calibrated) -> None:
     argv = command("orchestrate", "-p", "fp16", "-p", "awq", *calibrated.options, "--new-tokens", "2")
     place = calibrated.text.parent
     done = run([*argv, "--verbose", "--out", "run"], place, environment(calibrated.cache))
@@ -97,65 +99,84 @@ def test_a_run_takes_what_was_calibrated_and_records_the_text(calibrated: Calibr
 
 
 @pytest.mark.slow
-def test_too_short_a_text_is_one_line(qbench: Qbench, tiny_llama: Path, tmp_path: Path) -> None:
+def test_a_text_that_is_too_short_is_one_line(
+    golden: Golden, qbench: Qbench, tiny_llama: Path, tmp_path: Path
+) -> None:
     (tmp_path / "short.txt").write_text("Too short. " * 20)
     options = ["--model", tiny_llama, "--device", "cpu", "--calibration", "short.txt"]
     done = qbench("worker", "awq", "--calibrate", *options)
     assert done.returncode == 1
     assert done.stdout == ""
     line = done.stderr.splitlines()[-1]
-    assert line.startswith("error: the calibration text ")
-    assert f"samples of 128 tokens, fewer than {MIN_SAMPLES}" in line
-    assert Path(line.rpartition(" ")[2]).is_file()  # the log
+    log = line.rpartition(" ")[2]
+    assert Path(log).is_file()
+    assert line.startswith("error: ")
+    assert str(MIN_SAMPLES) in line
+    golden(line.replace(log, "LOG").replace(str(tmp_path), "FOLDER"))
 
 
 RANDOM = ["--model", "random:qwen2.5-0.5b"]
 
 
-@pytest.mark.parametrize(
-    ("script", "arguments", "named", "fix"),
-    [
-        ("worker", ["fp16", "--calibrate"], "--calibrate fp16: this precision needs no", "Those that do: "),
-        ("worker", ["awq", "--calibrate", *RANDOM], "random weights are not calibrated", "Name a --model"),
-        ("worker", ["awq", "--calibrate", "--checkpoint", "awq=x"], "--checkpoint awq=x", "Leave it or"),
-        ("worker", ["awq", "--calibrate", "--calibration", "absent"], "--calibration absent: can't", "UTF-8"),
-        ("worker", ["--calibrate"], "PRECISION: is missing", "Name one of"),
-        ("orchestrate", ["-p", "awq", "--calibration", "binary"], "--calibration binary: can't", "UTF-8"),
-        ("orchestrate", ["-p", "fp16", "--calibration", "x"], "--calibration x: fp16: not", "Leave it out"),
-        ("orchestrate", ["-p", "awq", *RANDOM, "--calibration", "x"], "random weights", "Leave it out, or"),
-        (
-            "orchestrate",
-            ["-p", "awq", "--checkpoint", "awq=x", "--calibration", "x"],
-            "--calibration x: awq: not",
-            "Leave it out",
-        ),
-    ],
-)
+BAD = {
+    "needs none": ("worker", ["fp16", "--calibrate"], "--calibrate fp16: "),
+    "random weights": ("worker", ["awq", "--calibrate", *RANDOM], "--calibrate awq: "),
+    "checkpoint": ("worker", ["awq", "--calibrate", "--checkpoint", "awq=x"], "--checkpoint awq=x: "),
+    "missing": ("worker", ["awq", "--calibrate", "--calibration", "absent"], "--calibration absent: "),
+    "no precision": ("worker", ["--calibrate"], "PRECISION: "),
+    "binary": ("orchestrate", ["-p", "awq", "--calibration", "binary"], "--calibration binary: "),
+    "nothing to calibrate": ("orchestrate", ["-p", "fp16", "--calibration", "x"], "--calibration x: "),
+    "a run with random weights": (
+        "orchestrate", ["-p", "awq", *RANDOM, "--calibration", "x"], "--calibration x: ",
+    ),
+    "a run with a checkpoint": (
+        "orchestrate", ["-p", "awq", "--checkpoint", "awq=x", "--calibration", "x"], "--calibration x: ",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("script", "arguments", "named"), BAD.values(), ids=BAD)
 def test_what_can_not_be_calibrated(
-    script: str, arguments: list[str], named: str, fix: str, qbench: Qbench, tmp_path: Path
+    golden: Golden, qbench: Qbench, tmp_path: Path, script: str, arguments: list[str], named: str
 ) -> None:
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     done = qbench(script, *arguments)
     assert done.returncode == 2
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
-    assert named in line
-    assert fix in line
+    assert line.startswith(f"error: {named}")
+    golden(without_names(line).replace(str(tmp_path), "FOLDER"))
 
 
-def test_weights_are_not_looked_for_before_their_model_is_converted(tmp_path: Path) -> None:
-    def looked(job: Job) -> bool:
-        raise FileNotFoundError
+IMPATIENT_WORKER = """
+from workers.harness.main import main
+from workers.protocol.backend import Backend
 
-    errands = [SetupStep("prepare", None, lambda job: False), SetupStep("prepare", None, looked)]
-    assert phases_to_do(errands, make_job("awq", tmp_path, tmp_path)) == ["prepare"]
+def is_prepared(job):
+    raise FileNotFoundError("the converted model")
+
+main(Backend(load=None, prepare=lambda job, report: None, is_prepared=is_prepared))
+"""
+
+
+@pytest.mark.slow
+def test_weights_are_only_looked_for_once_their_model_is_converted(tmp_path: Path) -> None:
+    """This model can't even be converted, so nothing may look for its weights."""
+    lent = copy_packages(tmp_path / "lent")
+    (lent / "workers" / "impatient.py").write_text(IMPATIENT_WORKER)
+    (tmp_path / "broken.gguf").write_bytes(b"GGUF" + bytes(100))
+    job = make_job("impatient", tmp_path / "broken.gguf", tmp_path / "cache")
+    run = run_worker(job, "workers.impatient", lent)
+    assert [frame.name for frame in run.all(Phase)] == ["start", "prepare"]
+    assert "the converted model" not in run.one(Failed).message
+    assert "FileNotFoundError" not in run.log
 
 
 # Samples
 
 
 def letters(text: str) -> SimpleNamespace:
-    """A tokenizer for which every character is a token."""
+    """A tokenizer that makes every character a token."""
     return SimpleNamespace(input_ids=list(map(ord, text)))
 
 
@@ -167,8 +188,8 @@ def job_with(content: bytes, folder: str) -> Job:
 
 
 @given(length=st.integers(MIN_SAMPLES * BLOCK_TOKENS, 40_000))
-def test_samples_are_blocks_of_the_text_in_order_and_over_all_of_it(length: int) -> None:
-    text = "".join(chr(0x1000 + index) for index in range(length))  # every token tells where it stood
+def test_samples_are_blocks_spread_over_the_text_in_order(length: int) -> None:
+    text = "".join(chr(0x1000 + index) for index in range(length))  # every token encodes its position
     with tempfile.TemporaryDirectory() as folder:
         taken = samples(job_with(text.encode(), folder), letters)  # type: ignore[arg-type]
     whole = length // BLOCK_TOKENS
@@ -183,22 +204,22 @@ def test_samples_are_blocks_of_the_text_in_order_and_over_all_of_it(length: int)
 
 
 @given(length=st.integers(0, MIN_SAMPLES * BLOCK_TOKENS - 1))
-def test_fewer_samples_than_the_fewest_are_refused(length: int) -> None:
+def test_too_few_samples_are_refused(length: int) -> None:
     with (
         tempfile.TemporaryDirectory() as folder,
-        pytest.raises(ValueError, match=f"gives {length // BLOCK_TOKENS} samples of 128 tokens"),
+        pytest.raises(ValueError, match=rf"\b{length // BLOCK_TOKENS} samples of {BLOCK_TOKENS} tokens"),
     ):
         samples(job_with(b"x" * length, folder), letters)  # type: ignore[arg-type]
 
 
-def test_a_text_that_was_changed_meanwhile_is_refused(tmp_path: Path) -> None:
+def test_a_text_that_changed_during_the_run_is_refused(tmp_path: Path) -> None:
     job = job_with(b"x" * 5000, str(tmp_path))
     (tmp_path / "text.txt").write_bytes(b"y" * 5000)
-    with pytest.raises(ValueError, match="has changed since the run was planned"):
+    with pytest.raises(ValueError, match="changed"):
         samples(job, letters)  # type: ignore[arg-type]
 
 
-def test_our_own_text_is_the_default(tmp_path: Path) -> None:
+def test_the_included_text_is_the_default(tmp_path: Path) -> None:
     job = make_job("awq", tmp_path, tmp_path)
     assert text_sha256(job) == hashlib.sha256(OWN_TEXT.read_bytes()).hexdigest()
     first = samples(job, letters)[0]  # type: ignore[arg-type]

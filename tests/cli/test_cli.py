@@ -1,4 +1,4 @@
-"""The commands, run as a user runs them: what they print where, how they end, and what they leave behind."""
+"""The commands as a user runs them: what they print where, their exit status, and the files they leave."""
 
 import csv
 import json
@@ -20,6 +20,8 @@ import pytest
 from analyses import rows_of
 from commands import COLOUR, command, environment, run, run_on_terminal
 from conftest import Qbench
+from golden_text import Golden
+from plans import without_names
 
 import orchestrator
 from orchestrator.precisions.catalog import find_precisions
@@ -30,28 +32,15 @@ from schemas.job import RANDOM_WEIGHTS_WARNING
 from schemas.record import Run, Skipped
 
 ANY_ESCAPE = "\x1b"
-SCRIPTS = ("orchestrate", "worker", "memory", "report")
 
 
-# What needs no model
+# Without a model
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_help(qbench: Qbench, script: str) -> None:
-    done = qbench(script, "--help")
-    assert done.returncode == 0
-    assert done.stdout.startswith(f"Usage: qbench-{script} ")
-    assert done.stderr == ""
-
-
-def test_help_tells_defaults(qbench: Qbench) -> None:
+def test_help_shows_forms_and_defaults(qbench: Qbench) -> None:
     text = " ".join(qbench("orchestrate", "--help").stdout.split())
     assert re.search(r"--new-tokens RANGE [^\[]*\[default: 128\]", text)
     assert "-p, --precision NAME" in text
-
-
-def test_version(qbench: Qbench) -> None:
-    assert orchestrator.__version__ in qbench("orchestrate", "--version").stdout
 
 
 @pytest.mark.parametrize("script", ["orchestrate", "worker"])
@@ -65,67 +54,71 @@ def test_list(qbench: Qbench, script: str, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_dry_run_lays_out_the_plan_and_leaves_nothing(qbench: Qbench, tmp_path: Path) -> None:
+def test_dry_run_prints_the_plan_and_writes_nothing(golden: Golden, qbench: Qbench, tmp_path: Path) -> None:
     options = ["--model", "random:qwen2.5-0.5b", "--new-tokens", "7", "--batch-size", "2", "--device", "cpu"]
     done = qbench("orchestrate", "-p", "int8", "-p", "fp16", *options, "--dry-run")
     assert done.returncode == 0
-    notice, int8, fp16, cells, budget, time_ = done.stdout.splitlines()
+    notice, int8, fp16, cells, budget, _ = done.stdout.splitlines()
     assert notice == RANDOM_WEIGHTS_WARNING
-    assert int8.startswith("int8: random-qwen2.5-0.5b on cpu, 20 prompts × 7 new tokens, batch 2, under ")
+    assert int8.startswith("int8: random-qwen2.5-0.5b on cpu, 20 prompts × 7 new tokens, batch 2, ")
     assert fp16.startswith("fp16: ")
     assert cells == "2 cells"
     assert budget == "budget: 3 min 30 s"
-    assert time_ == "time: at most about 3 min 30 s, by the budget; no earlier figures of int8, fp16 here"
+    golden(re.sub(r"under \S+", "under PYTHON", done.stdout))
     assert list(tmp_path.iterdir()) == []
 
 
-# What can't be meant: one line, which names the option, the value and a fix
+# Invalid input: one line, which names the option, the value and a fix
 
 P = ("-p", "fp16")
 RANDOM = (*P, "--model", "random:qwen2.5-0.5b")
 
 BAD = {
-    "unknown precision": (["-p", "fp17"], "--precision fp17", "Did you mean fp16?"),
-    "nothing to measure": (["--model", "random:qwen2.5-0.5b"], "--precision", "Take --all, or -p"),
-    "no tokens": ([*P, "--new-tokens", "0"], "--new-tokens 0", ">= 1"),
-    "tokens in words": ([*P, "--new-tokens", "abc"], "--new-tokens abc", "Write a number"),
-    "too many tokens": ([*P, "--new-tokens", "999999"], "--new-tokens 999999", "<= 131072"),
-    "negative batch": ([*P, "--batch-size", "-1"], "--batch-size -1", "Write a number"),
-    "no batch": ([*P, "--batch-size", "4,0"], "--batch-size 4,0", ">= 1"),
-    "mode": ([*P, "--decode", "eager", "--decode", "fast"], "--decode eager,fast", "take some of eager, "),
-    "no share": ([*P, "--precise", "much"], "--precise much", "Write 1% or 0.01"),
-    "too precise": ([*P, "--precise", "0%"], "--precise 0%", "> 0"),
-    "no rounds": ([*P, "--rounds", "0"], "--rounds 0", ">= 1"),
-    "negative warm-up": ([*P, "--warmup", "-1"], "--warmup -1", ">= 0"),
-    "no budget": ([*P, "--budget", "0"], "--budget 0", "> 0"),
-    "budget of no number": ([*P, "--budget", "nan"], "--budget nan", "> 0"),
-    "no time": ([*P, "--timeout", "-5"], "--timeout -5", "> 0"),
-    "no GPU": ([*RANDOM, "--device", "cuda"], "--device cuda", "Take cpu or auto"),
-    "no device": ([*RANDOM, "--device", "toaster"], "--device toaster", "Take cpu, cuda, cuda:N or auto"),
-    "no model": ([*P, "--model", "nonexistent"], "--model nonexistent", "Try "),
-    "empty folder": ([*P, "--model", "empty"], "--model empty", "Pass a Hub id"),
-    "broken GGUF": ([*P, "--model", "broken.gguf"], "--model broken.gguf", "Fetch the file again"),
-    "random model": ([*P, "--model", "random:nope"], "--model random:nope", "Try random:"),
-    "no prompts": ([*RANDOM, "--prompts", "absent.txt"], "--prompts absent.txt", "one prompt a line"),
-    "empty prompts": ([*RANDOM, "--prompts", "empty.txt"], "--prompts empty.txt", "one prompt a line"),
-    "checkpoint alone": ([*RANDOM, "--checkpoint", "awq"], "--checkpoint awq", "Write --checkpoint awq="),
-    "checkpoint for none": ([*RANDOM, "--checkpoint", "awk=x"], "--checkpoint awk", "Did you mean awq?"),
-    "python alone": ([*RANDOM, "--python", "awq="], "--python awq=", "Write --python awq="),
-    "python for none": ([*RANDOM, "--python", f"awk={sys.executable}"], "--python awk", "Did you mean awq?"),
-    "python that is none": ([*RANDOM, "--python", "awq=./not-python"], "not-python", "Name the python"),
-    "python absent": ([*RANDOM, "--python", "awq=./absent"], "--python ./absent", "Name the path of"),
-    "taken folder": ([*RANDOM, "--out", "taken"], "--out taken", "Name a new folder"),
-    "folder in a file": ([*RANDOM, "--out", "empty.txt/run"], "--out empty.txt/run", "Name another folder"),
-    "unknown option": ([*P, "--new-token", "3"], "--new-token", "--new-tokens"),
-    "stray word": ([*P, "fp32"], "fp32", "unexpected extra argument"),
-}  # fmt: skip
+    "unknown precision": (["-p", "fp17"], "--precision fp17: "),
+    "nothing to measure": (["--model", "random:qwen2.5-0.5b"], "--precision: "),
+    "no tokens": ([*P, "--new-tokens", "0"], "--new-tokens 0: "),
+    "tokens in words": ([*P, "--new-tokens", "abc"], "--new-tokens abc: "),
+    "too many tokens": ([*P, "--new-tokens", "999999"], "--new-tokens 999999: "),
+    "negative batch": ([*P, "--batch-size", "-1"], "--batch-size -1: "),
+    "empty batch": ([*P, "--batch-size", "4,0"], "--batch-size 4,0: "),
+    "mode": ([*P, "--decode", "eager", "--decode", "fast"], "--decode eager,fast: "),
+    "not a percentage": ([*P, "--precise", "much"], "--precise much: "),
+    "too precise": ([*P, "--precise", "0%"], "--precise 0%: "),
+    "no rounds": ([*P, "--rounds", "0"], "--rounds 0: "),
+    "negative warm-up": ([*P, "--warmup", "-1"], "--warmup -1: "),
+    "no budget": ([*P, "--budget", "0"], "--budget 0: "),
+    "budget that is not a number": ([*P, "--budget", "nan"], "--budget nan: "),
+    "no time": ([*P, "--timeout", "-5"], "--timeout -5: "),
+    "no GPU": ([*RANDOM, "--device", "cuda"], "--device cuda: "),
+    "unknown device": ([*RANDOM, "--device", "toaster"], "--device toaster: "),
+    "unknown model": ([*P, "--model", "nonexistent"], "--model nonexistent: "),
+    "empty folder": ([*P, "--model", "empty"], "--model empty: "),
+    "broken GGUF": ([*P, "--model", "broken.gguf"], "--model broken.gguf: "),
+    "unknown random model": ([*P, "--model", "random:nope"], "--model random:nope: "),
+    "missing prompts": ([*RANDOM, "--prompts", "absent.txt"], "--prompts absent.txt: "),
+    "empty prompts": ([*RANDOM, "--prompts", "empty.txt"], "--prompts empty.txt: "),
+    "checkpoint without a path": ([*RANDOM, "--checkpoint", "awq"], "--checkpoint awq: "),
+    "checkpoint for an unknown precision": ([*RANDOM, "--checkpoint", "awk=x"], "--checkpoint awk: "),
+    "python without a path": ([*RANDOM, "--python", "awq="], "--python awq=: "),
+    "python for an unknown precision": ([*RANDOM, "--python", f"awk={sys.executable}"], "--python awk: "),
+    "missing python": ([*RANDOM, "--python", "awq=./absent"], "--python ./absent: "),
+    "used folder": ([*RANDOM, "--out", "used"], "--out used: "),
+    "plan for a run to resume": (["--resume", "used", "--plan", "empty.txt"], "--plan empty.txt: "),
+    "folder in a file": ([*RANDOM, "--out", "empty.txt/run"], "--out empty.txt/run: "),
+}
+BAD_IN_OTHER_WORDS = {
+    "python that is something else": ([*RANDOM, "--python", "awq=./not-python"], "/not-python: "),
+    # The words are click's
+    "unknown option": ([*P, "--new-token", "3"], "--new-tokens"),
+    "stray word": ([*P, "fp32"], "fp32"),
+}
 
 
 @pytest.fixture
 def folder_of_traps(tmp_path: Path) -> Path:
     (tmp_path / "empty").mkdir()
-    (tmp_path / "taken").mkdir()
-    (tmp_path / "taken" / "plan.json").write_text("{}")
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "plan.json").write_text("{}")
     (tmp_path / "empty.txt").write_text("\n")
     (tmp_path / "broken.gguf").write_bytes(b"PK")
     (tmp_path / "not-python").write_text("#!/bin/sh\necho hello\n")
@@ -133,40 +126,62 @@ def folder_of_traps(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def assert_bad_input(done: subprocess.CompletedProcess[str], named: str, fix: str) -> None:
+def bad_input_line(done: subprocess.CompletedProcess[str]) -> str:
     assert done.returncode == 2, done.stderr
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: ")
-    assert named in line
-    assert fix in line
+    return line
 
 
-@pytest.mark.parametrize(("arguments", "named", "fix"), BAD.values(), ids=BAD)
-def test_bad_input(qbench: Qbench, folder_of_traps: Path, arguments: list[str], named: str, fix: str) -> None:
+@pytest.mark.parametrize(("arguments", "named"), BAD.values(), ids=BAD)
+def test_bad_input(
+    golden: Golden, qbench: Qbench, folder_of_traps: Path, arguments: list[str], named: str
+) -> None:
     before = sorted(folder_of_traps.rglob("*"))
-    assert_bad_input(qbench("orchestrate", *arguments, env={"HF_HUB_OFFLINE": "1"}), named, fix)
+    line = bad_input_line(qbench("orchestrate", *arguments, env={"HF_HUB_OFFLINE": "1"}))
+    assert line.startswith(f"error: {named}")
+    golden(without_names(line))
     assert sorted(folder_of_traps.rglob("*")) == before
 
 
+@pytest.mark.parametrize(("arguments", "named"), BAD_IN_OTHER_WORDS.values(), ids=BAD_IN_OTHER_WORDS)
+def test_bad_input_in_other_words(
+    qbench: Qbench, folder_of_traps: Path, arguments: list[str], named: str
+) -> None:
+    assert named in bad_input_line(qbench("orchestrate", *arguments))
+
+
 @pytest.mark.parametrize(
-    ("script", "arguments", "named", "fix"),
+    ("script", "arguments", "named"),
     [
-        ("worker", [], "PRECISION", "Name one of: fp32"),
-        ("worker", ["fp17"], "fp17", "Did you mean fp16?"),
-        ("worker", ["fp16,fp32"], "--precision fp16,fp32", "There are fp32, "),
-        ("worker", ["fp16", "--new-tokens", "0"], "--new-tokens 0", ">= 1"),
-        ("memory", [], "RUN", "is missing"),
-        ("memory", ["absent"], "RUN absent", "Name a folder that qbench-orchestrate wrote"),
-        ("report", ["empty.txt"], "RUN empty.txt", "Name a folder"),
-        ("report", ["taken"], "RUN taken", "Read it with the version that wrote it"),
-        ("report", ["taken", "--format", "xml"], "xml", "md"),
+        pytest.param("worker", [], "PRECISION: ", id="nothing to run"),
+        pytest.param("worker", ["fp17"], "--precision fp17: ", id="unknown precision"),
+        pytest.param("worker", ["fp16,fp32"], "--precision fp16,fp32: ", id="two precisions"),
+        pytest.param("worker", ["fp16", "--new-tokens", "0"], "--new-tokens 0: ", id="no tokens"),
+        pytest.param("memory", [], "RUN: ", id="no run"),
+        pytest.param("memory", ["absent"], "RUN absent: ", id="missing run"),
+        pytest.param("report", ["empty.txt"], "RUN empty.txt: ", id="not a run"),
+        pytest.param("report", ["used"], "RUN used: ", id="unreadable run"),
+        pytest.param("compare", [], "A B…: ", id="nothing to compare"),
     ],
 )
 def test_bad_input_to_the_other_commands(
-    qbench: Qbench, folder_of_traps: Path, script: str, arguments: list[str], named: str, fix: str
+    golden: Golden, qbench: Qbench, folder_of_traps: Path, script: str, arguments: list[str], named: str
 ) -> None:
-    assert_bad_input(qbench(script, *arguments), named, fix)
+    line = bad_input_line(qbench(script, *arguments))
+    assert line.startswith(f"error: {named}")
+    golden(without_names(line))
+
+
+def test_an_unknown_format_is_refused_with_the_known_ones(qbench: Qbench, folder_of_traps: Path) -> None:
+    line = bad_input_line(qbench("report", "used", "--format", "xml"))
+    assert all(form in line for form in ("xml", "table", "md", "csv", "json"))
+
+
+def without_figures(text: str) -> str:
+    """For golden texts: without what depends on the machine's speed."""
+    return re.sub(r"[\d.,]+ (tok/s|s|min \d+ s)\b", r"N \1", text)
 
 
 # One run, shared
@@ -207,7 +222,7 @@ def test_the_table_goes_to_stdout(measured: Measured) -> None:
     rows = {line.split()[0]: line.split() for line in lines if line.strip()}
     assert rows["fp16"][3] == "1.00×"
     assert rows["fp32"][-1] == "-100%"
-    assert "no NVIDIA GPU was used" in measured.done.stdout
+    assert "no NVIDIA GPU" in measured.done.stdout
     assert max(map(len, lines[:6])) <= 120
     for name in ("records.jsonl", "samples", "logs"):
         (path,) = re.findall(rf"run/{name}$", measured.done.stdout, re.MULTILINE)
@@ -215,12 +230,11 @@ def test_the_table_goes_to_stdout(measured: Measured) -> None:
 
 
 @pytest.mark.slow
-def test_progress_goes_to_stderr_in_plain_lines(measured: Measured) -> None:
+def test_progress_goes_to_stderr_in_plain_lines(golden: Golden, measured: Measured) -> None:
     lines = measured.done.stderr.splitlines()
-    assert lines.pop(0) == "measuring the device's peaks"
-    assert [line.split(":")[0] for line in lines] == ["[1/2] fp16"] * 2 + ["[2/2] fp32"] * 2
-    assert lines[0].endswith("started")
-    assert re.fullmatch(r"\[1/2\] fp16: decode [\d.,]+ tok/s, 2 trials, \d+ s", lines[1])
+    assert [line.split(":")[0] for line in lines[1:]] == ["[1/2] fp16"] * 2 + ["[2/2] fp32"] * 2
+    assert re.search(r" [\d.,]+ tok/s, 2 trials, \d+ (s|min)", lines[2])
+    golden(without_figures(line) for line in lines)
     assert ANY_ESCAPE not in measured.done.stdout + measured.done.stderr
 
 
@@ -250,7 +264,7 @@ def test_the_run_folder_holds_the_raw_facts(measured: Measured, model_options: l
 
 
 @pytest.mark.slow
-def test_each_cell_tells_how_its_figures_came_about(measured: Measured) -> None:
+def test_each_record_holds_what_its_figures_follow_from(measured: Measured) -> None:
     for cell, dtype in zip(measured.run.cells, ("float16", "float32"), strict=True):
         assert cell.outcome == Done(
             at_ns=cell.outcome.at_ns if isinstance(cell.outcome, Done) else 0,
@@ -282,22 +296,22 @@ def test_each_cell_tells_how_its_figures_came_about(measured: Measured) -> None:
 
 
 @pytest.mark.slow
-def test_every_worker_is_a_process_of_its_own(measured: Measured) -> None:
+def test_every_worker_is_a_separate_process(measured: Measured) -> None:
     pids = {cell.ready.pid for cell in measured.run.cells if cell.ready}
     assert len(pids) == 2
     assert os.getpid() not in pids
 
 
 @pytest.mark.slow
-def test_a_run_is_not_written_over(qbench: Qbench, measured: Measured) -> None:
+def test_a_run_is_not_overwritten(qbench: Qbench, measured: Measured) -> None:
     before = (measured.folder / "records.jsonl").read_bytes()
     done = qbench("orchestrate", *RANDOM, "--out", measured.folder)
-    assert_bad_input(done, f"--out {measured.folder}", "Name a new folder")
+    assert bad_input_line(done).startswith(f"error: --out {measured.folder}: ")
     assert (measured.folder / "records.jsonl").read_bytes() == before
 
 
 @pytest.mark.slow
-def test_the_report_says_in_four_forms_what_the_records_say(qbench: Qbench, measured: Measured) -> None:
+def test_the_report_agrees_with_the_records_in_four_formats(qbench: Qbench, measured: Measured) -> None:
     rows = {row.precision: row for row in rows_of(measured.run)}
     forms = {
         form: qbench("report", measured.folder, "--format", form).stdout
@@ -327,7 +341,7 @@ def test_memory_by_phase(qbench: Qbench, measured: Measured) -> None:
     shown = qbench("memory", measured.folder, "--json", "-p", "fp32")
     ledger = json.loads(shown.stdout)
     (phases,) = ledger["phases"].values()
-    assert any("no NVIDIA GPU was used" in note for note in ledger["notes"])
+    assert any("no NVIDIA GPU" in note for note in ledger["notes"])
     assert [phase["phase"] for phase in phases] == [
         "start", "context", "load", "setup", "warmup", "prefill", "decode", "profile",
     ]  # fmt: skip
@@ -339,13 +353,17 @@ def test_memory_by_phase(qbench: Qbench, measured: Measured) -> None:
 
 
 @pytest.mark.slow
-def test_memory_of_a_precision_that_was_not_measured(qbench: Qbench, measured: Measured) -> None:
+def test_memory_of_a_precision_that_was_not_measured(
+    golden: Golden, qbench: Qbench, measured: Measured
+) -> None:
     done = qbench("memory", measured.folder, "--precision", "nope")
-    assert_bad_input(done, "--precision nope", "It has fp16, fp32")
+    line = bad_input_line(done)
+    assert line.startswith("error: --precision nope: ")
+    golden(line)
 
 
 @pytest.mark.slow
-def test_a_reader_that_leaves_early_is_no_error(measured: Measured, cache: Path, place: Path) -> None:
+def test_a_reader_may_close_the_pipe_early(measured: Measured, cache: Path, place: Path) -> None:
     writer = subprocess.Popen(
         command("memory", measured.folder, "--json"),
         cwd=place,
@@ -364,7 +382,7 @@ def test_a_reader_that_leaves_early_is_no_error(measured: Measured, cache: Path,
 
 @pytest.fixture(scope="module")
 def half_failed(place: Path, model_options: list[str], cache: Path, tiny_llama: Path) -> Measured:
-    """One cell whose checkpoint is cut off in the middle, and one that is well; a batch of both prompts."""
+    """One cell with a truncated checkpoint, and one that works; both prompts in one batch."""
     corrupt = place / "corrupt"
     shutil.copytree(tiny_llama, corrupt)
     weights = corrupt / "model.safetensors"
@@ -376,7 +394,7 @@ def half_failed(place: Path, model_options: list[str], cache: Path, tiny_llama: 
 
 
 @pytest.mark.slow
-def test_a_failed_cell_is_a_row_and_the_other_goes_on(half_failed: Measured) -> None:
+def test_a_failed_cell_is_a_row_and_the_next_is_measured(half_failed: Measured) -> None:
     assert half_failed.done.returncode == 1
     fp32, fp16 = half_failed.run.cells
     assert isinstance(fp32.outcome, Failed)
@@ -388,7 +406,7 @@ def test_a_failed_cell_is_a_row_and_the_other_goes_on(half_failed: Measured) -> 
 
 
 @pytest.mark.slow
-def test_json_is_all_that_stdout_holds(half_failed: Measured) -> None:
+def test_stdout_holds_only_the_json(half_failed: Measured) -> None:
     summary = json.loads(half_failed.done.stdout)
     fp32, fp16 = summary["rows"]
     assert fp32["decode_tok_s"] is None
@@ -399,7 +417,7 @@ def test_json_is_all_that_stdout_holds(half_failed: Measured) -> None:
 
 
 @pytest.mark.slow
-def test_the_table_tells_why_a_row_is_empty(qbench: Qbench, half_failed: Measured) -> None:
+def test_the_notes_say_why_a_row_is_empty(qbench: Qbench, half_failed: Measured) -> None:
     shown = qbench("report", half_failed.folder).stdout
     outcome = half_failed.run.cells[0].outcome
     assert isinstance(outcome, Failed)
@@ -409,7 +427,9 @@ def test_the_table_tells_why_a_row_is_empty(qbench: Qbench, half_failed: Measure
 
 
 @pytest.mark.slow
-def test_modes_are_rows_and_verbose_tells_what_ran(qbench: Qbench, lively: Path, tmp_path: Path) -> None:
+def test_modes_are_rows_and_verbose_shows_what_ran(
+    golden: Golden, qbench: Qbench, lively: Path, tmp_path: Path
+) -> None:
     options = ["-p", "fp16", "-p", "int8", "-m", str(lively), "--new-tokens", "6", "--depth", "0,8"]
     done = qbench("orchestrate", *options, "--decode", "generate,eager,graph", "--verbose", "--out", "run")
     assert done.returncode == 1  # a graph was asked for, and there is no GPU
@@ -419,9 +439,8 @@ def test_modes_are_rows_and_verbose_tells_what_ran(qbench: Qbench, lively: Path,
     rows = [line.split() for line in table.splitlines() if line.split()[:1] in (["fp16"], ["int8"])]
     shown = {(row[1], row[2]) for row in rows}
     assert shown == {(mode, depth) for mode in ("generate", "eager", "graph") for depth in ("0", "8")}
-    assert "fp16 graph (depth 8): unsupported: CUDA graphs need an NVIDIA GPU" in notes
-    assert "generate() takes no context apart from its prompt" in notes
-    assert "left unquantized: 1 lm_head" in notes
+    golden(line for line in notes.splitlines() if "unsupported" in line or "unquantized" in line)
+    assert "lm_head" in notes
     assert "llm_int8_threshold 6.0" in notes
     assert "GB/s" in notes
     again = qbench("report", "run", "--verbose")
@@ -432,6 +451,15 @@ def test_modes_are_rows_and_verbose_tells_what_ran(qbench: Qbench, lively: Path,
         if cell.job
     }
     assert len(cells) == 12
+    refused = {name for name, cell in cells.items() if isinstance(cell.outcome, Failed)}
+    graph = {
+        ("fp16", "fp16 graph", 0),
+        ("fp16", "fp16 graph", 8),
+        ("int8", "int8 graph", 0),
+        ("int8", "int8 graph", 8),
+    }
+    assert refused == graph | {("fp16", "fp16 generate", 8), ("int8", "int8 generate", 8)}
+    assert {cells[name].outcome.kind for name in refused} == {"unsupported"}
     eager = cells["fp16", "fp16", 0]
     assert eager.warmed_up
     assert eager.loaded
@@ -440,26 +468,31 @@ def test_modes_are_rows_and_verbose_tells_what_ran(qbench: Qbench, lively: Path,
 
 
 @pytest.mark.slow
-def test_a_worker_past_its_time_is_a_row(qbench: Qbench, model_options: list[str], tmp_path: Path) -> None:
+def test_a_timeout_is_a_row(golden: Golden, qbench: Qbench, model_options: list[str], tmp_path: Path) -> None:
     done = qbench("orchestrate", *P, *model_options, "--timeout", "1", "--out", "run")
     assert done.returncode == 1
-    assert "fp16: timeout: no result within 1 s (raise --timeout" in done.stdout
     (cell,) = read_run(tmp_path / "run").cells
     assert isinstance(cell.outcome, Failed)
-    assert cell.edges  # what it said before
+    assert cell.outcome.kind == "timeout"
+    golden(line for line in done.stdout.splitlines() if "timeout" in line)
+    assert cell.edges  # from before the timeout
 
 
 @pytest.mark.slow
-def test_a_budget_cuts_and_the_notes_say_so(qbench: Qbench, model_options: list[str], tmp_path: Path) -> None:
-    """The imports alone take more than the budget: the first cell still gets a figure, the second none."""
+def test_notes_say_what_the_budget_cut(
+    golden: Golden, qbench: Qbench, model_options: list[str], tmp_path: Path
+) -> None:
+    """Imports alone exceed the budget: the first cell still has a figure, the second has none."""
     options = ["--budget", "1", "--new-tokens", "64", "--out", "run"]
     done = qbench("orchestrate", *P, "-p", "fp32", *model_options, *options)
     assert done.returncode == 0
-    assert re.search(r"• fp16: 1 of 2 trials, 9 of 64 tokens fitted into its \d s of the budget", done.stdout)
-    assert "• fp32: skipped, the budget of 1 s is spent" in done.stdout
     fp16, fp32 = read_run(tmp_path / "run").cells
-    assert fp16.trials[0].cut_short
-    assert fp32.outcome == Skipped(reason="the budget of 1 s is spent")
+    (trial,) = fp16.trials
+    assert (trial.cut_short, trial.new_tokens) == (True, 9)
+    assert isinstance(fp32.outcome, Skipped)
+    notes = [line for line in done.stdout.splitlines() if "budget" in line]
+    assert [note.split(":")[0].split()[-1] for note in notes] == ["fp16", "fp32"]
+    golden(re.sub(r"its \d+ s", "its N s", note) for note in notes)
 
 
 # Signals
@@ -470,7 +503,7 @@ def descendants(process: "subprocess.Popen[str]") -> list[psutil.Process]:
 
 
 def wait_until_ended(processes: list[psutil.Process], seconds: float) -> list[psutil.Process]:
-    """Those still alive after that time; a zombie is dead, and its new parent will wait for it."""
+    """Those still alive after that time; a zombie counts as ended, since its new parent will wait for it."""
 
     def alive() -> list[psutil.Process]:
         return [each for each in processes if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]
@@ -490,24 +523,24 @@ def read_until(stream: IO[str], wanted: str) -> None:
     for line in stream:
         if wanted in line:
             return
-    pytest.fail(f"{wanted!r} never came")
+    pytest.fail(f"{wanted!r} was never printed")
 
 
 @contextmanager
 def running(
     arguments: list[str], cwd: Path, cache: Path
 ) -> Iterator[tuple["subprocess.Popen[str]", list[psutil.Process]]]:
-    """A run of three precisions as soon as its second worker is up; and that worker's processes."""
+    """A run of three precisions once its second worker is running, and that worker's processes."""
     names = ["-p", "fp16", "-p", "fp32", "-p", "bf16"]
     process = subprocess.Popen(
         command("orchestrate", *names, "--new-tokens", "16", "--out", "run", *arguments),
         cwd=cwd,
-        env=environment(cache, TMPDIR=str(cwd)),  # a killed parent leaves its links behind
+        env=environment(cache, TMPDIR=str(cwd)),  # a killed parent does not remove its links
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        # A shell may have handed down that Ctrl-C is to be ignored.
+        # The shell may have set SIGINT to be ignored.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stderr is not None
@@ -526,16 +559,16 @@ def running(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_ends_the_workers_and_keeps_what_was_measured(
+def test_an_interrupt_stops_the_workers_and_keeps_finished_cells(
     number: signal.Signals, model_options: list[str], tmp_path: Path, cache: Path
 ) -> None:
     with running(model_options, tmp_path, cache) as (process, workers):
-        time.sleep(1)  # it is importing torch, as it is most of the time
+        time.sleep(1)  # it is probably importing torch
         process.send_signal(number)
-        stdout, stderr = process.communicate(timeout=10)
-        assert wait_until_ended(workers, 1) == []
+        stdout, stderr = process.communicate(timeout=60)
+        assert wait_until_ended(workers, 30) == []
     assert process.returncode == 130
-    assert stderr.splitlines()[-1] == "interrupted; to go on: qbench-orchestrate --resume run"
+    assert stderr.splitlines()[-1] == "interrupted; to continue: qbench-orchestrate --resume run"
     assert "Traceback" not in stderr
     (cell,) = read_run(tmp_path / "run").cells
     assert cell.precision == "fp16"
@@ -546,14 +579,14 @@ def test_an_interrupt_ends_the_workers_and_keeps_what_was_measured(
 
 
 @pytest.mark.slow
-def test_a_killed_parent_leaves_no_worker_and_a_run_that_can_be_read(
+def test_a_killed_parent_leaves_no_worker_and_a_readable_run(
     model_options: list[str], tmp_path: Path, cache: Path, qbench: Qbench
 ) -> None:
     with running(model_options, tmp_path, cache) as (process, workers):
         time.sleep(1)
         process.kill()
         process.wait()
-        assert wait_until_ended(workers, 5) == []
+        assert wait_until_ended(workers, 30) == []
     done = qbench("report", "run", "--format", "json")
     assert [row["precision"] for row in json.loads(done.stdout)["rows"]] == ["fp16"]
 
@@ -562,7 +595,7 @@ def test_a_killed_parent_leaves_no_worker_and_a_run_that_can_be_read(
 
 
 @pytest.mark.slow
-def test_on_a_terminal_there_is_a_live_line_and_with_no_color_no_colour(
+def test_a_terminal_has_a_live_line_without_colours_under_no_color(
     model_options: list[str], tmp_path: Path, cache: Path
 ) -> None:
     argv = command("orchestrate", *P, "--new-tokens", "2", "--out", "run", *model_options)
@@ -611,11 +644,11 @@ def test_a_report_on_a_terminal(measured: Measured, cache: Path, place: Path) ->
             assert ANY_ESCAPE not in shown
 
 
-# One worker by hand
+# qbench-worker
 
 
 @pytest.mark.slow
-def test_a_worker_into_a_pipe_speaks_frames(qbench: Qbench, model_options: list[str], tmp_path: Path) -> None:
+def test_a_worker_writes_frames_to_a_pipe(qbench: Qbench, model_options: list[str], tmp_path: Path) -> None:
     done = qbench("worker", "fp32", "--new-tokens", "3", "--warmup", "0", *model_options)
     assert done.returncode == 0
     decoder = msgspec.json.Decoder(AnyFrame)
@@ -625,7 +658,7 @@ def test_a_worker_into_a_pipe_speaks_frames(qbench: Qbench, model_options: list[
         "Phase", "Phase", "Ready", "Phase", "Loaded", "Phase", "Phase",
         *["Phase", "Phase", "Trial"] * 2, "Phase", "Phase", "Done",
     ]  # fmt: skip
-    assert "Loading weights" in done.stderr  # its log is the terminal's
+    assert "Loading weights" in done.stderr  # its log goes to the terminal
     assert {path.name for path in tmp_path.iterdir()} == set()
 
 
@@ -642,7 +675,7 @@ def test_a_worker_on_a_terminal_is_readable(model_options: list[str], tmp_path: 
 
 
 @pytest.mark.slow
-def test_a_worker_that_fails_ends_with_1(
+def test_a_worker_that_fails_exits_with_1(
     qbench: Qbench, model_options: list[str], half_failed: Measured
 ) -> None:
     corrupt = half_failed.folder.parent / "corrupt"

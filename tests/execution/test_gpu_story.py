@@ -153,7 +153,7 @@ def test_a_missing_second_gpu_is_bad_input(gpu_environment: dict[str, str], tmp_
     argv = command("orchestrate", "-p", "fp16", "--model", "random:qwen2.5-0.5b", "--device", "cuda:1")
     done = run(argv, tmp_path, gpu_environment)
     assert done.returncode == 2
-    assert "--device cuda:1: there is no such device: only 1 GPU" in done.stderr
+    assert "--device cuda:1: no such device: only 1 GPU" in done.stderr
 
 
 @pytest.mark.slow

@@ -237,9 +237,9 @@ def test_ctrl_c_prints_the_command_that_resumes(place: Path, cache: Path) -> Non
         process.send_signal(signal.SIGINT)
         _, printed = process.communicate(timeout=300)  # else it hangs, however busy the machine is
     assert process.returncode == 130
-    resuming = printed.splitlines()[-1].partition(": ")[2]
-    assert resuming == "qbench-orchestrate --resume run"
-    script, *arguments = shlex.split(resuming)
+    last = printed.splitlines()[-1]
+    assert last == "interrupted; to continue: qbench-orchestrate --resume run"
+    script, *arguments = shlex.split(last.partition(": ")[2])
     done = run(command(script.removeprefix("qbench-"), *arguments), place, environment(cache))
     assert done.returncode == 0, done.stderr
     assert measured_in(place / "run") == CELLS

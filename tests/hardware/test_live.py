@@ -1,14 +1,16 @@
-"""A program that knows nothing of qbench is watched: real processes, a fake NVML, a stand-in for torch."""
+"""Watching a program that does not use qbench: real processes, a fake NVML, a stand-in for torch."""
 
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import msgspec
 import psutil
 import pytest
 from fake_nvml import ONE_GPU, FakeNvml, fake_nvml_fixture  # noqa: F401
+from golden_text import Golden
 
 from orchestrator.errors import BadInput
 from orchestrator.hardware.live import LiveReading, watch
@@ -70,7 +72,7 @@ def watched(fake: FakeNvml, target: str, **variables: str) -> tuple[list[LiveRea
     return [msgspec.json.decode(line, type=LiveReading) for line in told], "\n".join(said)
 
 
-def test_both_views_of_a_program_without_a_change_in_it(fake_nvml: FakeNvml, program: Path) -> None:
+def test_nvml_and_torch_figures_of_an_unmodified_program(fake_nvml: FakeNvml, program: Path) -> None:
     readings, said = watched(fake_nvml, f"{sys.executable} {program} --epochs 3")
     assert "['--epochs', '3'] None" in said
     last = readings[-1]
@@ -78,13 +80,11 @@ def test_both_views_of_a_program_without_a_change_in_it(fake_nvml: FakeNvml, pro
     assert (last.allocated_bytes, last.reserved_bytes) == (300 * MIB, 450 * MIB)
     assert last.outside_torch_bytes == 150 * MIB
     times = [reading.at_ns for reading in readings]
-    assert times == sorted(times)
-    assert 3 <= len(readings) <= 8
+    assert len(times) >= 2
+    assert all(later - earlier >= 0.5e9 for earlier, later in pairwise(times))
 
 
-def test_the_environments_own_customization_still_runs(
-    fake_nvml: FakeNvml, program: Path, tmp_path: Path
-) -> None:
+def test_the_users_own_sitecustomize_still_runs(fake_nvml: FakeNvml, program: Path, tmp_path: Path) -> None:
     own = tmp_path / "own"
     own.mkdir()
     (own / "sitecustomize.py").write_text("import os\nos.environ['CUSTOMIZED'] = 'yes'\n")
@@ -93,7 +93,7 @@ def test_the_environments_own_customization_still_runs(
     assert readings[-1].reserved_bytes == 450 * MIB
 
 
-def test_a_running_program_is_seen_from_outside_alone(fake_nvml: FakeNvml, program: Path) -> None:
+def test_a_program_already_running_has_no_torch_figures(fake_nvml: FakeNvml, program: Path) -> None:
     with subprocess.Popen([sys.executable, program], env=fake_nvml.env(), stdout=subprocess.PIPE) as running:
         assert running.stdout
         running.stdout.readline()
@@ -103,11 +103,11 @@ def test_a_running_program_is_seen_from_outside_alone(fake_nvml: FakeNvml, progr
     assert readings[-1].outside_torch_bytes is None
 
 
-def test_a_program_that_is_on_no_gpu_has_a_reason(fake_nvml: FakeNvml) -> None:
+def test_a_program_that_uses_no_gpu_has_a_reason(golden: Golden, fake_nvml: FakeNvml) -> None:
     readings, _ = watched(fake_nvml, f"{sys.executable} -c 'import time; time.sleep(1.5)'")
     assert readings
     assert readings[-1].process_bytes is None
-    assert "NVML lists none of its processes" in str(readings[-1].reason)
+    golden(str(readings[-1].reason))
 
 
 def test_the_command_prints_what_changes_and_the_peaks(fake_nvml: FakeNvml, program: Path) -> None:
@@ -120,9 +120,6 @@ def test_the_command_prints_what_changes_and_the_peaks(fake_nvml: FakeNvml, prog
     figures = "NVML process 600, torch allocated 300, torch reserved 450, outside torch 150"
     assert done.stdout.count(f"s  {figures}\n") == 1
     assert done.stdout.splitlines()[-1] == f"peak, MiB: {figures}"
-    missing = subprocess.run([command], capture_output=True, text=True)
-    assert missing.returncode == 2
-    assert missing.stderr == "error: RUN: is missing. Name a run folder, or take --live.\n"
 
 
 def first(readings: Iterator[LiveReading]) -> LiveReading:
@@ -130,20 +127,22 @@ def first(readings: Iterator[LiveReading]) -> LiveReading:
 
 
 @pytest.mark.parametrize("target", ["no-such-program --x", str(2**22 + 7)])
-def test_what_cannot_be_watched_is_bad_input(target: str) -> None:
-    with pytest.raises(BadInput, match="--live"):
+def test_bad_targets(golden: Golden, target: str) -> None:
+    with pytest.raises(BadInput) as caught:
         first(watch(target, None))
+    assert (caught.value.option, caught.value.value) == ("--live", target)
+    golden(str(caught.value))
 
 
-def test_a_program_is_ended_with_its_watcher() -> None:
+def test_a_program_is_terminated_when_watching_stops(golden: Golden) -> None:
     readings = watch(f"{sys.executable} -c 'import time; time.sleep(60)'", None)
-    assert first(readings).reason == "no NVIDIA GPU answers here"
+    golden(str(first(readings).reason))
     assert len(psutil.Process().children()) == 1
     readings.close()  # type: ignore[attr-defined]
     assert psutil.Process().children() == []
 
 
-def test_torchs_figure_may_be_older_than_nvmls() -> None:
-    """A program gave memory back just before NVML was read, and torch was heard before that."""
+def test_memory_outside_torch_is_unknown_if_torchs_figure_is_stale() -> None:
+    """Memory was freed after torch reported and before NVML was read."""
     assert LiveReading(at_ns=0, process_bytes=600, reserved_bytes=450).outside_torch_bytes == 150
     assert LiveReading(at_ns=0, process_bytes=100, reserved_bytes=450).outside_torch_bytes is None

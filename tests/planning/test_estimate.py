@@ -1,10 +1,11 @@
-"""The time that a plan will take: from earlier runs where they tell, else no figure."""
+"""The time that a plan will take, based on earlier runs; no figure without such runs."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import Qbench
+from golden_text import Golden
 from msgspec.structs import replace
 from plans import MODEL, plan_of
 from sample_records import H100, T4, edge, make_cell, make_job, make_run, make_trial
@@ -22,10 +23,10 @@ PROMPTS = ["one"] * 20
 SECOND = 10**9
 
 
-def cell(precision: str = "fp16", came_later: bool = False, decode: Any = "eager", **load: Any) -> CellRecord:
-    """20 prompts × 5 tokens: 7 s of start, 1 s of set-up, and 28 trials of 0.5 s, 8 of them untimed."""
+def cell(precision: str = "fp16", is_later: bool = False, decode: Any = "eager", **load: Any) -> CellRecord:
+    """20 prompts × 5 tokens: 7 s to start, 1 s of set-up, and 28 trials of 0.5 s, 8 of them untimed."""
     workload = Workload(prompts=PROMPTS, decode=decode, **({"new_tokens": 5} | load))
-    began_s = 50 if came_later else 0
+    began_s = 50 if is_later else 0
     return make_cell(
         precision,
         job=make_job(precision, workload=workload, model=MODEL),
@@ -33,7 +34,7 @@ def cell(precision: str = "fp16", came_later: bool = False, decode: Any = "eager
         edges=[edge("start", 0), edge("setup", 7 * SECOND)],
         setup=SetUp(setup_s=1.0),
         began_ns=began_s * SECOND,
-        wall_s=15.0 if came_later else 22.0,
+        wall_s=15.0 if is_later else 22.0,
     )
 
 
@@ -48,23 +49,23 @@ def plan(**options: Any) -> Plan:
     return made._replace(cells=cells)
 
 
-def told(plan: Plan, *runs: Run) -> Estimate:
+def estimated(plan: Plan, *runs: Run) -> Estimate:
     return estimate(plan, HERE, runs)
 
 
-def test_the_same_again_takes_as_long_as_before() -> None:
-    assert told(plan(), make_run(cell())).known_s == pytest.approx(22)
-    assert str(told(plan(), make_run(cell()))) == "about 22 s, by earlier runs here"
+def test_the_same_plan_takes_as_long_as_before(golden: Golden) -> None:
+    assert estimated(plan(), make_run(cell())).known_s == pytest.approx(22)
+    golden(str(estimated(plan(), make_run(cell()))))
 
 
-def test_a_worker_starts_once_for_all_its_cells_and_anew_in_each_round() -> None:
-    run = make_run(cell(), cell(new_tokens=10, came_later=True))
-    alone = told(plan(), run).known_s - 7
-    both = told(plan(new_tokens=[5, 10]), run)
+def test_a_worker_starts_once_per_round_for_all_its_cells() -> None:
+    run = make_run(cell(), cell(new_tokens=10, is_later=True))
+    alone = estimated(plan(), run).known_s - 7
+    both = estimated(plan(new_tokens=[5, 10]), run)
     gap_s = 50 - 22
     assert both.known_s == pytest.approx(7 + 2 * (15 + gap_s))
     assert alone == pytest.approx(15 + gap_s)
-    assert told(plan(rounds=3), run).known_s == pytest.approx(3 * (22 + gap_s))
+    assert estimated(plan(rounds=3), run).known_s == pytest.approx(3 * (22 + gap_s))
 
 
 @pytest.mark.parametrize(
@@ -77,13 +78,13 @@ def test_a_worker_starts_once_for_all_its_cells_and_anew_in_each_round() -> None
     ],
 )
 def test_other_sizes_are_scaled(size: dict[str, Any], trials: int, trial_s: float) -> None:
-    assert told(plan(**size), make_run(cell())).known_s == pytest.approx(7 + 1 + trials * trial_s)
+    assert estimated(plan(**size), make_run(cell())).known_s == pytest.approx(7 + 1 + trials * trial_s)
 
 
-def test_the_nearest_size_tells_and_of_equals_the_median() -> None:
+def test_the_median_of_the_nearest_size_counts() -> None:
     slow = [replace(cell(new_tokens=5), wall_s=wall_s) for wall_s in (22.0, 32.0, 90.0)]
     runs = [make_run(each) for each in (*slow, replace(cell(new_tokens=200), wall_s=9000.0))]
-    assert told(plan(), *runs).known_s == pytest.approx(32)
+    assert estimated(plan(), *runs).known_s == pytest.approx(32)
 
 
 @pytest.mark.parametrize(
@@ -93,42 +94,48 @@ def test_the_nearest_size_tells_and_of_equals_the_median() -> None:
         make_run(cell(decode="graph")),
         make_run(replace(cell(), outcome=Failed(kind="error", message="boom"))),
         make_run(replace(cell(), job=make_job(model=replace(MODEL, location="models/other")))),
-        make_run(cell(prompt_tokens=512)),  # the plan's prompts are as long as they are
+        make_run(cell(prompt_tokens=512)),  # the plan's prompts have their natural length
         replace(make_run(cell()), environment=replace(HERE, gpus=[T4])),
         replace(make_run(cell()), environment=replace(HERE, cpu="another")),
     ],
 )
 def test_what_was_not_measured_here_has_no_figure(other: Run) -> None:
-    assert str(told(plan(), other)) == "unknown; no earlier figures of fp16 here"
-    at_most = "at most about 1 min 30 s, by the budget; no earlier figures of fp16 here"
-    assert str(told(plan(budget=90), other)) == at_most
+    found = estimated(plan(), other)
+    assert (found.known, found.cells, found.unknown) == (0, 1, ["fp16"])
+    assert estimated(plan(budget=90), other).budget_s == 90
 
 
-def test_what_is_known_in_part_is_told_in_part() -> None:
-    found = told(plan(precision=["fp16", "int8", "bf16"], new_tokens=[5, 10]), make_run(cell()))
+def test_unknown_and_limited_by_the_budget(golden: Golden) -> None:
+    golden(str(estimated(plan())))
+    golden(str(estimated(plan(budget=90))))
+
+
+def test_a_plan_can_be_known_in_part(golden: Golden) -> None:
+    found = estimated(plan(precision=["fp16", "int8", "bf16"], new_tokens=[5, 10]), make_run(cell()))
     assert (found.known, found.cells, found.unknown) == (2, 6, ["int8", "bf16"])
-    assert str(found).startswith("about 48 s for 2 of 6 cells; no earlier figures of int8, bf16 here")
+    assert round(found.known_s) == 48
+    golden(str(found))
     sweeps = [Sweep(prompt_tokens=[512]), Sweep(batch_size=[1])]
-    assert told(plan(workloads=sweeps), make_run(cell(prompt_tokens=512))).unknown == ["fp16"]
+    assert estimated(plan(workloads=sweeps), make_run(cell(prompt_tokens=512))).unknown == ["fp16"]
 
 
 def test_a_budget_cooldowns_and_peaks() -> None:
     run = make_run(cell(), peaks=PeaksRecord(outcome=Failed(kind="error", message="x"), wall_s=4.0))
-    assert told(plan(), run).known_s == pytest.approx(4 + 22)
-    assert told(plan(cooldown=3), run).known_s == pytest.approx(4 + 22 + 3)
-    assert told(plan(budget=10), run).known_s == pytest.approx(4 + 10)
+    assert estimated(plan(), run).known_s == pytest.approx(4 + 22)
+    assert estimated(plan(cooldown=3), run).known_s == pytest.approx(4 + 22 + 3)
+    assert estimated(plan(budget=10), run).known_s == pytest.approx(4 + 10)
 
 
-def test_weights_prepared_once_are_not_reckoned_again() -> None:
+def test_preparing_weights_is_not_included() -> None:
     edges = [edge("start", 0), edge("prepare", 1), edge("setup", 607 * SECOND)]
     prepared = replace(cell(), edges=edges, wall_s=622.0)
     assert prepared.ready
     prepared = replace(prepared, ready=replace(prepared.ready, at_ns=600 * SECOND))
-    assert told(plan(), make_run(prepared)).known_s == pytest.approx(22)
+    assert estimated(plan(), make_run(prepared)).known_s == pytest.approx(22)
 
 
-def test_dry_run_reads_the_runs_that_lie_here_and_passes_over_what_is_none(
-    qbench: Qbench, tmp_path: Path
+def test_dry_run_uses_the_runs_in_this_folder_and_skips_what_is_not_a_run(
+    golden: Golden, qbench: Qbench, tmp_path: Path
 ) -> None:
     (tmp_path / "qbench-runs" / "broken").mkdir(parents=True)
     (tmp_path / "qbench-runs" / "broken" / "plan.json").write_text("{}")
@@ -137,12 +144,6 @@ def test_dry_run_reads_the_runs_that_lie_here_and_passes_over_what_is_none(
     options = ["-m", "random:qwen2.5-0.5b", "--device", "cpu", "--rounds", "3", "--batch-size", "1,2"]
     done = qbench("orchestrate", "-p", "fp32", *options, "--dry-run")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-3:] == [
-        "2 cells, in 3 rounds, each in its own random order: 6 cells",
-        "budget: 10 min 30 s",
-        "time: at most about 10 min 30 s, by the budget; no earlier figures of fp32 here",
-    ]
+    golden(done.stdout.splitlines()[-3:])
     precise = qbench("orchestrate", "-p", "fp16", *options[:4], "--precise", "1%", "--dry-run")
-    assert precise.stdout.splitlines()[-3] == (
-        "1 cell, in 5 to 50 rounds, until every ratio is known within 1.0%; the time is for 5"
-    )
+    golden(precise.stdout.splitlines()[-3])

@@ -1,12 +1,13 @@
-"""From options to cells: nothing is guessed silently, and what can't be meant is refused with a fix."""
+"""From options to cells: nothing is guessed silently, and invalid options are refused with a fix."""
 
 import hashlib
 import sys
 from pathlib import Path
 
 import pytest
+from golden_text import Golden
 from msgspec.structs import replace
-from plans import MODEL, PRECISIONS, bad_input, plan_of
+from plans import MODEL, PRECISIONS, plan_of, refused, without_names
 from sample_records import H100, T4
 
 from orchestrator.errors import BadInput
@@ -42,31 +43,29 @@ def test_device(value: str, gpus: list[Gpu], device: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "gpus", "problem"),
+    ("value", "gpus"),
     [
-        ("cuda", [], "no NVIDIA GPU here"),
-        ("cuda:0", [], "no NVIDIA GPU here"),
-        ("cuda:2", [H100, T4], "only 2 GPUs here"),
-        ("cuda:-1", [H100], "is no device"),
-        ("cuda:x", [H100], "is no device"),
-        ("gpu", [H100], "is no device"),
-        ("CPU", [H100], "is no device"),
-        ("", [H100], "is no device"),
+        pytest.param("cuda", [], id="no GPU"),
+        pytest.param("cuda:0", [], id="no first GPU"),
+        pytest.param("cuda:1", [H100], id="one GPU"),
+        pytest.param("cuda:2", [H100, T4], id="two GPUs"),
+        pytest.param("cuda:-1", [H100], id="negative"),
+        pytest.param("cuda:x", [H100], id="not a number"),
+        pytest.param("cuda:²", [H100], id="digit but not decimal"),
+        pytest.param("gpu", [H100], id="other word"),
+        pytest.param("CPU", [H100], id="upper case"),
+        pytest.param("", [H100], id="empty"),
     ],
 )
-def test_no_such_device(value: str, gpus: list[Gpu], problem: str) -> None:
-    with pytest.raises(BadInput, match=problem) as caught:
+def test_no_such_device(golden: Golden, value: str, gpus: list[Gpu]) -> None:
+    with pytest.raises(BadInput) as caught:
         choose_device(value, gpus)
-    assert caught.value.option == "--device"
+    assert (caught.value.option, caught.value.value) == ("--device", value)
     assert "cpu" in caught.value.fix
+    golden(str(caught.value))
 
 
-def test_a_digit_that_is_no_number_is_no_device() -> None:
-    with pytest.raises(BadInput, match="is no device"):
-        choose_device("cuda:²", [H100])
-
-
-def test_the_job_says_all_that_the_options_said(tmp_path: Path) -> None:
+def test_the_job_holds_everything_from_the_options(tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("one\ntwo\n")
     (cell,) = plan_of(
         precision=["int8"],
@@ -90,12 +89,12 @@ def test_the_job_says_all_that_the_options_said(tmp_path: Path) -> None:
     assert job.cache_folder == "cache"
 
 
-def test_a_checkpoint_is_for_its_own_precision_alone() -> None:
+def test_a_checkpoint_is_only_for_its_precision() -> None:
     fp16, int8 = plan_of(precision=["fp16", "int8"], checkpoint={"int8": "x"}).cells
     assert (fp16.job.checkpoint, int8.job.checkpoint) == (None, "x")
 
 
-def test_precisions_come_in_the_order_given_and_once() -> None:
+def test_precisions_are_measured_once_in_the_order_given() -> None:
     cells = plan_of(precision=["int8", "fp16", "int8"]).cells
     assert [cell.precision.name for cell in cells] == ["int8", "fp16"]
 
@@ -104,29 +103,34 @@ def test_all_are_all() -> None:
     assert [each.name for each in choose_precisions(Options(all=True), PRECISIONS)] == list(PRECISIONS)
 
 
-def test_nothing_to_measure_is_refused_with_the_choice() -> None:
-    line = bad_input(precision=[])
-    assert "--all" in line
-    assert all(name in line for name in PRECISIONS)
+def test_nothing_to_measure_is_refused_with_the_choices(golden: Golden) -> None:
+    error = refused(precision=[])
+    assert (error.option, error.value) == ("--precision", "")
+    assert "--all" in error.fix
+    assert all(name in error.fix for name in PRECISIONS)
+    golden(without_names(str(error)))
 
 
 @pytest.mark.parametrize(("typed", "meant"), [("fp17", "fp16"), ("INT-8", "int8"), ("awk", "awq")])
-def test_an_unknown_name_gets_the_nearest(typed: str, meant: str) -> None:
-    line = bad_input(precision=["fp16", typed])
-    assert f"--precision {typed}" in line
-    assert f"Did you mean {meant}?" in line
+def test_the_nearest_name_is_suggested(golden: Golden, typed: str, meant: str) -> None:
+    error = refused(precision=["fp16", typed])
+    assert (error.option, error.value) == ("--precision", typed)
+    assert meant in error.fix.partition("?")[0]
+    golden(without_names(str(error)))
 
 
 def test_checkpoint_and_python_for_an_unknown_precision() -> None:
-    assert bad_input(checkpoint={"fp17": "x"}).startswith("--checkpoint fp17: there is no such precision")
-    assert bad_input(python={"fp17": sys.executable}).startswith("--python fp17: there is no such precision")
+    checkpoint, python = refused(checkpoint={"fp17": "x"}), refused(python={"fp17": sys.executable})
+    assert (checkpoint.option, checkpoint.value) == ("--checkpoint", "fp17")
+    assert (python.option, python.value) == ("--python", "fp17")
 
 
 def test_each_precision_has_its_interpreter() -> None:
     nowhere = Path("no/such/cache")
     assert all(interpreter.own for interpreter in choose_interpreters({}, PRECISIONS, nowhere).values())
     assert choose_interpreters({"awq": sys.executable}, PRECISIONS, nowhere)["awq"].own
-    assert "is not an executable program" in bad_input(python={"awq": "no/such/python"})
+    error = refused(python={"awq": "no/such/python"})
+    assert (error.option, error.value) == ("--python", "no/such/python")
 
 
 @pytest.mark.parametrize(
@@ -137,27 +141,28 @@ def test_budget(gpus: list[Gpu], asked_s: float | None, budget_s: float | None) 
     assert plan_of(gpus, budget=asked_s).budget_s == budget_s
 
 
-def test_what_cannot_run_stays_in_the_plan_with_its_reason() -> None:
+def test_what_cannot_run_is_in_the_plan_with_its_reason(golden: Golden) -> None:
     old = Gpu(
         index=0, uuid="GPU-0", name="K80", memory_bytes=1, compute_capability=(3, 7), memory_info_version=1
     )
     plan = plan_of([old], precision=["fp32", "int8"])
     assert [cell.precision.name for cell in plan.runnable] == ["fp32", "fp32"]
-    assert plan.left_out == {"int8": "needs a GPU of compute capability 7.5; this one has 3.7"}
-    assert len(plan.cells) == 3  # what can't run is told once, not once for each decode mode
+    assert list(plan.left_out) == ["int8"]
+    golden(plan.left_out["int8"])
+    assert len(plan.cells) == 3  # int8 is listed once, not once for each decode mode
 
 
 def decode_modes(plan: Plan) -> list[str]:
     return [cell.job.workload.decode for cell in plan.cells]
 
 
-def test_a_gpu_is_measured_with_and_without_a_graph_a_cpu_without() -> None:
+def test_default_decode_modes() -> None:
     assert decode_modes(plan_of([H100])) == ["eager", "graph"]
     assert decode_modes(plan_of([])) == ["eager"]
     assert decode_modes(plan_of([H100], decode=["generate", "compile"])) == ["generate", "compile"]
 
 
-def test_every_workload_of_a_precision_follows_the_other() -> None:
+def test_the_workloads_of_a_precision_are_adjacent() -> None:
     cells = plan_of(
         precision=["fp16", "bf16"],
         batch_size=[1, 4],
@@ -173,68 +178,70 @@ def test_every_workload_of_a_precision_follows_the_other() -> None:
     assert len({key_of(cell.job).stem for cell in cells}) == 32
 
 
-def test_the_compute_capability_is_that_of_the_gpu_asked_for() -> None:
+def test_the_compute_capability_is_that_of_the_chosen_gpu() -> None:
     needs_9 = replace(PRECISIONS["fp16"], min_compute_capability=9.0)
     (interpreter,) = {cell.interpreter for cell in plan_of().cells}
     assert check(needs_9, "cuda:0", [H100, T4], interpreter) is None
     assert "this one has 7.5" in str(check(needs_9, "cuda:1", [H100, T4], interpreter))
 
 
-def test_our_own_prompts_are_twenty_of_many_lengths() -> None:
+def test_the_included_prompts_are_twenty_of_many_lengths() -> None:
     prompts = read_prompts(None)
     assert len(prompts) == len(set(prompts)) == 20
     assert prompts[0] == "What is the capital of France?"
     assert max(map(len, prompts)) > 10 * min(map(len, prompts))
 
 
-def test_a_prompt_a_line_blank_lines_apart(tmp_path: Path) -> None:
+def test_prompts_are_lines_without_blank_ones(tmp_path: Path) -> None:
     file = tmp_path / "prompts.txt"
     file.write_bytes("  one \r\n\n\t\nzwei Grüße\n".encode())
     assert read_prompts(str(file)) == ["one", "zwei Grüße"]
 
 
 @pytest.mark.parametrize(
-    ("content", "problem"),
+    "content",
     [
-        (None, "can't be read"),
-        (b"", "holds no prompt"),
-        (b"\n  \n", "holds no prompt"),
-        (b"\xff\xfe\x00", "can't be read"),
+        pytest.param(None, id="missing"),
+        pytest.param(b"", id="empty"),
+        pytest.param(b"\n  \n", id="blank"),
+        pytest.param(b"\xff\xfe\x00", id="binary"),
     ],
 )
-def test_a_file_that_gives_no_prompt(tmp_path: Path, content: bytes | None, problem: str) -> None:
+def test_a_file_without_prompts(golden: Golden, tmp_path: Path, content: bytes | None) -> None:
     file = tmp_path / "prompts.txt"
     if content is not None:
         file.write_bytes(content)
-    line = bad_input(prompts=str(file))
-    assert line.startswith(f"--prompts {file}: {problem}")
-    assert "one prompt a line" in line
+    error = refused(prompts=str(file))
+    assert (error.option, error.value) == ("--prompts", str(file))
+    golden(str(error).replace(str(tmp_path), "FOLDER"))
 
 
-def test_a_folder_is_no_file_of_prompts(tmp_path: Path) -> None:
-    assert "can't be read" in bad_input(prompts=str(tmp_path))
+def test_a_folder_is_not_a_file_of_prompts(tmp_path: Path) -> None:
+    error = refused(prompts=str(tmp_path))
+    assert (error.option, error.value) == ("--prompts", str(tmp_path))
 
 
-def test_where_nothing_can_run_no_model_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_model_is_downloaded_if_nothing_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
     def find_model() -> ModelSource:
         raise AssertionError("the model was looked for")
 
     monkeypatch.setattr("orchestrator.planning.plan.check", lambda *_: "needs torch")
-    with pytest.raises(BadInput, match=r"--all: nothing can run here: fp32 needs torch"):
+    with pytest.raises(BadInput, match="fp32 needs torch") as caught:
         make_plan(Options(all=True), PRECISIONS, find_model, [], Path("cache"))
+    assert caught.value.option == "--all"
 
 
-def test_only_jobs_whose_weights_are_calibrated_carry_the_text(tmp_path: Path) -> None:
+def test_only_calibrated_jobs_hold_the_calibration_text(tmp_path: Path) -> None:
     text = tmp_path / "mine.txt"
     text.write_text("words")
-    twin = replace(PRECISIONS["awq"], name="awq-twin")
+    other = replace(PRECISIONS["awq"], name="awq-2")
     options = Options(
-        precision=["fp16", "awq", "awq-twin"], calibration=str(text), checkpoint={"awq-twin": "ready"}
+        precision=["fp16", "awq", "awq-2"], calibration=str(text), checkpoint={"awq-2": "ready"}
     )
-    plan = make_plan(options, PRECISIONS | {"awq-twin": twin}, lambda: MODEL, [], Path("cache"))
-    carried = {cell.job.precision: cell.job.calibration for cell in plan.cells}
-    assert carried["fp16"] is None
-    assert carried["awq-twin"] is None  # its checkpoint was calibrated with who knows what
-    assert carried["awq"] == CalibrationText(
+    plan = make_plan(options, PRECISIONS | {"awq-2": other}, lambda: MODEL, [], Path("cache"))
+    texts = {cell.job.precision: cell.job.calibration for cell in plan.cells}
+    assert texts["fp16"] is None
+    assert texts["awq-2"] is None  # what its checkpoint was calibrated with is unknown
+    assert texts["awq"] == CalibrationText(
         path=str(text), sha256=hashlib.sha256(text.read_bytes()).hexdigest()
     )
