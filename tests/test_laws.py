@@ -234,6 +234,10 @@ def test_only_one_module_speaks_to_nvml() -> None:
     }
 
 
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.endswith("__")
+
+
 def private_names(path: Path) -> set[str]:
     """Names with a leading underscore that a test takes from the product's modules."""
     tree = ast.parse(path.read_text())
@@ -242,12 +246,12 @@ def private_names(path: Path) -> set[str]:
         match node:
             case ast.ImportFrom(module=str(module)) if module.partition(".")[0] in PACKAGES:
                 names = {alias.asname or alias.name for alias in node.names}
-                private |= {name for name in names if name.startswith("_")}
+                private |= set(filter(is_private, names))
                 modules |= names
     for node in ast.walk(tree):
         match node:
             case ast.Attribute(value=ast.Name(id=owner), attr=name) if owner in modules:
-                if name.startswith("_") and name not in NAMED_TUPLE:
+                if is_private(name) and name not in NAMED_TUPLE:
                     private.add(f"{owner}.{name}")
     return private
 

@@ -162,9 +162,8 @@ def test_a_different_number_in_cuda_and_nvml_gives_a_warning(
 
 
 def test_a_worker_reports_the_variables_that_cuda_reads(monkeypatch: pytest.MonkeyPatch) -> None:
-    from workers.harness.ready import ready_frame
-
     from workers.generation.device import Device
+    from workers.harness.startup import ready_frame
 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,0")
     monkeypatch.delenv("CUDA_DEVICE_ORDER", raising=False)
