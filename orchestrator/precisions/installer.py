@@ -16,7 +16,6 @@ from tempfile import TemporaryDirectory
 
 import click
 import msgspec
-import uv
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
@@ -175,6 +174,10 @@ def _uv(
     precision: Precision, what: str, fix: str, *arguments: object, find_links: object = "", stdin: str = ""
 ) -> None:
     """Let uv do `what`. Raises `BadInput` if it fails; it has said why on stderr."""
+    try:
+        import uv  # here, since the rest of `qbench-worker` works without it
+    except ModuleNotFoundError:
+        raise BadInput("--make-env", precision.name, "uv is not installed", "pip install uv") from None
     variables = independent_variables()
     # As an option, the folder would replace what the user has set.
     links = filter(None, [str(find_links), variables.get("UV_FIND_LINKS")])
