@@ -1,7 +1,8 @@
-"""The documents are true today: their commands parse and run, and what they show is what is printed.
+"""The documents are true: their commands parse and run, their outputs are what the commands print.
 
-A fenced block that begins with `$ command`, and a table below `<!-- $ command -->`, hold what that command
-prints; `pytest --renew` writes them anew. All other `qbench-*` commands are parsed, and the cheap ones run.
+A fenced block that begins with `$ command`, and a table below `<!-- $ command -->`, show what that command
+prints; `pytest --renew` rewrites them. All other `qbench-*` commands are parsed, and the cheap ones run. What
+documents say in words is compared with the code where that can be done: defaults, columns, exit statuses.
 """
 
 import ast
@@ -21,11 +22,17 @@ from typing import Any
 import click
 import msgspec
 import pytest
+from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from orchestrator import __version__
-from orchestrator.cli.options import read_options
+from orchestrator.analysis.comparison.compare import FIGURES, QUALITY, TOKENS
+from orchestrator.cli import options as command_line
+from orchestrator.planning.models import CONFIGS_FOLDER
+from orchestrator.planning.plan import CPU_BUDGET_S, read_prompts
 from orchestrator.precisions.catalog import find_precisions
+from orchestrator.records.store import RunFolder, read_run
+from orchestrator.report.columns import BOUND, CPU_MEMORY, END_TO_END, GPU_MEMORY, SPEED
 from orchestrator.units import mib, percent, rate, ratio
 from schemas.options import Options
 
@@ -34,13 +41,15 @@ README = ROOT / "README.md"
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
 FOLDERS = ("docs", "results", "benchmarks")
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(file for name in FOLDERS for file in (ROOT / name).glob("*.md"))])
-PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PYPROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT: dict[str, Any] = PYPROJECT["project"]
 
 FENCE = re.compile(r"^```(?P<language>\w*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
 CONSOLE = re.compile(r"(?P<start>^```console\n\$ (?P<command>[^\n]+)\n)(?P<output>.*?)(?=^```$)", re.M | re.S)
 COMMENT = re.compile(r"(?P<start>^<!-- \$ (?P<command>[^\n]+) -->\n\n)(?P<output>(?:\|[^\n]*\n)*)", re.M)
 CODE = re.compile(r"`([^`\n]+)`")
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+EMPHASIS = re.compile(r"\*([^*\n]+)\*")
 HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 PATH = re.compile(
     r"(?:orchestrator|workers|schemas|tests|results|benchmarks|docs)/[\w./-]*|[A-Z]{3,}\.md|pyproject\.toml"
@@ -68,11 +77,33 @@ def test_every_document_is_in_the_index_and_the_readme() -> None:
     assert {f"docs/{name}" for name in documents} <= set(LINK.findall(README.read_text()))
 
 
-def test_the_architecture_begins_with_ten_tasks() -> None:
-    table = ARCHITECTURE.read_text().partition("| --- |")[2].partition("\n\n")[0]
-    rooms = [line.split("|")[2] for line in table.splitlines()[1:]]
-    assert len(rooms) == 10
-    assert all(PATH.findall(room) for room in rooms)
+@every_document
+def test_a_blank_line_ends_every_table(document: Path) -> None:
+    """Without it the next paragraph would be rendered as a row."""
+    assert not re.search(r"^\|[^\n]*\n[^|\n]", without_blocks(document.read_text()), re.MULTILINE)
+
+
+# Architecture
+
+
+def test_the_architecture_begins_with_ten_tasks_and_where_to_go() -> None:
+    tasks = list(table_rows(ARCHITECTURE.read_text(), "| you want to |"))
+    assert len(tasks) == 10
+    for task, (places, there) in tasks:
+        paths = [ROOT / path for path in PATH.findall(places)]
+        folders = [path if path.is_dir() else path.parent for path in paths]
+        assert paths, task
+        for name in re.findall(r"`(\w+\.py)`", there):
+            assert any((folder / name).exists() for folder in folders), name
+
+
+def test_rooms_are_listed_in_the_order_of_their_imports() -> None:
+    contracts = PYPROJECT["tool"]["importlinter"]["contracts"]
+    for package, heading in (("orchestrator", "room of the parent"), ("workers", "room of a worker")):
+        (layers,) = (each["layers"] for each in contracts if each.get("containers") == [package])
+        rooms = [layer for layer in layers if (ROOT / package / layer).is_dir()]
+        listed = [room for room, _ in table_rows(ARCHITECTURE.read_text(), f"| {heading} |")]
+        assert [room for room in listed if room != "workers/"] == [f"{package}/{room}/" for room in rooms]
 
 
 # Links and paths
@@ -141,7 +172,9 @@ def parser_of(script: str) -> click.Command:
 def test_every_command_parses(argv: list[str]) -> None:
     script, *arguments = argv
     given = parser_of(script).make_context(script, arguments, obj=AnyObject()).params
-    read_options({name: value for name, value in given.items() if name in Options.__struct_fields__})
+    command_line.read_options(
+        {name: value for name, value in given.items() if name in Options.__struct_fields__}
+    )
 
 
 class AnyObject:
@@ -246,6 +279,52 @@ def output_of(command: str, cache: Path) -> str:
 
 
 # Figures and facts
+
+
+def test_the_exit_statuses_are_those_of_the_command_line() -> None:
+    usage = (ROOT / "docs" / "usage.md").read_text()
+    stated = [int(status) for status, _ in table_rows(usage, "| status | meaning |")]
+    assert stated == [int(status) for status in re.findall(r"^    (\d+) ", command_line.__doc__ or "", re.M)]
+    named = [command_line.BAD_INPUT, command_line.INTERNAL_ERROR, command_line.INTERRUPTED]
+    assert stated == [0, 1, *named]
+
+
+def test_the_default_protocol() -> None:
+    usage = (ROOT / "docs" / "usage.md").read_text()
+    assert f"{len(read_prompts(None))} prompts of mixed kind" in usage
+    assert f"{Options().new_tokens} new tokens each" in usage
+    assert f"budget of {CPU_BUDGET_S:.0f} seconds" in usage
+    assert {path.stem for path in CONFIGS_FOLDER.glob("*.json")} <= set(CODE.findall(usage))
+
+
+def test_the_files_of_a_run(tmp_path: Path) -> None:
+    usage = (ROOT / "docs" / "usage.md").read_text()
+    listed = {name for name, _ in table_rows(usage, "| file | content |")}
+    run = read_run(ROOT / "results" / "h100-table-7b", samples=False)
+    RunFolder.create(tmp_path, run.plan, run.environment)
+    created = {f"{path.name}/" if path.is_dir() else path.name for path in tmp_path.iterdir()}
+    assert listed == created | {"peaks.json", "records.jsonl"}
+
+
+def test_every_column_is_defined() -> None:
+    metrics = (ROOT / "docs" / "metrics.md").read_text()
+    defined = [name for name, _ in table_rows(metrics, "| column | meaning |")]
+    assert defined == [column.heading for column in (*SPEED, BOUND, END_TO_END, *GPU_MEMORY)]
+    assert {column.heading for column in CPU_MEMORY} - set(defined) <= set(EMPHASIS.findall(metrics))
+
+
+def test_every_figure_that_can_have_a_limit_is_explained() -> None:
+    comparing = (ROOT / "docs" / "comparing.md").read_text()
+    figures = [name for names, _ in table_rows(comparing, "| figure |") for name in re.findall(r"\w+", names)]
+    assert sorted(figures) == sorted([*FIGURES, QUALITY, TOKENS])
+
+
+def test_the_upper_bound_of_torch_is_that_of_every_header() -> None:
+    needs = [Requirement(need) for each in find_precisions().values() for need in each.requirements]
+    bounds = {str(each) for need in needs if need.name == "torch" for each in need.specifier}
+    uppers = {bound for bound in bounds if bound.startswith("<")}
+    for document in ("docs/environments.md", "CHANGELOG.md"):
+        assert set(re.findall(r"`torch(<[\d.]+)`", (ROOT / document).read_text())) == uppers
 
 
 def test_the_table_of_the_readme_is_of_its_run(tmp_path: Path) -> None:
