@@ -327,6 +327,13 @@ def test_the_upper_bound_of_torch_is_that_of_every_header() -> None:
         assert set(re.findall(r"`torch(<[\d.]+)`", (ROOT / document).read_text())) == uppers
 
 
+def test_the_example_of_a_precision_requires_what_its_relative_does(tmp_path: Path) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/precisions.md").read_text(), re.DOTALL)
+    (tmp_path / "nf4_dq_bnb.py").write_text(example)
+    precision = find_precisions(tmp_path)["nf4-dq"]
+    assert precision.requirements == find_precisions()["nf4"].requirements
+
+
 def test_the_table_of_the_readme_is_of_its_run(tmp_path: Path) -> None:
     (run,) = set(re.findall(r"records in `([^`]+)`", README.read_text().replace("\n", " ")))
     told = msgspec.json.decode(run_in_shell(f"qbench-report {run} --format json", tmp_path).stdout)
