@@ -1,8 +1,8 @@
-# make bench    every precision that can run here, in a virtual environment of its own
-# make test     linters, types, tests
-# make golden   the texts that tests compare with, written anew after a change of wording
-# make bench-gpu   what the decode modes reach on this GPU, beside the targets set for an H100
-# make bundle   what a GPU machine without a network lacks, in one small folder
+# make bench      measures every precision that can run here; sets up .venv first
+# make test       linters, types, tests
+# make golden     rewrites the texts that tests compare with, after a change of wording
+# make bench-gpu  measures the decode modes on this GPU, next to their targets for an H100
+# make bundle     collects the packages that a GPU machine without a network lacks
 
 VENV := .venv
 BIN  := $(VENV)/bin
@@ -12,8 +12,8 @@ NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	$$python -c '$(NEW_ENOUGH)' 2>/dev/null && { echo $$python; break; }; done)
 
-# Without an NVIDIA GPU, torch's CPU build: a quarter of the download. Where that index can't be reached
-# pip goes on, after one retry, with the indexes it is configured for.
+# Without an NVIDIA GPU, torch's CPU build: a quarter of the download. If that index is unreachable, pip
+# continues, after one retry, with the indexes that it is configured for.
 TORCH ?= torch==2.13.0
 HAS_GPU := $(wildcard /dev/nvidiactl /proc/driver/nvidia /usr/lib/wsl/lib/libcuda.so.1)
 TORCH_INDEX := $(if $(HAS_GPU),,--extra-index-url https://download.pytorch.org/whl/cpu --retries 1 --timeout 15)
@@ -51,7 +51,7 @@ bundle: $(VENV)/.with-all
 clean:
 	rm -rf $(VENV) .bundle dist .mypy_cache .pytest_cache .ruff_cache
 
-# Stamps, so that each step is done once: torch first, then the project with the extras in the name.
+# Stamps, so that each step is done once: torch first, then the project with the extras in the stamp's name.
 $(VENV)/.torch:
 	@$(or $(PYTHON),false) -c '$(NEW_ENOUGH)' 2>/dev/null || \
 		{ echo "qbench needs Python 3.11 or newer: make PYTHON=/path/to/python3.11"; exit 1; }

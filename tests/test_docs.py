@@ -1,7 +1,8 @@
-"""The documents are true today: their commands parse and run, and what they show is what is printed.
+"""The documents are true: their commands parse and run, their outputs are what the commands print.
 
-A fenced block that begins with `$ command`, and a table below `<!-- $ command -->`, hold what that command
-prints; `pytest --renew` writes them anew. All other `qbench-*` commands are parsed, and the cheap ones run.
+A fenced block that begins with `$ command`, and a table below `<!-- $ command -->`, show what that command
+prints; `pytest --renew` rewrites them. All other `qbench-*` commands are parsed, and the cheap ones run. What
+documents say in words is compared with the code where that can be done: defaults, columns, exit statuses.
 """
 
 import ast
@@ -21,11 +22,17 @@ from typing import Any
 import click
 import msgspec
 import pytest
+from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from orchestrator import __version__
-from orchestrator.cli.options import read_options
+from orchestrator.analysis.comparison.compare import FIGURES, QUALITY, TOKENS
+from orchestrator.cli import options as command_line
+from orchestrator.planning.models import CONFIGS_FOLDER
+from orchestrator.planning.plan import CPU_BUDGET_S, read_prompts
 from orchestrator.precisions.catalog import find_precisions
+from orchestrator.records.store import RunFolder, read_run
+from orchestrator.report.columns import BOUND, CPU_MEMORY, END_TO_END, GPU_MEMORY, SPEED
 from orchestrator.units import mib, percent, rate, ratio
 from schemas.options import Options
 
@@ -34,13 +41,16 @@ README = ROOT / "README.md"
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
 FOLDERS = ("docs", "results", "benchmarks")
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(file for name in FOLDERS for file in (ROOT / name).glob("*.md"))])
-PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PYPROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT: dict[str, Any] = PYPROJECT["project"]
 
 FENCE = re.compile(r"^```(?P<language>\w*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
 CONSOLE = re.compile(r"(?P<start>^```console\n\$ (?P<command>[^\n]+)\n)(?P<output>.*?)(?=^```$)", re.M | re.S)
 COMMENT = re.compile(r"(?P<start>^<!-- \$ (?P<command>[^\n]+) -->\n\n)(?P<output>(?:\|[^\n]*\n)*)", re.M)
 CODE = re.compile(r"`([^`\n]+)`")
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+FOLDER = re.compile(r"([a-z-]+)/")
+EMPHASIS = re.compile(r"\*([^*\n]+)\*")
 HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 PATH = re.compile(
     r"(?:orchestrator|workers|schemas|tests|results|benchmarks|docs)/[\w./-]*|[A-Z]{3,}\.md|pyproject\.toml"
@@ -49,6 +59,10 @@ PATH = re.compile(
 
 def relative(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
+
+
+def text_of(name: str) -> str:
+    return (ROOT / name).read_text()
 
 
 def every_document(test: Any) -> Any:
@@ -64,22 +78,44 @@ def test_the_readme_is_short() -> None:
 
 def test_every_document_is_in_the_index_and_the_readme() -> None:
     documents = {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"}
-    assert documents <= set(LINK.findall((ROOT / "docs" / "README.md").read_text()))
+    assert documents <= set(LINK.findall(text_of("docs/README.md")))
     assert {f"docs/{name}" for name in documents} <= set(LINK.findall(README.read_text()))
 
 
-def test_the_architecture_begins_with_ten_tasks() -> None:
-    table = ARCHITECTURE.read_text().partition("| --- |")[2].partition("\n\n")[0]
-    rooms = [line.split("|")[2] for line in table.splitlines()[1:]]
-    assert len(rooms) == 10
-    assert all(PATH.findall(room) for room in rooms)
+@every_document
+def test_a_blank_line_ends_every_table(document: Path) -> None:
+    """Without it the next paragraph would be rendered as a row."""
+    assert not re.search(r"^\|[^\n]*\n[^|\n]", without_blocks(document.read_text()), re.MULTILINE)
+
+
+# Architecture
+
+
+def test_the_architecture_begins_with_ten_tasks_and_where_to_go() -> None:
+    tasks = list(table_rows(ARCHITECTURE.read_text(), "| you want to |"))
+    assert len(tasks) == 10
+    for task, (places, there) in tasks:
+        paths = [ROOT / path for path in PATH.findall(places)]
+        folders = [path if path.is_dir() else path.parent for path in paths]
+        assert paths, task
+        for name in re.findall(r"`(\w+\.py)`", there):
+            assert any((folder / name).exists() for folder in folders), name
+
+
+def test_rooms_are_listed_in_the_order_of_their_imports() -> None:
+    contracts = PYPROJECT["tool"]["importlinter"]["contracts"]
+    for package, heading in (("orchestrator", "room of the parent"), ("workers", "room of a worker")):
+        (layers,) = (each["layers"] for each in contracts if each.get("containers") == [package])
+        rooms = [layer for layer in layers if (ROOT / package / layer).is_dir()]
+        listed = [room for room, _ in table_rows(ARCHITECTURE.read_text(), f"| {heading} |")]
+        assert [room for room in listed if room != "workers/"] == [f"{package}/{room}/" for room in rooms]
 
 
 # Links and paths
 
 
 @every_document
-def test_every_link_leads_somewhere(document: Path) -> None:
+def test_every_link_has_a_target(document: Path) -> None:
     for link in LINK.findall(without_blocks(document.read_text())):
         if re.match(r"https?://", link):
             continue
@@ -141,23 +177,25 @@ def parser_of(script: str) -> click.Command:
 def test_every_command_parses(argv: list[str]) -> None:
     script, *arguments = argv
     given = parser_of(script).make_context(script, arguments, obj=AnyObject()).params
-    read_options({name: value for name, value in given.items() if name in Options.__struct_fields__})
+    command_line.read_options(
+        {name: value for name, value in given.items() if name in Options.__struct_fields__}
+    )
 
 
 class AnyObject:
-    """Takes whatever attributes a command's callbacks set on its context."""
+    """Accepts any attributes that a command's callbacks set on it."""
 
 
-def test_make_and_python_find_what_they_are_told_to_run() -> None:
+def test_targets_of_make_and_modules_of_python_exist() -> None:
     shown = "\n".join(document.read_text() for document in DOCUMENTS)
-    targets = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    targets = set(re.findall(r"^([a-z][a-z-]*):", text_of("Makefile"), re.MULTILINE))
     assert set(re.findall(r"(?:^|`)make ([a-z-]+)", shown, re.MULTILINE)) <= targets
     modules = set(re.findall(r"python3? -m ((?:orchestrator|workers)[\w.]*)", shown))
     assert "workers.fp16" in modules
     assert all(find_spec(module) for module in modules)
 
 
-def test_what_is_to_be_installed_is_this_distribution_and_its_extras() -> None:
+def test_installation_commands_name_this_distribution_and_its_extras() -> None:
     shown = " ".join(document.read_text() for document in DOCUMENTS if document.name != "CHANGELOG.md")
     wanted = re.findall(r"(?:pip install|uvx) '?(\.|qbench[a-z-]*)(?:\[([^]]*)\])?", shown)
     assert {name for name, _ in wanted} == {".", PROJECT["name"]}
@@ -176,7 +214,7 @@ def test_every_option_of_the_main_command_is_documented() -> None:
 
 
 def is_cheap(argv: list[str]) -> bool:
-    """It measures nothing, and needs no run of the user's."""
+    """Whether it measures nothing and needs no run of the reader's."""
     if {"--list", "--dry-run"} & set(argv):
         return not {"--resume", "--plan"} & set(argv)
     reads_results = argv[0] != "qbench-orchestrate" and any(word.startswith("results") for word in argv)
@@ -192,8 +230,8 @@ def test_cheap_commands_run(argv: list[str], tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_the_plan_file_of_the_documents_is_one(tmp_path: Path) -> None:
-    (example,) = re.findall(r"```toml\n(.*?)```", (ROOT / "docs" / "sweeps.md").read_text(), re.DOTALL)
+def test_the_example_of_a_plan_file_is_valid(tmp_path: Path) -> None:
+    (example,) = re.findall(r"```toml\n(.*?)```", text_of("docs/sweeps.md"), re.DOTALL)
     (tmp_path / "sweep.toml").write_text(example)
     for command in ("", "-p fp32 --batch-size 8"):
         done = run_in_shell(f"qbench-orchestrate --plan {tmp_path}/sweep.toml --dry-run {command}", tmp_path)
@@ -248,15 +286,76 @@ def output_of(command: str, cache: Path) -> str:
 # Figures and facts
 
 
-def test_the_table_of_the_readme_is_of_its_run(tmp_path: Path) -> None:
+def test_the_exit_statuses_are_those_of_the_command_line() -> None:
+    usage = text_of("docs/usage.md")
+    stated = [int(status) for status, _ in table_rows(usage, "| status | meaning |")]
+    assert stated == [int(status) for status in re.findall(r"^    (\d+) ", command_line.__doc__ or "", re.M)]
+    named = [command_line.BAD_INPUT, command_line.INTERNAL_ERROR, command_line.INTERRUPTED]
+    assert stated == [0, 1, *named]
+
+
+def test_the_default_protocol() -> None:
+    usage = text_of("docs/usage.md")
+    assert f"{len(read_prompts(None))} prompts of mixed kind" in usage
+    assert f"{Options().new_tokens} new tokens each" in usage
+    assert f"budget of {CPU_BUDGET_S:.0f} seconds" in usage
+    assert {path.stem for path in CONFIGS_FOLDER.glob("*.json")} <= set(CODE.findall(usage))
+
+
+def test_the_files_of_a_run(tmp_path: Path) -> None:
+    usage = text_of("docs/usage.md")
+    listed = {name for name, _ in table_rows(usage, "| file | content |")}
+    run = read_run(ROOT / "results" / "h100-table-7b", samples=False)
+    RunFolder.create(tmp_path, run.plan, run.environment)
+    created = {f"{path.name}/" if path.is_dir() else path.name for path in tmp_path.iterdir()}
+    assert listed == created | {"peaks.json", "records.jsonl"}
+
+
+def test_the_folders_of_the_cache() -> None:
+    text = text_of("docs/environments.md")
+    listed = {name for names, _ in table_rows(text, "| folder | content |") for name in FOLDER.findall(names)}
+    sources = "".join(
+        path.read_text() for half in ("orchestrator", "workers") for path in (ROOT / half).rglob("*.py")
+    )
+    assert listed == set(re.findall(r'(?<!, )cache_folder(?:\(\))?\)? / "([\w-]+)"', sources))
+
+
+def test_every_column_is_defined() -> None:
+    metrics = text_of("docs/metrics.md")
+    defined = [name for name, _ in table_rows(metrics, "| column | meaning |")]
+    assert defined == [column.heading for column in (*SPEED, BOUND, END_TO_END, *GPU_MEMORY)]
+    assert {column.heading for column in CPU_MEMORY} - set(defined) <= set(EMPHASIS.findall(metrics))
+
+
+def test_every_figure_that_can_have_a_limit_is_explained() -> None:
+    comparing = text_of("docs/comparing.md")
+    figures = [name for names, _ in table_rows(comparing, "| figure |") for name in re.findall(r"\w+", names)]
+    assert sorted(figures) == sorted([*FIGURES, QUALITY, TOKENS])
+
+
+def test_the_upper_bound_of_torch_is_that_of_every_header() -> None:
+    needs = [Requirement(need) for each in find_precisions().values() for need in each.requirements]
+    bounds = {str(each) for need in needs if need.name == "torch" for each in need.specifier}
+    uppers = {bound for bound in bounds if bound.startswith("<")}
+    assert set(re.findall(r"`torch(<[\d.]+)`", text_of("docs/environments.md"))) == uppers
+
+
+def test_the_example_of_a_precision_requires_what_its_relative_does(tmp_path: Path) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", text_of("docs/precisions.md"), re.DOTALL)
+    (tmp_path / "nf4_dq_bnb.py").write_text(example)
+    precision = find_precisions(tmp_path)["nf4-dq"]
+    assert precision.requirements == find_precisions()["nf4"].requirements
+
+
+def test_the_table_of_the_readme_agrees_with_its_run(tmp_path: Path) -> None:
     (run,) = set(re.findall(r"records in `([^`]+)`", README.read_text().replace("\n", " ")))
-    told = msgspec.json.decode(run_in_shell(f"qbench-report {run} --format json", tmp_path).stdout)
+    summary = msgspec.json.decode(run_in_shell(f"qbench-report {run} --format json", tmp_path).stdout)
     rows = dict(table_rows(README.read_text(), "| precision | batch 1 |"))
     assert len(rows) == 6
     for precision, cells in rows.items():
-        bests = [each for each in told["best"] if each["precision"] == precision]
+        bests = [each for each in summary["best"] if each["precision"] == precision]
         by_batch = {each["batch_size"]: each for each in bests}
-        row = next(each for each in told["rows"] if each["precision"] == precision)
+        row = next(each for each in summary["rows"] if each["precision"] == precision)
         memory = [mib(row["loaded_bytes"]), percent(row["saved_versus_baseline"])]
         assert cells == [*(speed(by_batch[batch]) for batch in (1, 8, 32)), *memory]
 
@@ -277,11 +376,11 @@ def speed(best: dict[str, Any]) -> str:
 
 @pytest.mark.parametrize("document", ["README.md", "docs/precisions.md"])
 def test_every_precision_is_named(document: str) -> None:
-    assert set(find_precisions()) <= set(CODE.findall((ROOT / document).read_text()))
+    assert set(find_precisions()) <= set(CODE.findall(text_of(document)))
 
 
 def test_bits_per_weight_are_those_of_the_headers() -> None:
-    rows = table_rows((ROOT / "docs" / "precisions.md").read_text(), "| name | what it is |")
+    rows = table_rows(text_of("docs/precisions.md"), "| name | what it is |")
     stated = {}
     for names, (_, bits, _) in rows:
         numbers = [float(number) for number in re.findall(r"[\d.]+", bits.partition(" at ")[0])]
@@ -306,15 +405,13 @@ def test_supported_pythons_are_stated_once_and_agree() -> None:
     assert classified == supported
     allowed = SpecifierSet(PROJECT["requires-python"])
     assert [f"3.{minor}" for minor in range(last + 1) if f"3.{minor}.1" in allowed] == supported
-    matrix = re.search(r"^ +python: (\[.*\])$", (ROOT / ".github/workflows/ci.yml").read_text(), re.MULTILINE)
+    matrix = re.search(r"^ +python: (\[.*\])$", text_of(".github/workflows/ci.yml"), re.MULTILINE)
     assert matrix
     assert ast.literal_eval(matrix[1]) == supported
 
 
 def test_the_changelog_has_this_version() -> None:
-    versions = re.findall(
-        r"^## \[(\d+\.\d+\.\d+)\] - \d{4}-\d{2}-\d{2}$", (ROOT / "CHANGELOG.md").read_text(), re.M
-    )
+    versions = re.findall(r"^## \[(\d+\.\d+\.\d+)\] - \d{4}-\d{2}-\d{2}$", text_of("CHANGELOG.md"), re.M)
     assert versions[0] == __version__
 
 

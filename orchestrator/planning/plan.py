@@ -1,4 +1,4 @@
-"""From options to jobs: which precisions, on which device, under which interpreter. No process is started."""
+"""From options to jobs: which precisions, on which device, under which interpreter. No worker is started."""
 
 import hashlib
 import random

@@ -103,7 +103,7 @@ def _users_precisions(users_folder: str) -> dict[str, Precision]:
         raise BadInput("--workers", users_folder, problem, "Name the folder that holds your worker files")
     found = find_precisions(folder, USERS_PACKAGE)
     if not found:
-        fix = "Write its header as CONTRIBUTING.md shows"
+        fix = "Write its header as docs/precisions.md shows"
         raise BadInput("--workers", users_folder, "no .py file in it has a [tool.qbench] table", fix)
     return found
 

@@ -14,8 +14,8 @@ from orchestrator.precisions.catalog import WORKERS_FOLDER
 from orchestrator.records.store import read_run
 from schemas.frames import AnyFrame, Done, Ready
 
-# As in CONTRIBUTING, plus what a user may well add: a second module next to it, and something to prepare,
-# which is done in a separate process.
+# As in docs/precisions.md, plus what a user may well add: a second module next to it, and something to
+# prepare, which is done in a separate process.
 WORKER = '''\
 # /// script
 # requires-python = ">=3.11"
