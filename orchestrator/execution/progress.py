@@ -11,7 +11,7 @@ from rich.text import Text
 
 from orchestrator.analysis.metrics import end_to_end_tok_s, measure_cell
 from orchestrator.records.keys import key_of
-from orchestrator.records.names import full_names
+from orchestrator.records.names import cell_namer
 from orchestrator.units import duration, mib, rate
 from schemas.frames import AnyFrame, Done, Phase, Progress, Trial
 from schemas.job import Job
@@ -137,4 +137,4 @@ class LiveWatcher(Watcher):
 def watcher(console: Console, jobs: Collection[Job], begun: int) -> Watcher:
     """A live watcher if the console is a terminal, for a run of these jobs of which some have `begun`."""
     kind = LiveWatcher if console.is_terminal else Watcher
-    return kind(console, len(jobs), begun, full_names(jobs))
+    return kind(console, len(jobs), begun, cell_namer(jobs))

@@ -54,7 +54,7 @@ def _device(left: Plan, begun: Run, context: RunContext) -> Ready | None:
     first = min(left.runnable, key=lambda cell: not cell.interpreter.own)
     start = WorkerStart(first.interpreter, PEAKS_WORKER, context.lent, context.folder.new_log("peaks"))
     peaks = measure_peaks(start, first.job.device, Path(first.job.cache_folder), context.timeout_s)
-    context.folder.keep_peaks(peaks)
+    context.folder.write_peaks(peaks)
     return peaks.ready
 
 
