@@ -134,7 +134,7 @@ def _check(found: RunComparison, limits: list[Limit]) -> int:
             if limit.is_broken(pair):
                 click.echo(f"{name} breaks {limit.text}", err=True)
                 status = 1
-            elif limit.is_open(pair):
+            elif limit.is_undecided(pair):
                 click.echo(f"{name} may break {limit.text}: {_too_few(pair)}", err=True)
     return status
 
