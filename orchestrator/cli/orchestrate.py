@@ -169,7 +169,7 @@ def start_run(options: Options, plan: Plan, machine: Environment) -> tuple[RunFo
         command=["qbench-orchestrate", *sys.argv[1:]],
         options=options,
         jobs=[cell.job for cell in plan.runnable],
-        skipped=plan.left_out,
+        skipped=plan.skipped,
         cwd=os.getcwd(),
     )
     return RunFolder.create(path, record, machine), Run(plan=record, environment=machine, cells=[])
@@ -178,8 +178,8 @@ def start_run(options: Options, plan: Plan, machine: Environment) -> tuple[RunFo
 def measure(left: Plan, begun: Run, folder: RunFolder, nvml: Nvml | None) -> bool:
     """Run what is left of a run; False if that was interrupted."""
     messages = Console(stderr=True, highlight=False, markup=False)
-    for name, why in left.left_out.items():
-        messages.print(f"left out {name}: {why}", soft_wrap=True)
+    for name, why in left.skipped.items():
+        messages.print(f"skipped {name}: {why}", soft_wrap=True)
     jobs = begun.plan.jobs
     watching = watcher(messages, jobs, begun=len(jobs) - len(left.runnable))
     try:

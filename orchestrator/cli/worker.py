@@ -77,8 +77,8 @@ def work(
         if calibrate:
             require_calibration(name, find_all_precisions(options.workers), options)
         plan = build_plan(options, nvml)
-        if plan.left_out:
-            raise BadInput("PRECISION", name, plan.left_out[name], "See qbench-worker --list")
+        if plan.skipped:
+            raise BadInput("PRECISION", name, plan.skipped[name], "See qbench-worker --list")
         if calibrate:
             return calibrate_cell(plan.cells[0], options.timeout)
         return follow(plan.cells, nvml, options)
