@@ -1,7 +1,7 @@
 """NVML: what the driver reports about GPUs, their memory, their processes, and their clocks and power.
 
 This is the only module that uses pynvml. The parent asks NVML rather than CUDA because a CUDA context
-would take a few hundred megabytes on the very GPU whose memory is being measured.
+would occupy a few hundred megabytes on the very GPU whose memory is being measured.
 
 Devices are addressed by UUID. NVML numbers GPUs in PCI bus order; CUDA may number them by speed or hide
 some (`CUDA_VISIBLE_DEVICES`), so an index is ambiguous and a UUID is not.
@@ -68,7 +68,7 @@ _CLOCK_LIMITS: dict[int, str] = {
 
 
 class NvmlUnavailable(Exception):
-    """NVML is missing or does not answer; the message is one line that says why."""
+    """NVML is missing or does not answer; the message gives the reason in one line."""
 
 
 @contextmanager
@@ -145,8 +145,8 @@ def _slices(handle: Any) -> list[str] | None:
     mode = _optional(pynvml.nvmlDeviceGetMigMode, handle)  # current and pending; refused by GPUs without MIG
     if mode is None or mode[0] != pynvml.NVML_DEVICE_MIG_ENABLE:
         return None
-    places = range(_optional(pynvml.nvmlDeviceGetMaxMigDeviceCount, handle) or 0)
-    found = (_optional(pynvml.nvmlDeviceGetMigDeviceHandleByIndex, handle, place) for place in places)
+    indices = range(_optional(pynvml.nvmlDeviceGetMaxMigDeviceCount, handle) or 0)
+    found = (_optional(pynvml.nvmlDeviceGetMigDeviceHandleByIndex, handle, index) for index in indices)
     return [str(pynvml.nvmlDeviceGetUUID(slice_)) for slice_ in found if slice_ is not None]
 
 
@@ -234,13 +234,6 @@ class Nvml:
             listed = pynvml.nvmlDeviceGetComputeRunningProcesses(self._device(uuid).handle)
         return [(process.pid, process.usedGpuMemory) for process in listed]
 
-    def process_bytes(self, uuid: str, pid: int) -> tuple[int | None, str | None]:
-        """(bytes that one process uses on the GPU, None), or (None, why that is unknown)."""
-        try:
-            return share_of(pid, self.processes(uuid))
-        except NvmlUnavailable as error:
-            return None, str(error)
-
     def state(self, uuid: str, counters: bool) -> GpuState:
         """Clocks, temperature and power now; `counters` adds the driver's counters of throttled seconds.
 
@@ -265,7 +258,7 @@ class Nvml:
         return self._devices[uuid]
 
     def _readable_gpus(self, count: int) -> list[Gpu]:
-        """NVML also counts GPUs that this user or container can't access; those are left out."""
+        """NVML also counts GPUs that this user or container can't access; those are omitted."""
         gpus, reason = [], _REASONS[pynvml.NVML_ERROR_GPU_NOT_FOUND]
         for index in range(count):
             try:
