@@ -1,4 +1,4 @@
-"""Resuming a run: what is left of it, and whether it may continue here.
+"""Resuming a run: the cells that are left, and whether they may be measured here.
 
 The rows of a table are compared with each other, so the second half of a run must be measured as the first
 was: the same jobs, on the same machine, with the same software. Any difference is an error. What can't affect

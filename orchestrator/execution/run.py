@@ -44,13 +44,13 @@ def run_plan(left: Plan, begun: Run, folder: RunFolder, watcher: Watcher, nvml: 
 
 
 def _device(left: Plan, begun: Run, context: RunContext) -> Ready | None:
-    """Which device the run is on, as found when its peaks were measured, now or before."""
+    """The worker that measured the device's peaks, now or before, which reported the device."""
     if begun.peaks is not None:
         return begun.peaks.ready
     if not left.runnable:
         return None
     context.watcher.say("measuring the device's peaks")
-    # Peaks are the device's: measured in the parent's own environment if any row runs in it.
+    # Peaks belong to the device, so they are measured in the parent's own environment if any cell runs in it.
     first = min(left.runnable, key=lambda cell: not cell.interpreter.own)
     start = WorkerStart(first.interpreter, PEAKS_WORKER, context.lent, context.folder.new_log("peaks"))
     peaks = measure_peaks(start, first.job.device, Path(first.job.cache_folder), context.timeout_s)
