@@ -1,4 +1,4 @@
-"""`qbench-worker`: run one worker in the foreground, to see what it sends and where it fails.
+"""`qbench-worker`: run one worker in the foreground, to see its frames and find out why it fails.
 
 On a terminal, frames are shown in readable form, with NVML's figures at each phase edge. Into a pipe they are
 written as the JSON Lines that a run would read. The worker's stderr is passed through.
@@ -85,7 +85,7 @@ def work(
 
 
 def follow(cells: list[Cell], nvml: Nvml | None, options: Options) -> int:
-    """Run one worker over its cells and print its frames as they come; 0 if it finished each."""
+    """Run one worker over its cells and print its frames as they come. Returns 0 if all are done."""
     if notice := cells[0].job.model.notice:
         click.echo(notice, err=True)
     done = True
