@@ -2,8 +2,8 @@
 
 A precision that changes logits slightly repeats FP16's text until two candidates are close, and continues
 with different text from there. The position is its First Divergent Token (Deiseroth et al. 2024, Divergent
-Token Metrics, arXiv:2311.01544), here as a share of the generated tokens. A share of 1 proves that nothing was
-lost on these prompts; a text that diverges early is not necessarily worse.
+Token Metrics, arXiv:2311.01544), here as a share of the generated tokens. A share of 1 proves that nothing
+was lost on these prompts; a text that diverges early is not necessarily worse.
 """
 
 from collections.abc import Iterable
