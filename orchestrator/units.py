@@ -1,4 +1,4 @@
-"""Figures as people read them: the only place where numbers are rounded."""
+"""Figures formatted for display: the only module that rounds numbers."""
 
 ABSENT = "–"
 """Shown for unknown figures; a zero would be a measurement."""

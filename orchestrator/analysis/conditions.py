@@ -4,8 +4,8 @@ A GPU has no single speed. It lowers its clocks when it draws too much power, wh
 host asks; a trial during such a moment is slower for a reason unrelated to precision. There are two sources,
 since neither catches everything:
 
-- samples, a tenth of a second apart, and the readings at the trial's edges: what limited the clocks at
-  those instants;
+- samples, a tenth of a second apart, and the readings at the trial's edges: the clock limits at those
+  instants;
 - the driver's counters, read at edges: how long power or heat limited the clocks, also between samples.
 
 Other causes leave no trace in NVML, so the times themselves are compared too: the first trial with the

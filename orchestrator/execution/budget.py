@@ -4,7 +4,7 @@ import time
 
 
 class Budget:
-    """Seconds divided among the remaining cells; what one doesn't use goes to the later ones."""
+    """Seconds divided among the remaining cells; a cell's unused time goes to the later ones."""
 
     def __init__(self, total_s: float | None, cells: int) -> None:
         self.left_s = total_s

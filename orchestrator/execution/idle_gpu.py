@@ -3,7 +3,7 @@
 A worker's memory returns to the driver when the process ends, usually before we could wait for it. But a
 driver may take longer, and a child that outlives its worker keeps its share. The next worker would then be
 measured on a GPU that is not free. So we check first, which nearly always costs nothing; if more memory is in
-use than at the start, we wait for it to be freed, and record what is still in use after that.
+use than at the start, we wait for it to be freed, and record the memory still in use after that.
 """
 
 import time
@@ -47,7 +47,7 @@ class IdleGpu:
             self._uuid = self.nvml.uuid_of(ready.device_uuid, ready.cuda_visible_devices)
 
     def wait(self) -> Leftover | None:
-        """Return once the GPU is as empty as at the start, or after `patience_s` with what is in use."""
+        """Return once the GPU is as empty as at the start; after `patience_s`, with the memory in use."""
         start_s = time.monotonic()
         while (over_bytes := self._over_bytes()) is not None and over_bytes > TOLERANCE_BYTES:
             waited_s = time.monotonic() - start_s

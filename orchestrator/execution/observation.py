@@ -79,7 +79,7 @@ class Observation:
             self.sampler = self._stack.enter_context(MemorySampler(ResidentSetSource(pid)))
 
     def add(self, frame: AnyFrame) -> None:
-        """Store a frame. At a phase edge, where the worker is paused, memory is read too."""
+        """Store a frame. At a phase edge the worker is paused, so memory is read too."""
         match frame:
             case Phase():
                 self._add_edge(frame)

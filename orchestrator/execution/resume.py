@@ -129,7 +129,7 @@ def _job_changes(run: Run, plan: Plan) -> list[str]:
 
 
 def _version_changes(run: Run, plan: Plan) -> Iterator[str]:
-    """Changes in the packages that workers imported, in the environments where they would run now."""
+    """Changes in the packages that workers imported, compared with the environments they would run in now."""
     interpreters = {cell.precision.name: cell.interpreter for cell in plan.runnable}
     readies = {cell.precision: cell.ready for cell in run.cells if cell.ready}
     for name, ready in readies.items():

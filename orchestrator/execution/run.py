@@ -31,7 +31,7 @@ from schemas.record import CellRecord, Run, Skipped
 
 
 def run_plan(left: Plan, begun: Run, folder: RunFolder, watcher: Watcher, nvml: Nvml | None) -> None:
-    """Run the cells of `left`, and keep each record as it ends. `begun` is what the folder already holds."""
+    """Run the cells of `left`, and keep each record as it ends. `begun` is the run in the folder so far."""
     folder.repair(len(begun.cells), (cell.job for cell in left.cells))
     with lent_packages(cell.precision for cell in left.cells) as lent, watcher:
         context = RunContext(folder, watcher, nvml, IdleGpu(nvml), lent, left.timeout_s)
@@ -59,7 +59,7 @@ def _device(left: Plan, begun: Run, context: RunContext) -> Ready | None:
 
 
 class RestOfRun:
-    """The cells still to measure, and what follows from the finished ones: budget left, what won't fit."""
+    """The cells still to measure, the budget left for them, and the workloads that proved too large."""
 
     def __init__(self, left: Plan, begun: Run, context: RunContext) -> None:
         self.plan = left

@@ -1,8 +1,8 @@
-"""Watch any program's GPU memory: what NVML counts for its processes, and what torch holds in them.
+"""Watch any program's GPU memory: NVML's figure for its processes, and the figures of torch inside them.
 
 A Python program started here runs an extra thread that reports torch's allocator (`workers/live`); its code
 does not change. For a program that is already running, or ignores PYTHONPATH, only NVML's figure is known.
-Child processes count towards the program. Processes are listed only twice a second, because listing them
+Child processes count toward the program. Processes are listed only twice a second, because listing them
 takes a lock in the driver.
 """
 

@@ -5,7 +5,7 @@
     environments/NAME/lock.txt    exact versions with hashes; kept when the environment is dropped
     environments/NAME/venv/       the environment, with a copy of the lock that it was installed from
 
-The first line of a lock records what it was made for, so that a lock for another header isn't used.
+The first line of a lock records its purpose, an `Origin`, so that a lock for another header isn't used.
 """
 
 import shlex

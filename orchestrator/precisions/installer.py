@@ -151,7 +151,7 @@ def _resolve(
 
 
 def _install(lock: Path, folder: Path, precision: Precision, device: str) -> None:
-    """Install exactly what the lock names, and check that it meets the header."""
+    """Install exactly the packages in the lock, and check that they meet the header."""
     own = worker_lock(precision)
     fix = f"Fix {own}" if own.exists() else f"Try again, or remove {lock} to resolve its packages again"
     options = ["--require-hashes", "--allow-empty-requirements"]
@@ -172,16 +172,16 @@ def _torch_index(needs_torch: bool, device: str) -> list[str]:
 
 
 def _uv(
-    precision: Precision, what: str, fix: str, *arguments: object, find_links: object = "", stdin: str = ""
+    precision: Precision, task: str, fix: str, *arguments: object, find_links: object = "", stdin: str = ""
 ) -> None:
-    """Let uv do `what`. Raises `BadInput` if it fails; its own message is on stderr."""
+    """Let uv do a task. Raises `BadInput` if it fails; its own message is on stderr."""
     variables = independent_variables()
-    # As an option, the folder would replace what the user has set.
+    # As an option, the folder would replace the user's setting.
     links = filter(None, [str(find_links), variables.get("UV_FIND_LINKS")])
     variables["UV_FIND_LINKS"] = ",".join(links)
     command = [uv.find_uv_bin(), *map(str, arguments)]
     if subprocess.run(command, env=variables, input=stdin, text=True, stdout=subprocess.DEVNULL).returncode:
-        raise BadInput("--make-env", precision.name, f"uv can't {what}; its reason is above", fix)
+        raise BadInput("--make-env", precision.name, f"uv can't {task}; its reason is above", fix)
 
 
 def _remove(folder: Path) -> None:

@@ -79,7 +79,7 @@ class Interpreter:
 
 
 def forget_answers() -> None:
-    """Forget what other interpreters answered, after packages were installed or removed."""
+    """Discard the cached answers of interpreters, after packages were installed or removed."""
     _ask.cache_clear()
 
 

@@ -15,7 +15,7 @@ BASELINE = "fp16"
 
 
 class WorkloadKey(NamedTuple):
-    """The size of a workload: what precisions and decode modes must share to be compared."""
+    """The size of a workload. Only precisions and decode modes on the same one are compared."""
 
     prompt_tokens: int | None = None
     depth: int = 0

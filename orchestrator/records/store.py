@@ -1,6 +1,6 @@
 """A run on disk: the only module that reads or writes run folders.
 
-    RUN/plan.json           what was requested
+    RUN/plan.json           the request: options and jobs
     RUN/environment.json    the machine
     RUN/peaks.json          the device's measured peaks, if they were measured
     RUN/records.jsonl       one CellRecord per line, appended and fsynced when its cell ends
@@ -92,7 +92,7 @@ class RunFolder:
             yield
 
     def repair(self, finished: int, left: Iterable[Job]) -> None:
-        """Remove what a kill left incomplete: a truncated last line, and samples of cells that are `left`.
+        """Repair the traces of a kill: remove a truncated last line, and samples of cells that are `left`.
 
         Raises `BadInput` if the folder no longer holds exactly `finished` records: another process added some
         before the folder was reserved.
@@ -185,7 +185,7 @@ def find_records(folder: Path) -> list[Path]:
 
 
 def _read_file(file: Path, samples: bool) -> Run:
-    """The whole run if the file is its `records.jsonl`; otherwise what the records alone contain."""
+    """The whole run if the file is its `records.jsonl`; otherwise only the contents of the records."""
     companions = [file.parent / name for name in ("plan.json", "environment.json")]
     if file.name in (RECORDS, ARCHIVED_RECORDS) and all(each.exists() for each in companions):
         return _read_folder(file.parent, samples)

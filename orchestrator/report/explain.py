@@ -274,5 +274,5 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def _step(one: DecodeFacts) -> str:
-    """The reader's word for what a decode step generates."""
+    """A decode step by the reader's word: at batch 1 it generates one token."""
     return "token" if all(trial.batch_size == 1 for trial in one.cell.trials) else "step"

@@ -24,7 +24,7 @@ from schemas.options import Options
 def print_precisions(
     precisions: Mapping[str, Precision], options: Options, gpus: list[Gpu], cache_folder: Path
 ) -> None:
-    """Every precision, what it stores and where it runs; below the table, problems and how to fix them."""
+    """Every precision, its format and environment; below the table, problems and their fixes."""
     device = choose_device(options.device, gpus)
     interpreters = choose_interpreters(options.python, precisions, cache_folder)
     table = Table(box=SIMPLE_HEAD, title=f"precisions, on {device}", title_justify="left", title_style="bold")

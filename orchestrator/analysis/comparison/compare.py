@@ -1,4 +1,4 @@
-"""Comparison of two runs: the cells of both, how much they differ, and what can't be compared.
+"""Comparison of two runs: the cells of both, how much they differ, and which can't be compared.
 
 Cells are matched by precision, decode mode, model, prompts and workload. For a cell without a counterpart,
 the settings that differ are listed. Torch, GPU and commit may differ, since that is often the question; they

@@ -32,7 +32,7 @@ HISTORY_FIGURES = (*FIGURES, QUALITY)
 
 
 class Wanted(NamedTuple):
-    """Which figure, and for what; model and GPU by part of their names, ignoring case."""
+    """The figure to show, and for which cells; model and GPU by part of their names, ignoring case."""
 
     figure: str = "decode"
     model: str = ""

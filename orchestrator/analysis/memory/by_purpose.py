@@ -14,13 +14,13 @@ from schemas.record import CellRecord
 
 
 class MemoryByPurpose(msgspec.Struct, frozen=True, kw_only=True):
-    """A cell's memory by purpose, in bytes; None for what was not measured."""
+    """A cell's memory by purpose, in bytes; None if not measured."""
 
     weight_bytes: dict[str, int]
     """By kind and dtype, read from the modules: matrices, scales, zero points, and vectors such as biases. By
     dtype alone in records from before kinds were recorded."""
     weights_predicted_bytes: int
-    """Their sum: what loading should leave allocated."""
+    """Their sum: the memory that should be allocated after loading."""
     weights_measured_bytes: int | None = None
     """`memory_allocated()` after load."""
     kv_predicted_bytes: int | None = None

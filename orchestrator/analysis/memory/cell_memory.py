@@ -12,7 +12,7 @@ from schemas.record import CellRecord, Run
 
 
 class CellMemory(NamedTuple):
-    """A cell and what tables, JSON and warnings show of its memory."""
+    """A cell and its memory figures, for tables, JSON and warnings."""
 
     name: str
     cell: CellRecord
