@@ -46,9 +46,8 @@ from schemas.record import Run, RunPlan
 
 def main() -> None:
     """Entry point of the console script."""
-    signal.signal(
-        signal.SIGTERM, signal.default_int_handler
-    )  # so that SIGTERM stops the workers as Ctrl-C does
+    # So that SIGTERM stops the workers as Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     run_command(orchestrate)
 
 

@@ -23,7 +23,7 @@ from orchestrator.hardware.nvml import Nvml
 from orchestrator.planning.plan import Cell, choose_device
 from orchestrator.precisions.catalog import choose, find_all_precisions
 from orchestrator.precisions.installer import drop_environment, make_environment
-from orchestrator.report.frames import describe
+from orchestrator.report.frame_lines import describe
 from schemas.frames import AnyFrame, Done
 from schemas.options import Options
 from schemas.record import MemoryReading
