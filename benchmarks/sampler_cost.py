@@ -57,8 +57,8 @@ class OnAndOff:
 
 
 class OnAndOffObservation(Observation):
-    def take(self, frame: AnyFrame) -> None:
-        super().take(frame)
+    def add(self, frame: AnyFrame) -> None:
+        super().add(frame)
         if isinstance(frame, Ready) and self.sampler:
             self.sampler.source = OnAndOff(self.sampler.source)
 

@@ -1,4 +1,4 @@
-"""Where qbench keeps what it downloaded or prepared.
+"""The cache folder: everything that qbench downloads or prepares.
 
 The embedded model, converted and calibrated weights, virtual environments, and logs of internal errors.
 """

@@ -3,17 +3,17 @@
     QbenchError
      └── BadInput      an option, or the path it points to, can't be used as given
 
-Subclasses of `QbenchError` end the run with their text on one line, without a traceback. What goes wrong
-inside a worker is not an exception here but a `Failed` frame: a row of the table.
+Subclasses of `QbenchError` end the command with their text on one line, without a traceback. A problem inside
+a worker is not an exception here but a `Failed` frame: a row of the table.
 """
 
 
 class QbenchError(Exception):
-    """Base of every error that ends a run with one line instead of a traceback."""
+    """Base of every error that ends a command with one line instead of a traceback."""
 
 
 class BadInput(QbenchError):
-    """The request can't be carried out; `str()` is one line that says what to do instead.
+    """The request can't be carried out; `str()` is one line with the problem and a fix.
 
     `problem` and `fix` are phrases without a full stop; `fix` begins with a capital letter.
     """

@@ -1,7 +1,7 @@
-"""Figures as people read them: the only place where numbers are rounded."""
+"""Figures formatted for display: the only module that rounds numbers."""
 
 ABSENT = "–"
-"""Shown for what is unknown; a zero is a measurement."""
+"""Shown for unknown figures; a zero would be a measurement."""
 
 
 def mib(value_bytes: float | None) -> str:
@@ -30,13 +30,14 @@ def rate(value_per_s: float | None) -> str:
 
 
 def ratio(value: float | None) -> str:
-    """Two decimals below a hundred, none from there on."""
+    """With two decimals below 100, and none from there."""
     if value is None:
         return ABSENT
     return f"{value:,.0f}×" if round(value, 2) >= 100 else f"{value:.2f}×"
 
 
 def percent(value: float | None) -> str:
+    """A share as a whole number of percent."""
     return ABSENT if value is None else f"{value * 100:.0f}%"
 
 

@@ -153,7 +153,7 @@ class ForwardCosts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Loaded(Frame, frozen=True, kw_only=True):
-    """What is in memory after loading, read from the modules themselves: evidence of what can run."""
+    """The contents of memory after loading, read from the modules: evidence of which kernels can run."""
 
     weight_bytes: dict[str, int]
     """Dtype → bytes of distinct parameter and buffer storage, e.g. {"int8": …, "float16": …}."""

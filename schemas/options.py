@@ -9,8 +9,6 @@ from schemas.job import DecodeMode
 
 Count = Annotated[int, Meta(ge=1, le=131_072)]
 Seconds = Annotated[float, Meta(gt=0)]
-
-
 Depth = Annotated[int, Meta(ge=0, le=131_072)]
 
 

@@ -29,7 +29,7 @@ class GpuState(msgspec.Struct, frozen=True, kw_only=True):
     temperature_c: int | None = None
     power_w: float | None = None
     clock_limits: list[str] | None = None
-    """What throttles the clocks, by NVML's names in lower case, e.g. `sw_power_cap`; idling is left out."""
+    """What throttles the clocks, by NVML's names in lower case, e.g. `sw_power_cap`; idling is not listed."""
     power_limited_s: float | None = None
     """NVML's counter of time throttled by the power limit; read only at phase edges."""
     thermal_limited_s: float | None = None
@@ -48,7 +48,7 @@ class MemoryReading(msgspec.Struct, frozen=True, kw_only=True):
     """One reading of memory from outside the worker.
 
     `process_bytes` and `device_bytes` are NVML's; without an NVIDIA GPU, `process_bytes` is the worker's
-    resident set. Values that could not be read are None, and `reason` says why.
+    resident set. Values that could not be read are None, and `reason` explains why.
     """
 
     at_ns: int
@@ -129,7 +129,7 @@ class CellRecord(msgspec.Struct, frozen=True, kw_only=True):
     baseline_device_bytes: int | None = None
     """Memory in use on the whole device, by NVML, just before the worker was started."""
     leftover: Leftover | None = None
-    """None if no more memory was in use than when the run began."""
+    """None if no more memory was in use than at the run's beginning."""
     nvml_uuid: str | None = None
     """The device that NVML read: the GPU that the worker named, or its MIG slice, `MIG-…`."""
     sampler: SamplerStats | None = None

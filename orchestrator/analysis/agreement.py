@@ -1,15 +1,15 @@
-"""How far greedy tokens agree: what raw tokens say about quality.
+"""How far greedy tokens agree with a reference: the evidence on quality that raw tokens offer.
 
-A precision that changes logits slightly repeats FP16's text until two candidates are close, and writes
-another text from there. The position is its First Divergent Token (Deiseroth et al. 2024, Divergent Token
-Metrics, arXiv:2311.01544), here as a share of the generated tokens. A share of 1 proves that nothing was lost
-on these prompts; a text that diverges early is not necessarily worse.
+A precision that changes logits slightly repeats FP16's text until two candidates are close, and continues
+with different text from there. The position is its First Divergent Token (Deiseroth et al. 2024, Divergent
+Token Metrics, arXiv:2311.01544), here as a share of the generated tokens. A share of 1 proves that nothing
+was lost on these prompts; a text that diverges early is not necessarily worse.
 """
 
 from collections.abc import Iterable
 from statistics import fmean
 
-from orchestrator.analysis.divergence import first_other
+from orchestrator.analysis.divergence import first_difference
 from schemas.frames import Done
 from schemas.record import CellRecord
 
@@ -17,19 +17,21 @@ from schemas.record import CellRecord
 def agreements(cells: Iterable[CellRecord], references: Iterable[CellRecord]) -> dict[int, float]:
     """Index of a trial → share of its tokens before the first that differs from the reference's.
 
-    `cells` are one cell in several rounds, and so are `references`, of the same prompts. A batch is judged by
-    its first sequence, the only one whose tokens are kept. Random weights have none: they choose at random.
+    `cells` are the rounds of one cell, and `references` those of another with the same prompts. A batch is
+    judged by its first sequence, the only one whose tokens are kept. Empty for random weights, whose tokens
+    are arbitrary.
     """
     ours, theirs = _answers(cells), _answers(references)
     return {at: _agreement(ours[at], theirs[at]) for at in sorted(ours.keys() & theirs.keys())}
 
 
-def mean_agreement(found: dict[int, float]) -> float | None:
-    return fmean(found.values()) if found else None
+def mean_agreement(shares: dict[int, float]) -> float | None:
+    """The mean over trials of what `agreements` returns; None without any."""
+    return fmean(shares.values()) if shares else None
 
 
 def _answers(cells: Iterable[CellRecord]) -> dict[int, list[int]]:
-    """Complete answers by trial, the same in every round; for one cut short the share is unknown."""
+    """Complete answers by trial, the same in every round. If one was cut short, its share is unknown."""
     return {
         trial.index: trial.token_ids
         for cell in cells
@@ -40,5 +42,5 @@ def _answers(cells: Iterable[CellRecord]) -> dict[int, list[int]]:
 
 
 def _agreement(tokens: list[int], reference: list[int]) -> float:
-    at = first_other(tokens, reference)
+    at = first_difference(tokens, reference)
     return 1.0 if at is None else at / len(tokens)

@@ -1,4 +1,4 @@
-"""Which FP16 cell each cell is compared with: the one of the same workload and decode mode."""
+"""Which FP16 cell each cell is compared with: the one with the same workload and decode mode."""
 
 from collections.abc import Iterable
 
@@ -10,7 +10,7 @@ Baselines = dict[CellKey, CellRecord]
 
 
 def find_baselines(cells: Iterable[CellRecord]) -> Baselines:
-    """The measured FP16 cells among these, by key without the round: a row has one cell, of any round."""
+    """The measured FP16 cells among these, by key without the round; the first one of several rounds."""
     found: Baselines = {}
     for cell in cells:
         key = key_of(cell)

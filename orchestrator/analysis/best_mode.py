@@ -16,7 +16,7 @@ from orchestrator.units import ratio
 from schemas.job import DecodeMode
 
 LEAD = 1.05
-"""A precision leads from this ratio: nobody chooses one for less."""
+"""The smallest speed-up that counts as a lead: nobody would choose a precision for less."""
 
 
 class Best(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,7 +33,7 @@ class Best(msgspec.Struct, frozen=True, kw_only=True):
     """Over FP16's best on the same workload; None if FP16 was not measured on it."""
     baseline_decode: DecodeMode | None
     host_bound: bool
-    """One of the two waits for the host, so their ratio doesn't reflect the precision."""
+    """Whether one of the two waits for the host, so that their ratio doesn't reflect the precision."""
 
     @property
     def workload(self) -> WorkloadKey:

@@ -26,7 +26,7 @@ BUSY_SHARE = 0.75
 """Below this share of a step, the GPU counts as waiting for the host. On an H100, replayed CUDA graphs kept
 it busy throughout, and eager decode of the same models for 6% to 22% of the time (results/h100-modes,
 results/h100-precisions-7b). The threshold is between the two, nearer to the graphs, since a GPU that idles
-for a quarter of the time isn't at its best."""
+for a quarter of the time is not limited by its own speed."""
 
 NEAR_ROOF = 0.5
 """From this share of a measured peak, the roof is the bound: another kernel could then gain a factor of two

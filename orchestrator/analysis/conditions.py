@@ -4,8 +4,8 @@ A GPU has no single speed. It lowers its clocks when it draws too much power, wh
 host asks; a trial during such a moment is slower for a reason unrelated to precision. There are two sources,
 since neither catches everything:
 
-- samples, a tenth of a second apart, and the readings at the trial's edges: what limited the clocks at
-  those instants;
+- samples, a tenth of a second apart, and the readings at the trial's edges: the clock limits at those
+  instants;
 - the driver's counters, read at edges: how long power or heat limited the clocks, also between samples.
 
 Other causes leave no trace in NVML, so the times themselves are compared too: the first trial with the
@@ -49,7 +49,7 @@ Figure = TypeVar("Figure")
 
 
 class TrialConditions(msgspec.Struct, frozen=True, kw_only=True):
-    """The GPU's state from a trial's prefill edge to the edge after its decode; None for what is unknown.
+    """The GPU's state from a trial's prefill edge to the edge after its decode; None if unknown.
 
     If a trial is too short for a sample, the readings at its edges are used.
     """
@@ -79,7 +79,7 @@ class Flag(msgspec.Struct, frozen=True, kw_only=True):
     """Indices, from 0 as in records; `sentence` counts from 1."""
     sentence: str
     difference: float | None = None
-    """By how much times differed, as a share; None if the flag isn't about times."""
+    """Relative difference of the times; None if the flag isn't about times."""
 
 
 def trial_conditions(cell: CellRecord) -> list[TrialConditions]:
@@ -99,7 +99,7 @@ def flags(cell: CellRecord) -> list[Flag]:
 
 def _edges_of(index: int, edges: list[PhaseEdge]) -> list[PhaseEdge]:
     """Prefill, decode and the edge that ends them; empty if the worker did not get that far."""
-    own = [place for place, edge in enumerate(edges) if edge.phase.trial == index]
+    own = [position for position, edge in enumerate(edges) if edge.phase.trial == index]
     return edges[own[0] : own[-1] + 2] if own and own[-1] + 1 < len(edges) else []
 
 

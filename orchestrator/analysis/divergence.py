@@ -1,4 +1,4 @@
-"""Where decode modes of one precision gave different tokens.
+"""Where decode modes of one precision produced different tokens.
 
 The smallest rounding difference can change a token when two logits are close, and all later tokens depend on
 it. So a difference is not an error, but a reader must know that the texts differ.
@@ -38,7 +38,7 @@ def divergences(cells: list[CellRecord]) -> dict[WorkloadKey, list[Divergence]]:
 
 
 def first_divergence(cells: list[CellRecord]) -> list[Divergence]:
-    """Where the tokens of cells that differ only in decode mode depart from those of the eager one.
+    """Where the tokens of cells that differ only in decode mode diverge from those of the eager one.
 
     Tokens are compared over the shorter length, since a budget may cut a trial short.
     """
@@ -61,7 +61,7 @@ def divergence_sentence(found: Divergence) -> str:
 def _diverge(cell: CellRecord, eager: CellRecord) -> Divergence | None:
     reference = {trial.index: trial.token_ids for trial in eager.trials}
     firsts = {
-        trial.index: first_other(trial.token_ids, reference[trial.index])
+        trial.index: first_difference(trial.token_ids, reference[trial.index])
         for trial in cell.trials
         if trial.index in reference
     }
@@ -78,7 +78,7 @@ def _diverge(cell: CellRecord, eager: CellRecord) -> Divergence | None:
     )
 
 
-def first_other(tokens: list[int], reference: list[int]) -> int | None:
+def first_difference(tokens: list[int], reference: list[int]) -> int | None:
     """Index of the first token that differs, over the shorter length; None if none does."""
     pairs = zip(tokens, reference, strict=False)
     return next((index for index, (one, other) in enumerate(pairs) if one != other), None)

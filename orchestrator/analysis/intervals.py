@@ -32,7 +32,7 @@ FEWEST_ROUNDS = 5
 SAME = 0.02
 """If the interval is within this of 1, two precisions are the same for anyone choosing between them."""
 RESAMPLES = 9999
-AT_ONCE = 100
+BATCH = 100
 """Ratios bootstrapped together: a scipy call takes milliseconds, and each ratio some megabytes."""
 
 
@@ -41,7 +41,7 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
 
     ratio: float
     rounds: int
-    """The number of values behind it: rounds, or prompts if it is of tokens."""
+    """The number of values behind it: rounds, or prompts for figures about tokens."""
     low: float | None = None
     """Ends of the 95% interval; None after one round."""
     high: float | None = None
@@ -57,7 +57,10 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Sample(NamedTuple):
-    """The values behind a ratio: values whose mean it is, or two lists whose means differ by it."""
+    """The values behind a ratio: one list, or two whose means are compared.
+
+    `as_ratio` converts the mean of the one, or the difference of the two means, into the ratio.
+    """
 
     sides: list[list[float]]
     noise_floor: float = 0.0
@@ -88,12 +91,12 @@ def of_ratios(ratios: list[float], noise_floor: float = 0.0) -> Sample:
 
 
 def of_two(values: list[float], references: list[float]) -> Sample:
-    """A figure from two independent runs, with one value per round each."""
+    """A figure of two independent runs, one value per round."""
     return Sample([[math.log(each) for each in side] for side in (values, references)])
 
 
 def of_shares(shares: list[float], references: list[float]) -> Sample | None:
-    """Two mean shares, with one value per prompt each, in the same order; None if the reference's mean is 0.
+    """Two lists of shares, one value per prompt in the same order; None if the reference's mean is 0.
 
     A share may be 0, which has no logarithm, so the sample is each prompt's difference, relative to the
     reference's mean.
@@ -118,22 +121,22 @@ def compare_all(samples: Sequence[Sample]) -> list[Comparison]:
         alike[sample.sizes, sample.varies].append(index)
     found: dict[int, Comparison] = {}
     for indices in alike.values():
-        for start in range(0, len(indices), AT_ONCE):
-            some = indices[start : start + AT_ONCE]
-            found.update(zip(some, _compare_alike([samples[index] for index in some]), strict=True))
+        for start in range(0, len(indices), BATCH):
+            batch = indices[start : start + BATCH]
+            found.update(zip(batch, _compare_alike([samples[index] for index in batch]), strict=True))
     return [found[index] for index in range(len(samples))]
 
 
 def _compare_alike(samples: list[Sample]) -> Iterator[Comparison]:
-    """The same for samples of one size, of which all vary or none."""
+    """The same for samples of one size, of which either all vary or none does."""
     size = min(samples[0].sizes)
     if size < 2:
         yield from (Comparison(ratio=sample.ratio, rounds=size) for sample in samples)
         return
     drawn = _draw(samples) if samples[0].varies else [_Drawn(each.mean, each.mean, 0.0) for each in samples]
-    for sample, (low, high, chance) in zip(samples, drawn, strict=True):
+    for sample, (low, high, p_value) in zip(samples, drawn, strict=True):
         ends = {"low": sample.as_ratio(low), "high": sample.as_ratio(high)}
-        verdict, why = _verdict(sample, **ends, chance=chance)
+        verdict, why = _verdict(sample, **ends, p_value=p_value)
         yield Comparison(ratio=sample.ratio, rounds=size, **ends, verdict=verdict, why=why)
 
 
@@ -142,7 +145,7 @@ class _Drawn(NamedTuple):
 
     low: float
     high: float
-    chance: float
+    p_value: float
 
 
 def _draw(samples: list[Sample]) -> list[_Drawn]:
@@ -168,7 +171,7 @@ def _draw(samples: list[Sample]) -> list[_Drawn]:
     return [_Drawn(*map(float, each)) for each in found]
 
 
-def _verdict(sample: Sample, low: float, high: float, chance: float) -> tuple[Verdict, str]:
+def _verdict(sample: Sample, low: float, high: float, p_value: float) -> tuple[Verdict, str]:
     middle, size, noun = sample.ratio, min(sample.sizes), sample.noun
     span = f"[{low:.3f}, {high:.3f}] over {size} {noun}"
     if size < FEWEST_ROUNDS:
@@ -176,9 +179,9 @@ def _verdict(sample: Sample, low: float, high: float, chance: float) -> tuple[Ve
     if low >= 1 / (1 + SAME) and high <= 1 + SAME:
         return "same", f"{span} is within {percent(SAME)} of 1"
     if abs(middle - 1) <= sample.noise_floor:
-        return "can't tell", f"FP16 differed from itself by {sample.noise_floor:.1%}, no less than this"
+        return "can't tell", f"FP16 differed from itself by {sample.noise_floor:.1%}, at least as much"
     if low <= 1 <= high:
         return "can't tell", f"{span} includes 1"
-    if chance >= T_LEVEL:
+    if p_value >= T_LEVEL:
         return "can't tell", f"{span} excludes 1, but the {noun} are too few for their variation"
     return ("faster" if middle > 1 else "slower"), f"{ratio(middle)} {span}"

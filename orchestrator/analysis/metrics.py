@@ -12,7 +12,7 @@ Definitions, as commonly used:
 
 from collections.abc import Iterable
 from statistics import median
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -77,11 +77,11 @@ class CellMetrics(msgspec.Struct, frozen=True, kw_only=True):
     end_to_end_versus_baseline: float | None = None
     """The seed benchmark's speed-up."""
     weight_bytes: int | None = None
-    """Parameters, buffers and quantization scales, read off the modules."""
+    """Parameters, buffers and quantization scales, read from the modules."""
     loaded_bytes: int | None = None
-    """`memory_allocated()` after load: the model's footprint. On a CPU the resident set then."""
+    """`memory_allocated()` after load: the model's footprint. On a CPU, the resident set at that point."""
     peak_bytes: int | None = None
-    """Highest `max_memory_allocated()` from warm-up to end. On a CPU the resident set's peak."""
+    """Highest `max_memory_allocated()` from warm-up to end. On a CPU, the resident set's peak."""
     nvml_peak_bytes: int | None = None
     """Highest NVML process bytes at a phase edge; None on a CPU, or if a container hides pids."""
     footprint_bytes: int | None = None
@@ -122,9 +122,12 @@ def analyze_cell(cell: CellRecord, peaks: PeaksRecord | None = None) -> CellAnal
     bandwidth = bandwidth_bytes_per_s(peaks)
     flop_per_s = matrix_flop_per_s(peaks, cell.loaded.compute_dtype) if cell.loaded else None
     pace = decode_pace(cell, bandwidth, flop_per_s)
-    prefill = prefill_pace(cell, bandwidth, flop_per_s)
-    memory = summarize_memory(cell, phases)
-    row = _measured_row(cell, pace, prefill, memory, roof_tok_s(cell, bandwidth))
+    row = msgspec.structs.replace(
+        _measured_row(cell, summarize_memory(cell, phases)),
+        decode_roof_tok_s=roof_tok_s(cell, bandwidth),
+        **_decode_limits(pace),
+        **_prefill_limits(prefill_pace(cell, bandwidth, flop_per_s)),
+    )
     return CellAnalysis(cell, row, pace, phases)
 
 
@@ -146,9 +149,26 @@ def summarize(cells: list[CellAnalysis]) -> list[CellMetrics]:
     ]
 
 
-def _measured_row(
-    cell: CellRecord, decode: Pace, prefill: Pace, memory: MemorySummary, decode_roof_tok_s: float | None
-) -> CellMetrics:
+def _decode_limits(pace: Pace) -> dict[str, Any]:
+    return {
+        "decode_mbu": pace.mbu,
+        "decode_bound": pace.bound,
+        "decode_busy_share": pace.busy_share,
+        "decode_busy_s": pace.busy_s_per_step,
+        "kernels_per_token": pace.launches_per_step,
+    }
+
+
+def _prefill_limits(pace: Pace) -> dict[str, Any]:
+    return {
+        "prefill_mfu": pace.mfu,
+        "prefill_bound": pace.bound,
+        "prefill_busy_share": pace.busy_share,
+    }
+
+
+def _measured_row(cell: CellRecord, memory: MemorySummary) -> CellMetrics:
+    """Speed and memory, without what limited them."""
     trials = cell.trials
     weight_bytes = sum(cell.loaded.weight_bytes.values()) if cell.loaded else None
     return msgspec.structs.replace(
@@ -164,15 +184,6 @@ def _measured_row(
         ),
         decode_tok_s=decode_tok_s(cell),
         end_to_end_tok_s=end_to_end_tok_s(trials),
-        decode_roof_tok_s=decode_roof_tok_s,
-        decode_mbu=decode.mbu,
-        decode_bound=decode.bound,
-        decode_busy_share=decode.busy_share,
-        decode_busy_s=decode.busy_s_per_step,
-        kernels_per_token=decode.launches_per_step,
-        prefill_mfu=prefill.mfu,
-        prefill_bound=prefill.bound,
-        prefill_busy_share=prefill.busy_share,
         weight_bytes=weight_bytes,
         loaded_bytes=memory.loaded_bytes,
         peak_bytes=memory.peak_bytes,

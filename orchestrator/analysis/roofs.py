@@ -5,10 +5,10 @@ keys and values of the context, for little arithmetic on each: memory bandwidth 
 multiplies the same weights with the whole prompt, so from a few hundred tokens its roof is arithmetic. The
 share of the roof that was reached is called MBU for bytes and MFU for arithmetic.
 
-Bytes and arithmetic are those that the model requires, whatever a kernel does: unpacking weights into a copy,
-or reading a static cache to its end, moves more bytes but doesn't raise MBU.
+Bytes and arithmetic are those that the model requires, not those that a kernel spends: unpacking weights into
+a copy, or reading a static cache to its end, moves more bytes but doesn't raise MBU.
 
-Sources: 2 × parameters of arithmetic a token, Kaplan et al. 2020 (arXiv:2001.08361, §2.1); MFU and the
+Sources: 2 × parameters FLOPs per token, Kaplan et al. 2020 (arXiv:2001.08361, §2.1); MFU and the
 arithmetic of attention, Chowdhery et al. 2022, PaLM (arXiv:2204.02311, appendix B), less the half that the
 causal mask removes; MBU, Databricks, "LLM Inference Performance Engineering: Best Practices"
 (2023).
@@ -137,7 +137,7 @@ def _total(values: list[float | None]) -> float | None:
 
 
 def _share(amount: float | None, seconds: float | None, peak_per_s: float | None) -> float | None:
-    """The share of a peak that was reached; None if there was nothing to do."""
+    """The share of a peak that was reached; None if the amount, the time or the peak is unknown or 0."""
     rate = _quotient(amount, seconds)
     return _quotient(rate, peak_per_s)
 

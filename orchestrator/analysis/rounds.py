@@ -12,7 +12,7 @@ from orchestrator.analysis.baselines import baseline_of, find_baselines
 from orchestrator.analysis.intervals import Comparison, compare_all, of_ratios
 from orchestrator.analysis.metrics import CellMetrics, decode_tok_s
 from orchestrator.records.keys import BASELINE, CellKey, key_of
-from orchestrator.records.names import full_names
+from orchestrator.records.names import cell_namer
 from orchestrator.units import ratio
 from schemas.frames import Done
 from schemas.record import CellRecord, Run
@@ -32,12 +32,12 @@ def typical_run(run: Run) -> Run:
 
 
 def _cells_of_rows(run: Run) -> dict[CellKey, list[CellRecord]]:
-    """The cells of all rounds by row, A/A controls apart, in the order of the table."""
+    """The cells of all rounds by row, without A/A controls, in the order of the table."""
     rows: dict[CellKey, list[CellRecord]] = {}
     for cell in run.cells:
         if not key_of(cell).aa_control:
             rows.setdefault(key_of(cell).without_round, []).append(cell)
-    if rounds_of(run) > 1:  # whose order was shuffled
+    if rounds_of(run) > 1:  # the order within a round was shuffled
         rows = dict(sorted(rows.items(), key=lambda row: _rank(row[1][0], run)))
     return rows
 
@@ -89,7 +89,7 @@ def round_notes(run: Run, found: dict[CellKey, Comparison], floor: float) -> Ite
         return
     if any(key_of(cell).aa_control for cell in run.cells):
         yield f"FP16 differed from itself by {floor:.1%}: smaller differences get no verdict"
-    rows, name = _cells_of_rows(run), full_names(run.cells)
+    rows, name = _cells_of_rows(run), cell_namer(run.cells)
     for key, each in found.items():
         yield f"{name(rows[key][0])}: {each.verdict or 'one round'}, {each.why or ratio(each.ratio)}"
     for cells in rows.values():
@@ -99,7 +99,7 @@ def round_notes(run: Run, found: dict[CellKey, Comparison], floor: float) -> Ite
 
 
 def is_precise(run: Run, half_width: float) -> bool:
-    """Whether every ratio's interval is at most this wide on either side, relative to the ratio."""
+    """Whether half of every ratio's interval, relative to the ratio, is at most `half_width`."""
     widths = [each.half_width for each in comparisons(run, noise_floor(run)).values()]
     return bool(widths) and all(width is not None and width <= half_width for width in widths)
 

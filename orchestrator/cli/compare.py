@@ -71,22 +71,21 @@ def compare(
     """
     if folder is not None:
         if runs or limits:
-            raise BadInput(
-                "--history",
-                str(folder),
-                "can't be combined with runs or --fail-if",
-                "Leave out one or the other",
-            )
-        wanted = Wanted(figure or "decode", model or "", precision, gpu or "")
-        _show_history(folder, wanted, json_)
+            problem = "can't be combined with runs or --fail-if"
+            raise BadInput("--history", str(folder), problem, "Omit one or the other")
+        _show_history(folder, Wanted(figure or "decode", model or "", precision, gpu or ""), json_)
         return 0
-    chosen = {"--figure": figure, "--model": model, "--precision": ", ".join(precision), "--gpu": gpu}
-    for option, value in chosen.items():
-        if value:
-            raise BadInput(option, value, "only works with --history", "Add --history DIR")
+    _refuse({"--figure": figure, "--model": model, "--precision": ", ".join(precision), "--gpu": gpu})
     if not runs:
         raise BadInput("A B…", "", "is missing", "Name run folders, or use --history DIR")
     return _compare(runs, [parse_limit(text) for text in limits], json_)
+
+
+def _refuse(history_options: dict[str, str | None]) -> None:
+    """Raise `BadInput` if an option was given that only works with `--history`."""
+    for option, value in history_options.items():
+        if value:
+            raise BadInput(option, value, "only works with --history", "Add --history DIR")
 
 
 def _show_history(folder: Path, wanted: Wanted, json_: bool) -> None:
@@ -126,7 +125,7 @@ def _names(paths: tuple[Path, ...]) -> list[str]:
 
 
 def _check(found: RunComparison, limits: list[Limit]) -> int:
-    """1 if a limit is broken. Those, and what too few rounds leave undecided, are printed to stderr."""
+    """1 if a limit is broken. Broken limits, and those left undecided by too few rounds, go to stderr."""
     status = 0
     for limit in limits:
         for pair in found.pairs:
@@ -134,7 +133,7 @@ def _check(found: RunComparison, limits: list[Limit]) -> int:
             if limit.is_broken(pair):
                 click.echo(f"{name} breaks {limit.text}", err=True)
                 status = 1
-            elif limit.is_open(pair):
+            elif limit.is_undecided(pair):
                 click.echo(f"{name} may break {limit.text}: {_too_few(pair)}", err=True)
     return status
 

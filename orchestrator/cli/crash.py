@@ -1,4 +1,4 @@
-"""What a user sees of an error that nobody foresaw: one line, with a log file that holds the traceback."""
+"""Reports of internal errors: one line for the user, and a log file with the traceback."""
 
 import platform
 import shlex

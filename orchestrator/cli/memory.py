@@ -1,4 +1,4 @@
-"""`qbench-memory RUN`: what each worker's memory is used for, to the last byte and phase by phase."""
+"""`qbench-memory RUN`: each worker's memory, accounted for to the last byte and phase by phase."""
 
 from contextlib import ExitStack
 from pathlib import Path
@@ -8,7 +8,7 @@ import click
 import msgspec
 
 from orchestrator.analysis.memory.by_purpose import MemoryByPurpose
-from orchestrator.analysis.memory.cell_memory import cell_memories
+from orchestrator.analysis.memory.cell_memory import CellMemory, cell_memories
 from orchestrator.analysis.memory.ledger import Ledger
 from orchestrator.analysis.memory.phases import PhaseMemory
 from orchestrator.analysis.memory.timeline import timelines
@@ -75,38 +75,52 @@ def show_memory(
         raise BadInput("RUN", "", "is missing", "Name a run folder, or use --live")
     measured = typical_run(read_run(run))
     memories = cell_memories(measured)
-    shown = [
-        each for each in memories if each.cell.edges and (not precision or each.cell.precision in precision)
-    ]
-    unknown = set(precision) - {each.cell.precision for each in shown}
-    if unknown or not shown:
-        has = ", ".join(dict.fromkeys(cell.precision for cell in measured.cells if cell.edges)) or "none"
-        raise BadInput(
-            "--precision", ", ".join(sorted(unknown)), "has no memory figures in this run", f"There are {has}"
-        )
+    shown = choose_cells(memories, precision)
     if plot:
         draw(plot, measured, [each.cell for each in shown], run.resolve().name)
         click.echo(f"plotted: {plot}", err=True)
     notes = run_warnings(measured, [each.phases for each in memories])
-    by_purpose = {each.name: each.by_purpose for each in shown if each.by_purpose}
     if json_:
-        document = MemoryLedger(
-            phases={each.name: each.phases for each in shown},
-            ledgers={each.name: each.ledgers for each in shown},
-            needs=by_purpose,
-            notes=notes,
+        print_json(shown, notes)
+    else:
+        print_tables(shown, notes, phase)
+    return 0
+
+
+def choose_cells(memories: list[CellMemory], precisions: tuple[str, ...]) -> list[CellMemory]:
+    """Those with memory figures; of these precisions, if any are named. Raises `BadInput` if one has none."""
+    known = [each for each in memories if each.cell.edges]
+    shown = [each for each in known if not precisions or each.cell.precision in precisions]
+    unknown = set(precisions) - {each.cell.precision for each in shown}
+    if unknown or not shown:
+        has = ", ".join(dict.fromkeys(each.cell.precision for each in known)) or "none"
+        raise BadInput(
+            "--precision", ", ".join(sorted(unknown)), "has no memory figures in this run", f"There are {has}"
         )
-        click.echo(msgspec.json.format(msgspec.json.encode(document)).decode())
-        return 0
-    at_phase = {each.name: each.ledgers[phase] for each in shown if phase in each.ledgers}
-    if at_phase:
-        print_ledgers(at_phase, phase)
+    return shown
+
+
+def print_json(shown: list[CellMemory], notes: list[str]) -> None:
+    """Print all figures of these cells, in bytes."""
+    document = MemoryLedger(
+        phases={each.name: each.phases for each in shown},
+        ledgers={each.name: each.ledgers for each in shown},
+        needs={each.name: each.by_purpose for each in shown if each.by_purpose},
+        notes=notes,
+    )
+    click.echo(msgspec.json.format(msgspec.json.encode(document)).decode())
+
+
+def print_tables(shown: list[CellMemory], notes: list[str], phase: PhaseName) -> None:
+    """Print the ledgers at the end of a phase, memory by purpose, all phases, and the notes."""
+    booked = [each for each in shown if phase in each.ledgers]
+    if booked:
+        print_ledgers({each.name: each.ledgers[phase] for each in booked}, phase)
         click.echo()
-        print_by_purpose({name: by_purpose[name] for name in at_phase if name in by_purpose})
+        print_by_purpose({each.name: each.by_purpose for each in booked if each.by_purpose})
     print_memory(shown)
     for line in notes:
         click.echo(f"• {line}")
-    return 0
 
 
 def draw(file: Path, run: Run, cells: list[CellRecord], name: str) -> None:

@@ -3,7 +3,7 @@
 The parser and the help text follow from the fields of Options. All five commands exit with:
 
     0    done
-    1    measured, but something that was asked for failed, or a limit of qbench-compare is broken
+    1    done, but a requested measurement failed, or a limit of qbench-compare is broken
     2    invalid input: one line on stderr names the option, the value and a fix
     70   a bug in qbench: one line on stderr names a log file with the traceback (`--debug` prints it instead)
     130  interrupted by Ctrl-C or SIGTERM
@@ -96,7 +96,7 @@ FORMS = {
 
 
 def read_options(given: dict[str, Any]) -> Options:
-    """Turn click's values into Options. Raises `BadInput` naming the option, the value and a fix."""
+    """Turn click's values into Options. Raises `BadInput`, with the option, the value and a fix."""
     values = {name: value for name, value in given.items() if value not in (None, ())}
     for name, form in FORMS.items():
         if name in values:
@@ -117,7 +117,7 @@ def _text(value: Any) -> str:
 
 
 def expectation(error: msgspec.ValidationError) -> str:
-    """What msgspec expected of a value, without where the value is."""
+    """What msgspec expected of a value, without the value's path."""
     expected = str(error).partition(" - at `$")[0].replace("`", "").replace(" | null", "")
     if expected.startswith("Invalid enum value"):
         expected = f"{expected}, choose from {', '.join(get_args(DecodeMode))}"
@@ -174,7 +174,7 @@ def qbench_command(name: str) -> Callable[[Command], click.Command]:
 
 @dataclass
 class _Invocation:
-    """What outlives click's context, which is gone by the time an error is handled."""
+    """State that must outlive click's context, which is gone by the time an error is handled."""
 
     debug: bool = False
 
@@ -204,5 +204,6 @@ def run_command(command: click.Command) -> NoReturn:
 
 
 def fail(line: str) -> NoReturn:
+    """Print the line as an error, and exit with the status of invalid input."""
     click.echo(f"error: {line}", err=True)
     sys.exit(BAD_INPUT)

@@ -24,7 +24,7 @@ from orchestrator.cli.options import (
 )
 from orchestrator.cli.plan_file import with_plan_file
 from orchestrator.errors import BadInput
-from orchestrator.execution.progress import watcher
+from orchestrator.execution.progress import make_watcher
 from orchestrator.execution.resume import check_machine, check_plan, is_complete, left_of, resumed_options
 from orchestrator.execution.run import run_plan
 from orchestrator.hardware.machine import describe_machine
@@ -46,9 +46,8 @@ from schemas.record import Run, RunPlan
 
 def main() -> None:
     """Entry point of the console script."""
-    signal.signal(
-        signal.SIGTERM, signal.default_int_handler
-    )  # so that SIGTERM stops the workers as Ctrl-C does
+    # So that SIGTERM stops the workers as Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     run_command(orchestrate)
 
 
@@ -82,11 +81,10 @@ def orchestrate(
     Prints a table of speed (prefill and decode separately) and memory (torch and NVML), and keeps the raw
     measurements in a run folder. Exits 1 if a precision failed.
     """
-    if run_folder is not None and plan_file is not None:
-        raise BadInput(
-            "--plan", plan_file, "can't be combined with --resume", "Leave it out: the run keeps its options"
-        )
     if run_folder is not None:
+        if plan_file is not None:
+            problem = "can't be combined with --resume"
+            raise BadInput("--plan", plan_file, problem, "Omit it: the run keeps its options")
         return resume(run_folder, read_options(given), json_, verbose, dry_run)
     with ExitStack() as stack:
         options = stack.enter_context(with_plan_file(plan_file, read_options(given)))
@@ -128,7 +126,7 @@ def resume(path: Path, given: Options, json_: bool, verbose: bool, dry_run: bool
 
 
 def print_dry_run(plan: Plan, machine: Environment) -> None:
-    """Print what would be measured, and about how long it would take by earlier runs."""
+    """Print what would be measured, and about how long it would take, based on earlier runs."""
     print_plan(plan, estimate(plan, machine, read_runs(RUNS_FOLDER)))
 
 
@@ -147,7 +145,7 @@ def list_precisions(options: Options, nvml: Nvml | None) -> None:
 
 
 def build_plan(options: Options, nvml: Nvml | None) -> Plan:
-    """The plan of these options on this machine; prints which outdated environments it ignores."""
+    """Plan these options on this machine; prints a line for each outdated environment that it ignores."""
 
     def find_model() -> ModelSource:
         say = partial(click.echo, err=True)
@@ -162,14 +160,14 @@ def build_plan(options: Options, nvml: Nvml | None) -> Plan:
 
 
 def start_run(options: Options, plan: Plan, machine: Environment) -> tuple[RunFolder, Run]:
-    """Create the run folder, with the plan and the machine in it, and the run without any record."""
+    """Create the run folder, with the plan and the machine in it. Returns it and the run without records."""
     now = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     path = Path(options.out or RUNS_FOLDER / f"{now}-{plan.cells[0].job.model.name}")
     record = RunPlan(
         command=["qbench-orchestrate", *sys.argv[1:]],
         options=options,
         jobs=[cell.job for cell in plan.runnable],
-        skipped=plan.left_out,
+        skipped=plan.skipped,
         cwd=os.getcwd(),
     )
     return RunFolder.create(path, record, machine), Run(plan=record, environment=machine, cells=[])
@@ -178,13 +176,13 @@ def start_run(options: Options, plan: Plan, machine: Environment) -> tuple[RunFo
 def measure(left: Plan, begun: Run, folder: RunFolder, nvml: Nvml | None) -> bool:
     """Run what is left of a run; False if that was interrupted."""
     messages = Console(stderr=True, highlight=False, markup=False)
-    for name, why in left.left_out.items():
-        messages.print(f"left out {name}: {why}", soft_wrap=True)
+    for name, why in left.skipped.items():
+        messages.print(f"skipped {name}: {why}", soft_wrap=True)
     jobs = begun.plan.jobs
-    watching = watcher(messages, jobs, begun=len(jobs) - len(left.runnable))
+    watcher = make_watcher(messages, jobs, begun=len(jobs) - len(left.runnable))
     try:
         with folder.reserved():
-            run_plan(left, begun, folder, watching, nvml)
+            run_plan(left, begun, folder, watcher, nvml)
     except KeyboardInterrupt:
         return False
     return True
@@ -203,7 +201,7 @@ def conclude(path: Path, json_: bool, verbose: bool, ended: bool = True) -> int:
 
 
 def exit_status(run: Run) -> int:
-    """1 if something that was asked for failed. Not every precision supports every default decode mode."""
+    """1 if a requested measurement failed. Not every precision supports every default decode mode."""
     options = run.plan.options
     default_modes = options.decode is None and all(sweep.decode is None for sweep in options.workloads)
     for cell in run.cells:

@@ -1,4 +1,4 @@
-"""`qbench-worker`: run one worker in the foreground, to see what it sends and where it fails.
+"""`qbench-worker`: run one worker in the foreground, to see its frames and find out why it fails.
 
 On a terminal, frames are shown in readable form, with NVML's figures at each phase edge. Into a pipe they are
 written as the JSON Lines that a run would read. The worker's stderr is passed through.
@@ -23,7 +23,7 @@ from orchestrator.hardware.nvml import Nvml
 from orchestrator.planning.plan import Cell, choose_device
 from orchestrator.precisions.catalog import choose, find_all_precisions
 from orchestrator.precisions.installer import drop_environment, make_environment
-from orchestrator.report.frames import describe
+from orchestrator.report.frame_lines import describe
 from schemas.frames import AnyFrame, Done
 from schemas.options import Options
 from schemas.record import MemoryReading
@@ -77,15 +77,15 @@ def work(
         if calibrate:
             require_calibration(name, find_all_precisions(options.workers), options)
         plan = build_plan(options, nvml)
-        if plan.left_out:
-            raise BadInput("PRECISION", name, plan.left_out[name], "See qbench-worker --list")
+        if plan.skipped:
+            raise BadInput("PRECISION", name, plan.skipped[name], "See qbench-worker --list")
         if calibrate:
             return calibrate_cell(plan.cells[0], options.timeout)
         return follow(plan.cells, nvml, options)
 
 
 def follow(cells: list[Cell], nvml: Nvml | None, options: Options) -> int:
-    """Run one worker over its cells and print its frames as they come; 0 if it finished each."""
+    """Run one worker over its cells and print its frames as they come. Returns 0 if all are done."""
     if notice := cells[0].job.model.notice:
         click.echo(notice, err=True)
     done = True

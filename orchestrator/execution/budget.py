@@ -4,7 +4,7 @@ import time
 
 
 class Budget:
-    """Seconds divided among the remaining cells; what one doesn't use goes to the later ones."""
+    """Seconds divided among the remaining cells; a cell's unused time goes to the later ones."""
 
     def __init__(self, total_s: float | None, cells: int) -> None:
         self.left_s = total_s
@@ -17,6 +17,7 @@ class Budget:
         return share_s
 
     def spend(self, seconds: float) -> None:
+        """Subtract the time that a cell took."""
         if self.left_s is not None:
             self.left_s -= seconds
 
@@ -29,5 +30,6 @@ class Pause:
         self.cooldown_s = cooldown_s
 
     def wait(self) -> None:
+        """Sleep before a cell: not at all before the first, `cooldown_s` before each later one."""
         time.sleep(self.next_s)
         self.next_s = self.cooldown_s

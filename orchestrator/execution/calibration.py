@@ -30,9 +30,9 @@ def require_calibration(name: str, precisions: Mapping[str, Precision], options:
 
 
 def calibrate_cell(cell: Cell, timeout_s: float) -> int:
-    """Have the cell's worker prepare its weights, and print where they are; 0, or 1 if it failed.
+    """Let the cell's worker prepare its weights, and print their folder. Returns 0, or 1 if it failed.
 
-    What libraries print goes to a log in the cache folder.
+    The output of libraries goes to a log in the cache folder.
     """
     job = cell.job
     if job.model.notice:

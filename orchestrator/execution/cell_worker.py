@@ -29,7 +29,7 @@ class RunContext(NamedTuple):
 
 
 class Timing(NamedTuple):
-    """When a cell was measured."""
+    """When a cell was measured; see the fields of `CellRecord`."""
 
     started_at: str
     began_ns: int
@@ -63,7 +63,7 @@ class CellWorker:
     def measure(self, cell: Cell) -> CellRecord:
         """Measure one cell, and record everything that was reported and observed."""
         self.context.watcher.begin(cell.job)
-        if self._load_failure is not None:  # it would repeat for each cell
+        if self._load_failure is not None:  # every cell would fail in the same way
             record = self._record(cell, self._load_failure)
             self.context.watcher.end(record)
             return record
@@ -83,7 +83,7 @@ class CellWorker:
         return self._record(cell, self.session.seen.outcome, timing)
 
     def _settle(self) -> None:
-        """Find out whether the worker can measure another cell."""
+        """Note whether the worker can measure another cell."""
         waits, seen = self.session.waits_for_more(), self.session.seen
         self.context.idle.note(seen.ready)
         if isinstance(seen.outcome, Failed) and not seen.is_loaded:

@@ -1,9 +1,9 @@
-"""The GPU between two workers: as empty as when the run began, or the record says that it was not.
+"""Between two workers: wait until the GPU is as empty as when the run began, or record that it is not.
 
 A worker's memory returns to the driver when the process ends, usually before we could wait for it. But a
 driver may take longer, and a child that outlives its worker keeps its share. The next worker would then be
 measured on a GPU that is not free. So we check first, which nearly always costs nothing; if more memory is in
-use than at the start, we wait for it to be freed, and record what is still in use after that.
+use than at the start, we wait for it to be freed, and record the memory still in use after that.
 """
 
 import time
@@ -42,17 +42,17 @@ class IdleGpu:
         self._uuid: str | None = None
 
     def note(self, ready: Ready | None) -> None:
-        """Learn from a worker which GPU the run is on."""
+        """Remember the GPU that the run is on, as reported by a worker."""
         if self.nvml and ready and ready.device_uuid:
             self._uuid = self.nvml.uuid_of(ready.device_uuid, ready.cuda_visible_devices)
 
     def wait(self) -> Leftover | None:
-        """Return once the GPU is as empty as at the start, or after `patience_s` with what is in use."""
+        """Return once the GPU is as empty as at the start; after `patience_s`, with the memory in use."""
         start_s = time.monotonic()
         while (over_bytes := self._over_bytes()) is not None and over_bytes > TOLERANCE_BYTES:
             waited_s = time.monotonic() - start_s
             if waited_s >= self.patience_s:
-                self.patience_s = 0.0  # what wasn't freed now isn't waited for again
+                self.patience_s = 0.0  # memory not freed by now isn't waited for again
                 return Leftover(over_baseline_bytes=over_bytes, waited_s=waited_s, holders=self._holders())
             time.sleep(LOOK_EVERY_S)
         return None

@@ -33,7 +33,7 @@ def measure_peaks(start: WorkerStart, device: str, cache_folder: Path, timeout_s
 
 
 def _job(device: str, cache_folder: Path) -> Job:
-    """A worker learns its device from a Job; this one has neither weights nor prompts."""
+    """A Job that only names the device: it has neither weights nor prompts."""
     return Job(
         precision="peaks",
         model=ModelSource(kind="random", location="none", name="none"),

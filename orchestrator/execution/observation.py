@@ -1,4 +1,4 @@
-"""What a worker reports, combined with memory and clocks read from outside at the same instants."""
+"""A worker's frames, combined with memory and clocks read from outside at the same instants."""
 
 from contextlib import ExitStack
 
@@ -21,7 +21,7 @@ from schemas.record import MemoryReading, PhaseEdge
 
 
 class Observation:
-    """Follows one worker over its cells: `begin_cell` drops what belongs to the previous one."""
+    """Follows one worker over its cells; `begin_cell` discards the observations of the previous one."""
 
     def __init__(self, device: str, nvml: Nvml | None) -> None:
         self.on_gpu = device != "cpu"
@@ -65,6 +65,7 @@ class Observation:
 
     @property
     def latest(self) -> MemoryReading | None:
+        """The newest sample."""
         return self.sampler.latest if self.sampler else None
 
     @property
@@ -73,14 +74,15 @@ class Observation:
         return self._idle_bytes.get(self.nvml_uuid) if self.nvml_uuid else None
 
     def watch_resident_set(self, pid: int) -> None:
+        """Sample the resident set of the process, unless the worker runs on a GPU."""
         if not self.on_gpu:
             self.sampler = self._stack.enter_context(MemorySampler(ResidentSetSource(pid)))
 
-    def take(self, frame: AnyFrame) -> None:
-        """Take in a frame; at a phase edge the worker is paused, so memory is read right here."""
+    def add(self, frame: AnyFrame) -> None:
+        """Store a frame. At a phase edge the worker is paused, so memory is read too."""
         match frame:
             case Phase():
-                self._take_edge(frame)
+                self._add_edge(frame)
             case Ready():
                 self.ready = frame
                 # Only torch knows which GPU it uses, regardless of CUDA_VISIBLE_DEVICES; and only the worker
@@ -102,7 +104,7 @@ class Observation:
             case Done() | Failed():
                 self.outcome = frame
 
-    def _take_edge(self, phase: Phase) -> None:
+    def _add_edge(self, phase: Phase) -> None:
         reading = self.sampler.edge() if self.sampler else None
         self.edges.append(PhaseEdge(phase=phase, reading=reading))
         if phase.name == "setup" and not self.is_loaded:

@@ -14,13 +14,13 @@ from schemas.record import CellRecord
 
 
 def ran_out(record: CellRecord) -> bool:
-    """Whether a workload was too large. Running out during loading says nothing about the workload."""
+    """Whether a workload was too large. Running out while loading does not depend on the workload."""
     failed = isinstance(record.outcome, Failed) and record.outcome.kind == "out-of-memory"
     return failed and record.loaded is not None
 
 
 def why_no_room(job: Job, too_large: Iterable[Job]) -> str | None:
-    """Which job that ran out of memory shows that this one would too; None if none does."""
+    """Why this job would run out of memory, judging by a smaller one that did; None if there is none."""
     key = key_of(job)
     for other in map(key_of, too_large):
         if other.variant == key.variant and _at_least_as_large(key.workload, other.workload):

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from orchestrator.analysis.metrics import end_to_end_tok_s, measure_cell
 from orchestrator.records.keys import key_of
-from orchestrator.records.names import full_names
+from orchestrator.records.names import cell_namer
 from orchestrator.units import duration, mib, rate
 from schemas.frames import AnyFrame, Done, Phase, Progress, Trial
 from schemas.job import Job
@@ -48,6 +48,7 @@ class Watcher:
         pass
 
     def begin(self, job: Job) -> None:
+        """A cell has begun."""
         self.job = job
         self.begun += 1
         self.began_s = time.monotonic()
@@ -56,7 +57,7 @@ class Watcher:
         self.say(f"{self._position()} {self.name(job)}: started")
 
     def see(self, frame: AnyFrame | None, reading: MemoryReading | None) -> None:
-        """Take in a frame, or None for a tick without one, and the latest memory reading."""
+        """Follow the cell: a frame, or None for a tick without one, and the latest memory reading."""
         if isinstance(frame, Phase):
             self.phase = frame.name
             if frame.name in SETUP_MESSAGES:
@@ -67,6 +68,7 @@ class Watcher:
             self.trials.append(frame)
 
     def end(self, record: CellRecord) -> None:
+        """The cell has ended."""
         took_s = time.monotonic() - self.began_s
         self.finished_s.append(took_s)
         row = measure_cell(record)
@@ -77,6 +79,7 @@ class Watcher:
         self.say(f"{self._position()} {self.name(self.job)}: {result}, {duration(took_s)}")
 
     def say(self, line: str) -> None:
+        """Print a line, never wrapped."""
         self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def _position(self) -> str:
@@ -119,7 +122,7 @@ class LiveWatcher(Watcher):
         return -(-len(workload.prompts) // workload.batch_size)
 
     def _time_left_s(self) -> float | None:
-        """This cell's from its trials so far, the others' from the cells so far."""
+        """For this cell, based on its trials so far; for the others, on the cells so far."""
         elapsed_s = time.monotonic() - self.began_s
         cell_s = None
         if self.job.budget_s is not None:
@@ -134,7 +137,7 @@ class LiveWatcher(Watcher):
         return cell_s - elapsed_s + (self.cells - self.begun) * typical_s
 
 
-def watcher(console: Console, jobs: Collection[Job], begun: int) -> Watcher:
-    """A live watcher if the console is a terminal, for a run of these jobs of which some have `begun`."""
+def make_watcher(console: Console, jobs: Collection[Job], begun: int) -> Watcher:
+    """A live watcher if the console is a terminal, for a run of these jobs, `begun` of them done."""
     kind = LiveWatcher if console.is_terminal else Watcher
-    return kind(console, len(jobs), begun, full_names(jobs))
+    return kind(console, len(jobs), begun, cell_namer(jobs))

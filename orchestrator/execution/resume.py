@@ -1,8 +1,8 @@
-"""Resuming a run: what is left of it, and whether it may continue here.
+"""Resuming a run: the cells that are left, and whether they may be measured here.
 
 The rows of a table are compared with each other, so the second half of a run must be measured as the first
 was: the same jobs, on the same machine, with the same software. Any difference is an error. What can't affect
-a figure is not compared; the comments below say why.
+a figure is not compared; the comments below give the reasons.
 """
 
 import os
@@ -32,8 +32,8 @@ LONGEST_SHOWN = 100
 
 def is_complete(run: Run) -> bool:
     """Whether every cell that was planned has a record."""
-    left_out = run.plan.skipped.keys() - {cell.precision for cell in run.cells}
-    return not left_out and _keys(run.cells) >= set(map(key_of, run.plan.jobs))
+    unrecorded = run.plan.skipped.keys() - {cell.precision for cell in run.cells}
+    return not unrecorded and _keys(run.cells) >= set(map(key_of, run.plan.jobs))
 
 
 def left_of(plan: Plan, done: Collection[CellRecord]) -> Plan:
@@ -72,9 +72,9 @@ def check_machine(path: Path, run: Run, machine: Environment) -> None:
 
 
 def _facts(machine: Environment) -> dict[str, str | None]:
-    """What figures depend on.
+    """The facts about a machine that figures depend on.
 
-    Left out: the size of memory, which varies by what a kernel reserves at boot; a GPU's index, which may
+    Not included: the size of memory, which varies by what a kernel reserves at boot; a GPU's index, which may
     change at a reboot; and the reason why there is no GPU.
     """
     return {
@@ -101,19 +101,19 @@ def check_plan(path: Path, run: Run, plan: Plan) -> None:
 
 
 def _availability(skipped: dict[str, str], plan: Plan) -> Iterator[str]:
-    for name, why in plan.left_out.items():
+    for name, why in plan.skipped.items():
         if name not in skipped:
             yield f"{name} could be measured before, but not now: {why}"
     for name in skipped:
-        if name not in plan.left_out:
-            yield f"{name} was left out, but can be measured now"
+        if name not in plan.skipped:
+            yield f"{name} was skipped, but can be measured now"
 
 
 def _job_changes(run: Run, plan: Plan) -> list[str]:
     """What differs between jobs, with the first job in which it does; `_availability` covers the rest."""
-    apart = run.plan.skipped.keys() | plan.left_out.keys()
+    skipped = run.plan.skipped.keys() | plan.skipped.keys()
     old, new = (
-        {key_of(job): job for job in jobs if job.precision not in apart}
+        {key_of(job): job for job in jobs if job.precision not in skipped}
         for jobs in (run.plan.jobs, (cell.job for cell in plan.cells))
     )
     found: dict[str, str] = {}
@@ -129,7 +129,7 @@ def _job_changes(run: Run, plan: Plan) -> list[str]:
 
 
 def _version_changes(run: Run, plan: Plan) -> Iterator[str]:
-    """Changes in the packages that workers imported, in the environments where they would run now."""
+    """Changes in the packages that workers imported, compared with the environments they would run in now."""
     interpreters = {cell.precision.name: cell.interpreter for cell in plan.runnable}
     readies = {cell.precision: cell.ready for cell in run.cells if cell.ready}
     for name, ready in readies.items():

@@ -31,7 +31,7 @@ from schemas.record import CellRecord, Run, Skipped
 
 
 def run_plan(left: Plan, begun: Run, folder: RunFolder, watcher: Watcher, nvml: Nvml | None) -> None:
-    """Run the cells of `left`, and keep each record as it ends. `begun` is what the folder already holds."""
+    """Run the cells of `left`, and keep each record as it ends. `begun` is the run in the folder so far."""
     folder.repair(len(begun.cells), (cell.job for cell in left.cells))
     with lent_packages(cell.precision for cell in left.cells) as lent, watcher:
         context = RunContext(folder, watcher, nvml, IdleGpu(nvml), lent, left.timeout_s)
@@ -44,22 +44,22 @@ def run_plan(left: Plan, begun: Run, folder: RunFolder, watcher: Watcher, nvml: 
 
 
 def _device(left: Plan, begun: Run, context: RunContext) -> Ready | None:
-    """Which device the run is on, as found when its peaks were measured, now or before."""
+    """The worker that measured the device's peaks, now or before, which reported the device."""
     if begun.peaks is not None:
         return begun.peaks.ready
     if not left.runnable:
         return None
     context.watcher.say("measuring the device's peaks")
-    # Peaks are the device's: measured in the parent's own environment if any row runs in it.
+    # Peaks belong to the device, so they are measured in the parent's own environment if any cell runs in it.
     first = min(left.runnable, key=lambda cell: not cell.interpreter.own)
     start = WorkerStart(first.interpreter, PEAKS_WORKER, context.lent, context.folder.new_log("peaks"))
     peaks = measure_peaks(start, first.job.device, Path(first.job.cache_folder), context.timeout_s)
-    context.folder.keep_peaks(peaks)
+    context.folder.write_peaks(peaks)
     return peaks.ready
 
 
 class RestOfRun:
-    """The cells still to measure, and what follows from the finished ones: budget left, what won't fit."""
+    """The cells still to measure, the budget left for them, and the workloads that proved too large."""
 
     def __init__(self, left: Plan, begun: Run, context: RunContext) -> None:
         self.plan = left

@@ -23,7 +23,7 @@ from schemas.frames import AnyFrame, Done, Failed, Peaks, Prepared, Waiting
 from schemas.job import Job
 
 GRACE_S = 3.0
-"""How long a worker may take to exit after being asked to."""
+"""How long a worker may take to exit on request."""
 SIGNAL_NAMES = {number.value: number.name for number in signal.Signals}
 
 
@@ -76,11 +76,11 @@ class WorkerProcess:
     def send(self, job: Job) -> None:
         """Send the worker a job: its first, or another once it waits for more."""
         # In a thread, since a job may be longer than the pipe's buffer and the worker slow to read it, or
-        # hung; the deadline is enforced by whoever waits for frames.
+        # hung; `frames` enforces the deadline.
         line = msgspec.json.encode(job) + b"\n"
         sending = threading.Thread(target=self._write, args=(line,), name="send-job", daemon=True)
         sending.start()
-        self.sending = sending  # only now: if Ctrl-C comes before the start, it can't be joined
+        self.sending = sending  # only now: after a Ctrl-C before the start, it could not be joined
 
     def waits_for_more(self, timeout_s: float = 10.0) -> bool:
         """Whether the worker, its job done or failed, can take another; it may free memory first."""
@@ -94,9 +94,9 @@ class WorkerProcess:
         self._write(b"\n")
 
     def frames(self, timeout_s: float, tick_s: float = 0.25) -> Iterator[AnyFrame | None]:
-        """What the worker sends, up to Done, Peaks, Prepared or Failed; None each `tick_s` without a frame.
+        """The worker's frames up to Done, Peaks, Prepared or Failed; None for each `tick_s` without a frame.
 
-        For a worker that crashes, hangs or sends invalid frames, the parent makes a Failed.
+        If the worker crashes, hangs or sends an invalid frame, the last one is a Failed made here.
         """
         deadline_s = time.monotonic() + timeout_s
         for line in self._lines(tick_s):

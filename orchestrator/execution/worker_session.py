@@ -1,7 +1,7 @@
 """A worker followed from its first job to its last: its frames, each with memory as seen from outside.
 
-Everyone who starts a worker does so through a session, which also answers it at phase edges. What to do with
-the frames is up to the caller.
+Every worker is started through a session, which also acknowledges its phase edges. The frames are left to the
+caller.
 """
 
 from collections.abc import Iterator
@@ -55,7 +55,7 @@ class Event(NamedTuple):
 class WorkerSession:
     """A worker, started by its first job and stopped at the end of a `with`.
 
-    `sample_memory=False` leaves the worker alone while it times the device.
+    `sample_memory=False` leaves it undisturbed while it times the device.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class WorkerSession:
         self.nvml = nvml
         self.sample_memory = sample_memory
         self.seen: Observation
-        """What is known of the current job; set by the first one."""
+        """The observation of the worker; set by its first job."""
         self._process: WorkerProcess | None = None
         self._stack = ExitStack()
 
@@ -83,11 +83,11 @@ class WorkerSession:
         return self._process is not None
 
     def events(self, job: Job) -> Iterator[Event]:
-        """Give the worker a job, and follow it up to its result."""
+        """Give the worker a job, and yield its frames up to the result."""
         process = self._give(job)
         for frame in process.frames(self.timeout_s):
             if frame is not None:
-                self.seen.take(frame)
+                self.seen.add(frame)
             if isinstance(frame, Phase):
                 process.acknowledge()
                 yield Event(frame, self.seen.edges[-1].reading)

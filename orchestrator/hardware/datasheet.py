@@ -18,7 +18,7 @@ class _Entry(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def find_datasheet(gpu_name: str) -> Datasheet | None:
-    """The figures of a GPU, by the name that the driver gives it; None if it is not in the table."""
+    """The published figures of a GPU, by the driver's name for it; None if it is not in the table."""
     entry = _entries().get(gpu_name)
     if entry is None:
         return None

@@ -1,8 +1,8 @@
-"""Watch any program's GPU memory: what NVML counts for its processes, and what torch holds in them.
+"""Watch any program's GPU memory: NVML's figure for its processes, and the figures of torch inside them.
 
 A Python program started here runs an extra thread that reports torch's allocator (`workers/live`); its code
 does not change. For a program that is already running, or ignores PYTHONPATH, only NVML's figure is known.
-Child processes count towards the program. Processes are listed only twice a second, because listing them
+Child processes count toward the program. Processes are listed only twice a second, because listing them
 takes a lock in the driver.
 """
 
@@ -28,7 +28,7 @@ PERIOD_S = 0.5
 
 
 class TorchLine(msgspec.Struct, frozen=True, kw_only=True):
-    """What the thread in the program writes; bytes summed over its GPUs."""
+    """A line from the thread in the program; bytes summed over its GPUs."""
 
     pid: int
     at_ns: int
@@ -82,7 +82,7 @@ def _started(command: str) -> Iterator[tuple[psutil.Process, int]]:
 
 def _follow(process: psutil.Process, nvml: Nvml | None, pipe: int | None) -> Iterator[LiveReading]:
     lines = _TorchLines(pipe)
-    while _runs(process):
+    while _is_running(process):
         lines.read(PERIOD_S)
         with suppress(psutil.NoSuchProcess):
             pids = {process.pid, *(child.pid for child in process.children(recursive=True))}
@@ -96,7 +96,7 @@ def _follow(process: psutil.Process, nvml: Nvml | None, pipe: int | None) -> Ite
             )
 
 
-def _runs(process: psutil.Process) -> bool:
+def _is_running(process: psutil.Process) -> bool:
     try:
         return bool(process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
@@ -104,7 +104,7 @@ def _runs(process: psutil.Process) -> bool:
 
 
 def _process_bytes(nvml: Nvml | None, pids: set[int]) -> tuple[int | None, str | None]:
-    """What NVML counts for these processes on all GPUs, or why that is unknown."""
+    """(bytes that NVML counts for these processes on all GPUs, None), or (None, why that is unknown)."""
     if nvml is None:
         return None, "no NVIDIA GPU available"
     try:
@@ -132,7 +132,7 @@ class _TorchLines:
         self._partial = b""
 
     def read(self, seconds: float) -> None:
-        """Read what arrives within this time."""
+        """Read the lines that arrive within this many seconds."""
         end_s = time.monotonic() + seconds
         with selectors.DefaultSelector() as selector:
             if self.pipe is not None:
@@ -141,13 +141,13 @@ class _TorchLines:
                 if self.pipe is None:
                     time.sleep(left_s)
                 elif selector.select(left_s):
-                    self._take(os.read(self.pipe, 65_536))
+                    self._decode(os.read(self.pipe, 65_536))
 
     def total(self, field: str, pids: set[int]) -> int | None:
         values = [getattr(line, field) for pid, line in self.newest.items() if pid in pids]
         return sum(values) if values else None
 
-    def _take(self, chunk: bytes) -> None:
+    def _decode(self, chunk: bytes) -> None:
         *lines, self._partial = (self._partial + chunk).split(b"\n")
         for line in lines:
             decoded = msgspec.json.decode(line, type=TorchLine)

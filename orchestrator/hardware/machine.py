@@ -15,7 +15,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 
 
 def describe_machine(nvml: Nvml | None, gpu_reason: str | None) -> Environment:
-    """Host, driver and GPUs; `gpu_reason` says why `nvml` is None."""
+    """Host, driver and GPUs; `gpu_reason` is the reason why `nvml` is None."""
     return Environment(
         qbench=__version__,
         commit=_commit(),

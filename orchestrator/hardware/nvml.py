@@ -1,13 +1,13 @@
-"""NVML: what the driver reports about GPUs, their memory, their processes, and their clocks and power.
+"""NVML: the driver's figures for GPUs, their memory, their processes, and their clocks and power.
 
 This is the only module that uses pynvml. The parent asks NVML rather than CUDA because a CUDA context
-would take a few hundred megabytes on the very GPU whose memory is being measured.
+would occupy a few hundred megabytes on the very GPU whose memory is being measured.
 
 Devices are addressed by UUID. NVML numbers GPUs in PCI bus order; CUDA may number them by speed or hide
 some (`CUDA_VISIBLE_DEVICES`), so an index is ambiguous and a UUID is not.
 
 A GPU in MIG mode is divided into slices, each with its own memory and a UUID, `MIG-…`. CUDA treats a slice
-as a GPU, so its memory is what is read; clocks, temperature and power exist only for the whole GPU.
+as a GPU, so the slice's memory is read; clocks, temperature and power exist only for the whole GPU.
 
 There are two memory figures:
 
@@ -17,7 +17,7 @@ There are two memory figures:
 - process bytes: one process's context, modules and allocations. The driver takes a lock while it lists
   processes, and it may not know the share (WDDM) or the pid (containers), in which case it is None.
 
-Clocks, temperature, power and what limits the clocks are read one by one. Many GPUs support only some of
+Clocks, temperature, power and clock limits are read one by one. Many GPUs support only some of
 them, so each figure that is refused is None. On most GPUs since Ampere, power is an average over about a
 second; on older ones it is instantaneous.
 """
@@ -68,7 +68,7 @@ _CLOCK_LIMITS: dict[int, str] = {
 
 
 class NvmlUnavailable(Exception):
-    """NVML is missing or does not answer; the message is one line that says why."""
+    """NVML is missing or does not answer; the message gives the reason in one line."""
 
 
 @contextmanager
@@ -145,8 +145,8 @@ def _slices(handle: Any) -> list[str] | None:
     mode = _optional(pynvml.nvmlDeviceGetMigMode, handle)  # current and pending; refused by GPUs without MIG
     if mode is None or mode[0] != pynvml.NVML_DEVICE_MIG_ENABLE:
         return None
-    places = range(_optional(pynvml.nvmlDeviceGetMaxMigDeviceCount, handle) or 0)
-    found = (_optional(pynvml.nvmlDeviceGetMigDeviceHandleByIndex, handle, place) for place in places)
+    indices = range(_optional(pynvml.nvmlDeviceGetMaxMigDeviceCount, handle) or 0)
+    found = (_optional(pynvml.nvmlDeviceGetMigDeviceHandleByIndex, handle, index) for index in indices)
     return [str(pynvml.nvmlDeviceGetUUID(slice_)) for slice_ in found if slice_ is not None]
 
 
@@ -194,7 +194,7 @@ class Nvml:
         try:
             yield cls()
         finally:
-            with suppress(pynvml.NVMLError):  # a crashed driver must not hide what the body raised
+            with suppress(pynvml.NVMLError):  # an error here must not hide one that the body raised
                 pynvml.nvmlShutdown()
 
     def gpus(self) -> list[Gpu]:
@@ -206,7 +206,7 @@ class Nvml:
         return [uuid for gpu in self._gpus for uuid in (gpu.uuid, *self._slices.get(gpu.uuid, []))]
 
     def uuid_of(self, torch_uuid: str, visible: str | None) -> str:
-        """NVML's UUID of what a worker computes on: the GPU that torch named, or a MIG slice.
+        """NVML's UUID of the device that a worker computes on: the GPU that torch named, or a MIG slice.
 
         For a slice torch may report the slice's UUID but prefixed with `GPU-`, or the whole GPU's, depending
         on the CUDA version. Then `visible` (CUDA_VISIBLE_DEVICES) may name the slice, or there is only one.
@@ -234,13 +234,6 @@ class Nvml:
             listed = pynvml.nvmlDeviceGetComputeRunningProcesses(self._device(uuid).handle)
         return [(process.pid, process.usedGpuMemory) for process in listed]
 
-    def process_bytes(self, uuid: str, pid: int) -> tuple[int | None, str | None]:
-        """(bytes that one process uses on the GPU, None), or (None, why that is unknown)."""
-        try:
-            return share_of(pid, self.processes(uuid))
-        except NvmlUnavailable as error:
-            return None, str(error)
-
     def state(self, uuid: str, counters: bool) -> GpuState:
         """Clocks, temperature and power now; `counters` adds the driver's counters of throttled seconds.
 
@@ -265,7 +258,7 @@ class Nvml:
         return self._devices[uuid]
 
     def _readable_gpus(self, count: int) -> list[Gpu]:
-        """NVML also counts GPUs that this user or container can't access; those are left out."""
+        """NVML also counts GPUs that this user or container can't access; those are omitted."""
         gpus, reason = [], _REASONS[pynvml.NVML_ERROR_GPU_NOT_FOUND]
         for index in range(count):
             try:

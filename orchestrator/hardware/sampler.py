@@ -4,14 +4,14 @@ There are two kinds of reading, because they differ in cost:
 
 - a *sample*, taken in a thread every tenth of a second, follows memory over time and catches peaks between
   phases. With NVML it holds the device's bytes (a call of a few microseconds) and the GPU's clocks,
-  temperature, power and what limits the clocks (1 to 2 µs each). Energy is left out: that call takes 4 ms;
+  temperature, power and clock limits (1 to 2 µs each). Energy is omitted: that call takes 4 ms;
 - an *edge* is read once per phase, while the worker is paused and has just read its own allocator. It adds
-  the process's bytes and who else is on the GPU, which samples leave out because listing processes takes a
+  the process's bytes and other processes on the GPU, which samples omit because listing processes takes a
   lock in the driver. It also adds the driver's counters of throttled time: their growth between two edges
-  covers what samples missed.
+  covers the time between samples.
 
-The thread sleeps on an event between samples, because sampling must not take CPU time that a host-bound
-worker needs. `stats()` reports what it took. Times are CLOCK_MONOTONIC, as in the worker's frames.
+The thread sleeps on an event between samples, because sampling must not use CPU time that a host-bound
+worker needs. `stats()` reports its cost. Times are CLOCK_MONOTONIC, as in the worker's frames.
 """
 
 import statistics
@@ -40,7 +40,7 @@ class MemorySource(Protocol):
     """How often processes were listed."""
 
     def read(self, processes: bool) -> MemoryReading:
-        """Read now; `processes` adds what an edge holds beyond a sample: the worker's share.
+        """Read now; `processes` adds the worker's share and other processes, as for an edge.
 
         Raises `psutil.NoSuchProcess` once the worker is gone.
         """
@@ -49,7 +49,7 @@ class MemorySource(Protocol):
 class NvmlSource:
     """A GPU's bytes, its clocks and power, and the share of one process on it.
 
-    `pid` may change: what was started may be a launcher, and `Ready` brings the worker's own pid.
+    `pid` may change: the process started may be a launcher, and `Ready` reports the worker's own pid.
     """
 
     name = "nvml"
@@ -101,7 +101,7 @@ def _started_by(pid: int) -> set[int]:
 
 
 class ResidentSetSource:
-    """The main memory that one process holds: what is measured when the worker runs on the CPU.
+    """The main memory that one process holds, measured if the worker runs on the CPU.
 
     `pid` may change, as in NvmlSource.
     """
@@ -162,7 +162,7 @@ class MemorySampler:
             return MemoryReading(at_ns=time.monotonic_ns(), reason="the worker process has ended")
 
     def stats(self) -> SamplerStats:
-        """What sampling cost and achieved so far; before the second sample, `period_s` is as requested."""
+        """The cost and quality of sampling so far; before the second sample, `period_s` is as requested."""
         gaps_ns = [later.at_ns - earlier.at_ns for earlier, later in pairwise(self.samples)]
         return SamplerStats(
             source=self.source.name,

@@ -1,1 +1,1 @@
-"""From options to cells: what to measure, on which model. No worker is started here."""
+"""From options to a plan: the cells to measure, on which model. No worker is started here."""

@@ -1,4 +1,4 @@
-"""How long a plan will take, based on earlier runs on this machine; None without such runs.
+"""How long a plan will take, based on earlier runs on this machine; unknown without any.
 
 A worker starts once for all its cells: imports, loading. Each cell then consists of its decode mode's set-up
 and its trials, some of them untimed:
@@ -56,7 +56,7 @@ class Estimate(NamedTuple):
 
 
 def estimate(plan: Plan, machine: Environment, runs: Iterable[Run]) -> Estimate:
-    """The time for the cells that will run in any case, based on those of `runs` made on this machine."""
+    """The time for the cells that are certain to run, based on those of `runs` made on this machine."""
     here = [run for run in runs if _identity(run.environment) == _identity(machine)]
     known = Known(Past(cell.job, cell) for run in here for cell in run.cells if cell.job is not None)
     jobs = [cell.job for cell in plan.certain]
@@ -74,7 +74,7 @@ def estimate(plan: Plan, machine: Environment, runs: Iterable[Run]) -> Estimate:
 
 
 class Known:
-    """What earlier cells took, looked up by job. Answers are cached, because rounds repeat the same jobs."""
+    """Times of earlier cells, looked up by job. Answers are cached, because rounds repeat the same jobs."""
 
     def __init__(self, past: Iterable[Past]) -> None:
         self.sizes: defaultdict[_Predictor, dict[WorkloadKey, list[Past]]] = defaultdict(dict)
@@ -83,13 +83,13 @@ class Known:
             if (start_s := _started_s(each.cell)) is not None:
                 starts_s[_loading(each.job)].append(start_s)
             if isinstance(each.cell.outcome, Done):
-                for alike in _predictors(each.job):
-                    self.sizes[alike].setdefault(key_of(each.job).workload, []).append(each)
+                for predictor in _predictors(each.job):
+                    self.sizes[predictor].setdefault(key_of(each.job).workload, []).append(each)
         self.starts_s = {worker: median(found) for worker, found in starts_s.items()}
         self.times_s: dict[tuple[_Predictor, WorkloadKey], float | None] = {}
 
     def job_s(self, job: Job) -> float | None:
-        """Its time once its worker is running, based on the cells nearest in size; None without any."""
+        """Seconds for a job once its worker is running, from the cells nearest in size; None without any."""
         question = _predictors(job)[-1], key_of(job).workload
         if question not in self.times_s:
             nearest = self._nearest(*question)
@@ -97,10 +97,11 @@ class Known:
         return self.times_s[question]
 
     def start_s(self, job: Job) -> float:
+        """Seconds from the start of the job's worker to its first set-up; 0 if unknown."""
         return self.starts_s.get(_loading(job), 0.0)
 
-    def _nearest(self, alike: "_Predictor", key: WorkloadKey) -> list[Past]:
-        sizes = self.sizes.get(alike, {})
+    def _nearest(self, predictor: "_Predictor", key: WorkloadKey) -> list[Past]:
+        sizes = self.sizes.get(predictor, {})
         if key in sizes:
             return sizes[key]
         distances = {size: _distance(size, key) for size in sizes}
@@ -113,7 +114,7 @@ def _identity(machine: Environment) -> tuple[str, int | None, list[str]]:
 
 
 class _Loading(NamedTuple):
-    """What a worker loads, and where: how long it takes to start depends on it."""
+    """The model and device of a worker, on which its time to start depends."""
 
     precision: str
     device: str
@@ -123,7 +124,7 @@ class _Loading(NamedTuple):
 
 
 class _Predictor(NamedTuple):
-    """What cells share that predict each other's time: all but the size of the workload."""
+    """What two cells must share to predict each other's time: all but the size of the workload."""
 
     loading: _Loading
     decode: DecodeMode
@@ -191,7 +192,7 @@ def _between_s(runs: list[Run]) -> float:
 
 
 def _peaks_s(runs: list[Run], jobs: list[Job]) -> float:
-    """The time it took to measure the device's peaks."""
+    """Seconds that measuring the device's peaks takes; 0 if unknown."""
     devices = {job.device for job in jobs}
     took_s = [
         run.peaks.wall_s for run in runs if run.peaks and devices & {job.device for job in run.plan.jobs}

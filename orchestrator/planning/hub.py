@@ -2,7 +2,7 @@
 
 A benchmark must not hang before its first line because a firewall drops packets. huggingface_hub's timeouts
 limit each socket read, but neither the DNS lookup nor the total; so the request is made in a daemon thread,
-which is abandoned when the time is over.
+which is abandoned at the deadline.
 """
 
 import queue

@@ -1,4 +1,4 @@
-"""From the text of `--model` to a `ModelSource`: what it is, and whether it is available.
+"""From the value of `--model` to a `ModelSource`: its kind, and whether it is available.
 
 This is checked before any worker starts, because a mistyped name should cost a second and one line, not a row
 of failures. The weights themselves are downloaded and read only by the workers.
@@ -29,10 +29,10 @@ GGUF_HEADER_BYTES = 24
 def resolve_model(
     option: str | None, cache_folder: Path, say: Callable[[str], None] = lambda line: None, outliers: int = 0
 ) -> ModelSource:
-    """Find out what `--model` names, or choose the default model if `option` is None.
+    """Identify what `--model` names, or choose the default model if `option` is None.
 
-    `say` is called with one line before a download; `outliers` are to be planted. Raises `BadInput`, within
-    3 s even if the Hub does not answer.
+    `say` is called with one line before a download; `outliers` is the number to plant. Raises `BadInput`,
+    within 3 s even if the Hub does not answer.
     """
     if outliers and not (option or "").startswith("random:"):
         problem = "outliers can only be planted in random weights"

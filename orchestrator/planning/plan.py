@@ -3,8 +3,9 @@
 import hashlib
 import random
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from packaging.requirements import Requirement
 
@@ -17,20 +18,19 @@ from orchestrator.precisions.environments import find_environment, make_command
 from orchestrator.precisions.interpreter import Interpreter, find_interpreter, own_interpreter
 from orchestrator.records.keys import BASELINE
 from schemas.environment import Gpu
-from schemas.job import CalibrationText, Job, ModelSource
+from schemas.job import CalibrationText, Job, ModelSource, Workload
 from schemas.options import Options
 
-OWN_PROMPTS = Path(__file__).parent / "prompts.txt"
+BUILT_IN_PROMPTS = Path(__file__).parent / "prompts.txt"
 CPU_BUDGET_S = 210.0
 """A CPU takes minutes for what a GPU does in seconds; a default run should end within five."""
-
 
 MOST_ROUNDS = 50
 """The number of rounds after which even `--precise` stops."""
 
 
 class Cell(NamedTuple):
-    """One precision on one workload, a future row. `why_not` says why it can't run, or is None."""
+    """One precision on one workload. `why_not` is the reason why it can't run, or None."""
 
     precision: Precision
     interpreter: Interpreter
@@ -46,9 +46,9 @@ class Plan(NamedTuple):
     cooldown_s: float
     timeout_s: float
     explicit: bool
-    """Whether precisions were requested by name: one that can't run is then a failure, else left out."""
+    """Whether precisions were requested by name: one that can't run then fails; otherwise it is skipped."""
     precise: float | None = None
-    """Half-width of the intervals at which the remaining rounds are skipped."""
+    """Half-width of the intervals, relative to the ratio, at which no further round is run."""
 
     @property
     def runnable(self) -> list[Cell]:
@@ -65,7 +65,7 @@ class Plan(NamedTuple):
         return len(self.certain)
 
     @property
-    def left_out(self) -> dict[str, str]:
+    def skipped(self) -> dict[str, str]:
         """Precision → why it is not measured."""
         return {cell.precision.name: cell.why_not for cell in self.cells if cell.why_not is not None}
 
@@ -89,43 +89,25 @@ def make_plan(
     _check_comparison(options, chosen)
     interpreters = choose_interpreters(options.python, precisions, cache_folder)
     prompts = read_prompts(options.prompts)
-    workloads = {
-        precision.name: list_workloads(options, device, precision.name, prompts) for precision in chosen
-    }
-    packages = {precision.name: list(packages_of(precision)) for precision in chosen}
-    obstacles = {
-        precision.name: check(precision, device, gpus, interpreters[precision.name]) for precision in chosen
-    }
-    if options.all and None not in obstacles.values():
-        first = chosen[0].name
-        raise BadInput("--all", "", f"nothing can run here: {first} {obstacles[first]}", "See --list")
-    model = find_model()
-    rounds = MOST_ROUNDS if options.precise else options.rounds
-    cells = [
-        Cell(
-            turn.precision,
-            interpreters[turn.precision.name],
-            Job(
-                precision=turn.precision.name,
-                model=model,
-                workload=workload,
-                device=device,
-                packages=packages[turn.precision.name],
-                checkpoint=options.checkpoint.get(turn.precision.name),
-                calibration=calibration if _will_be_calibrated(turn.precision, options) else None,
-                seed=options.seed,
-                round=round_,
-                aa_control=turn.aa_control,
-                cache_folder=str(cache_folder),
-            ),
-            obstacles[turn.precision.name],
+    obstacles = {each.name: find_obstacle(each, device, gpus, interpreters[each.name]) for each in chosen}
+    _require_one(obstacles, options)
+    make_job = partial(
+        Job, model=find_model(), device=device, seed=options.seed, cache_folder=str(cache_folder)
+    )
+    candidates = {
+        each.name: _Candidate(
+            each,
+            interpreters[each.name],
+            obstacles[each.name],
+            list_workloads(options, device, each.name, prompts),
+            partial(make_job, **_facts(each, options, calibration)),
         )
-        for round_ in range(rounds)
-        for turn in _order(chosen, round_, options, rounds)
-        for number, workload in enumerate(workloads[turn.precision.name])
-        # A precision that can't run at all is listed once.
-        if obstacles[turn.precision.name] is None or number == round_ == 0
-    ]
+        for each in chosen
+    }
+    return _make_plan(list(_cells(candidates, options)), device, options)
+
+
+def _make_plan(cells: list[Cell], device: str, options: Options) -> Plan:
     default_budget_s = CPU_BUDGET_S * options.rounds if device == "cpu" else None
     return Plan(
         cells,
@@ -135,6 +117,50 @@ def make_plan(
         explicit=not options.all,
         precise=options.precise,
     )
+
+
+class _Candidate(NamedTuple):
+    """A chosen precision, and what its cells have in common."""
+
+    precision: Precision
+    interpreter: Interpreter
+    why_not: str | None
+    workloads: list[Workload]
+    make_job: Callable[..., Job]
+    """A Job of this precision, given a workload and its place in the run."""
+
+    def cells(self, round_: int, aa_control: bool) -> Iterator[Cell]:
+        """Its cells in a round. A precision that can't run at all is listed once."""
+        for number, workload in enumerate(self.workloads):
+            if self.why_not is None or number == round_ == 0:
+                job = self.make_job(workload=workload, round=round_, aa_control=aa_control)
+                yield Cell(self.precision, self.interpreter, job, self.why_not)
+
+
+def _facts(precision: Precision, options: Options, calibration: CalibrationText | None) -> dict[str, Any]:
+    """The fields of a Job that depend only on the precision."""
+    return {
+        "precision": precision.name,
+        "packages": list(packages_of(precision)),
+        "checkpoint": options.checkpoint.get(precision.name),
+        "calibration": calibration if _will_be_calibrated(precision, options) else None,
+    }
+
+
+def _cells(candidates: dict[str, _Candidate], options: Options) -> Iterator[Cell]:
+    """The cells of all rounds, in the order they run."""
+    chosen = [each.precision for each in candidates.values()]
+    rounds = MOST_ROUNDS if options.precise else options.rounds
+    for round_ in range(rounds):
+        for turn in _order(chosen, round_, options, rounds):
+            yield from candidates[turn.precision.name].cells(round_, turn.aa_control)
+
+
+def _require_one(obstacles: dict[str, str | None], options: Options) -> None:
+    """Raise `BadInput` if `--all` finds no precision that can run."""
+    if options.all and None not in obstacles.values():
+        name, obstacle = next(iter(obstacles.items()))
+        raise BadInput("--all", "", f"nothing can run here: {name} {obstacle}", "See --list")
 
 
 class Turn(NamedTuple):
@@ -174,7 +200,7 @@ def packages_of(precision: Precision) -> Iterator[str]:
 
 
 def choose_precisions(options: Options, precisions: Mapping[str, Precision]) -> list[Precision]:
-    """`--all`, or what `-p` names."""
+    """All precisions with `--all`, otherwise those that `-p` names. Raises `BadInput`."""
     if options.all:
         return list(precisions.values())
     if not options.precision:
@@ -205,7 +231,7 @@ def choose_device(value: str, gpus: list[Gpu]) -> str:
 def choose_interpreters(
     chosen: Mapping[str, str], precisions: Mapping[str, Precision], cache_folder: Path
 ) -> dict[str, Interpreter]:
-    """Precision → the interpreter from `--python`, or its separate environment's, or else the parent's."""
+    """Precision → the interpreter from `--python`, or that of its separate environment, or the parent's."""
     choose(precisions, chosen, "--python")
     return {
         name: find_interpreter(chosen[name]) if name in chosen else _interpreter_of(precision, cache_folder)
@@ -220,8 +246,8 @@ def _interpreter_of(precision: Precision, cache_folder: Path) -> Interpreter:
     return environment.interpreter
 
 
-def check(precision: Precision, device: str, gpus: list[Gpu], interpreter: Interpreter) -> str | None:
-    """Why this precision can't run on this device under this interpreter, or None."""
+def find_obstacle(precision: Precision, device: str, gpus: list[Gpu], interpreter: Interpreter) -> str | None:
+    """Why this precision can't run on this device under this interpreter; None if it can."""
     index = int(device.partition(":")[2] or 0)
     capability = gpus[index].compute_capability if device != "cpu" and index < len(gpus) else None
     return why_not(
@@ -237,7 +263,7 @@ def check(precision: Precision, device: str, gpus: list[Gpu], interpreter: Inter
 
 def read_prompts(option: str | None) -> list[str]:
     """One prompt per line, skipping blank lines. Raises `BadInput` for a file without any."""
-    path = OWN_PROMPTS if option is None else Path(option)
+    path = BUILT_IN_PROMPTS if option is None else Path(option)
     try:
         prompts = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
@@ -256,10 +282,10 @@ def read_calibration(options: Options, chosen: list[Precision]) -> CalibrationTe
     if not any(_will_be_calibrated(each, options) for each in chosen):
         names = ", ".join(each.name for each in chosen)
         problem = f"no calibration in this run of {names}"
-        raise BadInput("--calibration", options.calibration, problem, "Leave it out")
+        raise BadInput("--calibration", options.calibration, problem, "Omit it")
     if (options.model or "").startswith("random:"):
         problem = "random weights are not calibrated"
-        raise BadInput("--calibration", options.calibration, problem, "Leave it out, or name another --model")
+        raise BadInput("--calibration", options.calibration, problem, "Omit it, or name another --model")
     path = Path(options.calibration).expanduser().absolute()
     try:
         content = path.read_bytes()

@@ -45,9 +45,9 @@ def check_sweeps(options: Options, precisions: Mapping[str, Precision], chosen: 
         key = f"--workloads.{index}.precision"
         for each in choose(precisions, sweep.precision or [], key):
             if each.name not in measured:
-                fix = f"Measure it too (-p {each.name}), or leave it out here"
+                fix = f"Measure it too (-p {each.name}), or remove it here"
                 raise BadInput(key, each.name, "is not measured", fix)
     for name in measured if options.workloads else []:
         if not any(sweep.precision is None or name in sweep.precision for sweep in options.workloads):
-            fix = "Add one, or leave the precision out"
+            fix = "Add one, or omit the precision"
             raise BadInput("--precision", name, "has no [[workloads]]", fix)

@@ -1,7 +1,7 @@
-"""Whether a precision can run here, and if not, one line that says why and what to do.
+"""Whether a precision can run here, and if not, one line with the reason and a fix.
 
 Pure: device, compute capability and packages are arguments, so every answer can be tested on any machine.
-Nothing is imported to find out; what only shows when a worker runs becomes a `Failed` cell.
+Nothing is imported to find out; problems that only show when a worker runs become `Failed` cells.
 """
 
 import platform
@@ -15,7 +15,7 @@ from packaging.utils import canonicalize_name
 from orchestrator.precisions.catalog import Precision
 
 SCHEMAS_NEED = "msgspec"
-"""What every worker needs besides its header's packages, to exchange messages with the parent."""
+"""Required by every worker in addition to its header's packages, to exchange messages with the parent."""
 
 CPU_TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
 """Has torch builds of a quarter of the usual size, for machines without a GPU."""
@@ -36,7 +36,7 @@ def why_not(
     `device` is `cpu`, `cuda` or `cuda:N`; `compute_capability` is None on a CPU, or if it is unknown.
     `installed` maps canonical distribution names to versions; it, `python_version` and `pip` describe the
     interpreter that the worker would run under. `pip` is the command that installs into that interpreter and
-    `make_env` the one that makes an environment; None leaves it out of the advice.
+    `make_env` the one that makes an environment; None omits it from the advice.
     """
     return (
         _wrong_device(precision, device)

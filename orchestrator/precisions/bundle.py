@@ -24,7 +24,7 @@ PLATFORM = "x86_64-manylinux_2_28"
 ON_THE_GPU_MACHINE = {"torch", "triton", "transformers", "accelerate"}
 """Packages in worker headers that its image ships, built for its driver."""
 
-LEFT_OUT = {"gptqmodel"}
+EXCLUDED = {"gptqmodel"}
 """It needs pypcre, which is published only as C source and is compiled for one Python and one libpcre2."""
 
 IN_NO_HEADER = [SCHEMAS_NEED, "dill", "multiprocess", "termcolor"]
@@ -44,10 +44,10 @@ MOST_BYTES = 40_000_000
 
 
 def bundled_requirements() -> list[str]:
-    """What goes into the folder: the workers' packages, except what the GPU machine has or must compile."""
+    """The requirements to bundle: the workers' packages, except those the GPU machine has or must compile."""
     headers = [need for precision in find_precisions().values() for need in precision.requirements]
     wanted = dict.fromkeys([*headers, *IN_NO_HEADER])
-    return [need for need in wanted if _name(need) not in ON_THE_GPU_MACHINE | LEFT_OUT]
+    return [need for need in wanted if _name(need) not in ON_THE_GPU_MACHINE | EXCLUDED]
 
 
 def write_bundle(folder: Path) -> int:

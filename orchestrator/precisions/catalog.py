@@ -39,12 +39,12 @@ class BadHeader(QbenchError):
 
 
 class Precision(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One way to load the model: what the header of one worker says."""
+    """One way to load the model, as declared in the header of its worker."""
 
     # A name becomes part of file names, and precedes the = in `--python NAME=PATH`.
     name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\Z")] = msgspec.field(name="precision")
     module: str
-    """What `python -m` takes, e.g. `workers.int8_bnb`."""
+    """The argument of `python -m`, e.g. `workers.int8_bnb`."""
     path: Path
     label: str
     bits_per_weight: float
@@ -53,7 +53,7 @@ class Precision(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     min_compute_capability: float | None = None
     """As NVIDIA writes it, 7.5 for a T4; None if any GPU will do."""
     calibrated: bool = False
-    """Whether the worker's `prepare` makes its weights with a calibration text."""
+    """Whether the worker's `prepare` calibrates its weights with a text."""
     in_all: bool = True
     """Whether the extra `all` includes its packages: not if they conflict with the others', or are large and
     useless on a machine without a GPU."""
@@ -82,7 +82,7 @@ class _Header(msgspec.Struct):
 
 
 def find_all_precisions(users_folder: str | None) -> dict[str, Precision]:
-    """Ours and those in the folder that `--workers` names: name → precision, most bits first, then by name.
+    """Our precisions and those in the folder that `--workers` names, by name: most bits first, then by name.
 
     Raises `BadHeader`, and `BadInput` for an unusable folder or a name that is one of ours.
     """
@@ -111,7 +111,7 @@ def _users_precisions(users_folder: str) -> dict[str, Precision]:
 def find_precisions(folder: Path = WORKERS_FOLDER, package: str = "workers") -> dict[str, Precision]:
     """Read every worker in `folder`: name → precision, most bits first, then by name.
 
-    Files without a `[tool.qbench]` table are not workers and are left out. Raises `BadHeader`.
+    Files without a `[tool.qbench]` table are not workers and are ignored. Raises `BadHeader`.
     """
     found: dict[str, Precision] = {}
     for path in sorted(folder.glob("*.py")):
@@ -191,7 +191,7 @@ def _script_block(path: Path, text: str) -> dict[str, Any]:
     if len(blocks) > 1:
         raise BadHeader(path, "has more than one `# /// script` block")
     if not blocks:
-        # PEP 723 ignores a block that is not closed, but whoever wrote our table meant it to be read.
+        # PEP 723 ignores a block that is not closed, but one with our table was meant to be read.
         if re.search(r"(?m)^# ?\[tool\.qbench\]", text):
             raise BadHeader(path, "its `# /// script` block is not closed, or a line in it lacks its `# `")
         return {}
@@ -208,5 +208,5 @@ def _summary(path: Path, text: str) -> str:
     except SyntaxError as error:
         raise BadHeader(path, f"is not Python: {error.msg}, line {error.lineno}") from None
     if not docstring:
-        raise BadHeader(path, "has no docstring that says what the format stores and when it wins")
+        raise BadHeader(path, "has no docstring to explain what the format stores and when it wins")
     return docstring.splitlines()[0]

@@ -1,11 +1,11 @@
-"""Environments for one precision each: which precisions have one, and whether it still meets the header.
+"""Environments for single precisions: which precisions have one, and whether it still meets the header.
 
 `qbench-worker --make-env NAME` makes one in the cache folder, and from then on the precision runs in it:
 
     environments/NAME/lock.txt    exact versions with hashes; kept when the environment is dropped
     environments/NAME/venv/       the environment, with a copy of the lock that it was installed from
 
-The first line of a lock says what it was made for, so that one for another header is not mistaken for it.
+The first line of a lock records its purpose, an `Origin`, so that a lock for another header isn't used.
 """
 
 import shlex
@@ -22,7 +22,7 @@ from orchestrator.precisions.interpreter import Interpreter, own_interpreter
 
 
 class Origin(msgspec.Struct, kw_only=True):
-    """What a lock was made for."""
+    """What a lock was made for, recorded in its first line."""
 
     requirements: list[str]
     """Of the worker's header and of `schemas`, PEP 508 strings."""
@@ -31,12 +31,12 @@ class Origin(msgspec.Struct, kw_only=True):
     python: str
     """Version of its Python, e.g. `3.12.3`."""
     reused: list[str] = []
-    """What the environment takes from the parent's, as `name==version`."""
+    """Packages of the parent's environment that it reuses, as `name==version`."""
 
 
 @dataclass(frozen=True)
 class Environment:
-    """A finished environment in the cache; `outdated` says why it isn't used, None if it is."""
+    """A finished environment in the cache; `outdated` is the reason why it isn't used, None if it is."""
 
     folder: Path
     outdated: str | None
@@ -57,14 +57,14 @@ def home_of(name: str, cache_folder: Path) -> Path:
 
 
 def worker_lock(precision: Precision) -> Path:
-    """Where a worker's own lock is, if it comes with one."""
+    """The path of the lock that a worker may come with."""
     return precision.path.parent / "locks" / f"{precision.name}.txt"
 
 
 def find_environment(precision: Precision, cache_folder: Path) -> Environment | None:
     """The environment made for this precision, outdated or not; None if there is none."""
     folder = home_of(precision.name, cache_folder) / "venv"
-    if not (folder / "lock.txt").exists():  # half made, or half removed
+    if not (folder / "lock.txt").exists():  # partly made, or partly removed
         return None
     return Environment(folder, _outdated(precision, folder))
 
@@ -101,13 +101,13 @@ def outdated_lock(precision: Precision, lock: Path, python: str | None = None) -
 
 
 def make_command(precision: Precision) -> str:
-    """What to type to make an environment for this precision."""
+    """The command that makes an environment for this precision."""
     workers = ["--workers", str(precision.path.parent)] if precision.package == USERS_PACKAGE else []
     return shlex.join(["qbench-worker", *workers, "--make-env", precision.name])
 
 
 def outdated_line(precision: Precision, cache_folder: Path) -> str | None:
-    """That its environment is outdated, why, and what to do; None if there is nothing to say."""
+    """A line on why its environment is outdated, and how to renew it; None if it isn't outdated."""
     environment = find_environment(precision, cache_folder)
     if environment is None or environment.outdated is None:
         return None
@@ -116,6 +116,6 @@ def outdated_line(precision: Precision, cache_folder: Path) -> str | None:
 
 
 def _outdated(precision: Precision, folder: Path) -> str | None:
-    if not (folder / "bin/python").exists():  # a link to what was removed doesn't
+    if not (folder / "bin/python").exists():  # a dangling link doesn't
         return "its Python is gone"
     return outdated_lock(precision, folder / "lock.txt")

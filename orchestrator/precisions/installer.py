@@ -32,16 +32,16 @@ from orchestrator.precisions.environments import (
     outdated_lock,
     worker_lock,
 )
-from orchestrator.precisions.interpreter import ask_again, independent_variables, own_interpreter
+from orchestrator.precisions.interpreter import forget_answers, independent_variables, own_interpreter
 from orchestrator.precisions.reuse import pth_lines, split_lock, write_wheels
 from orchestrator.precisions.uv_program import uv_program
 
 
 def make_environment(precision: Precision, cache_folder: Path, device: str) -> str:
-    """Make an environment for `precision`, unless it has one that works; a line that says where it is.
+    """Make an environment for `precision`, unless it has one that works. Returns a line with its location.
 
-    What uv prints goes to stderr. Raises `BadInput` if uv fails; what is left then is an earlier environment,
-    and of the new one at most its lock.
+    The output of uv goes to stderr. Raises `BadInput` if uv fails; an earlier environment is then kept, and
+    of the new one at most its lock.
     """
     home = home_of(precision.name, cache_folder)
     if not _works(find_environment(precision, cache_folder), precision):
@@ -53,12 +53,12 @@ def make_environment(precision: Precision, cache_folder: Path, device: str) -> s
                 (home / "unfinished").rename(home / "venv")
             finally:
                 _remove(home / "unfinished")
-    ask_again()
+    forget_answers()
     return f"{precision.name} has its own environment: {home}"
 
 
 def drop_environment(name: str, cache_folder: Path) -> str:
-    """Remove the environment of a precision, whose worker may be gone already; a line that says so.
+    """Remove the environment of a precision, whose worker may be gone already. Returns a line to print.
 
     Its lock is kept. Raises `BadInput` if it has none.
     """
@@ -94,7 +94,7 @@ def _works(environment: Environment | None, precision: Precision) -> bool:
         return False
     try:
         return not unmet_needs(precision, environment.interpreter.installed())
-    except BadInput:  # its Python doesn't even start
+    except BadInput:  # its Python doesn't start
         return False
 
 
@@ -122,7 +122,7 @@ def _fill(folder: Path, precision: Precision, device: str) -> None:
 
 
 def _write_lock(lock: Path, origin: Origin, pins: str, installed: dict[str, str]) -> None:
-    """Write a lock without what is reused of the `installed` packages of the parent."""
+    """Write a lock without those of the parent's `installed` packages that are reused."""
     missing, origin.reused = split_lock(pins, installed)
     click.echo(f"reused from {sys.prefix}: {', '.join(origin.reused) or 'nothing'}", err=True)
     unfinished = lock.with_suffix(".part")
@@ -139,7 +139,7 @@ def _resolve(
     with TemporaryDirectory(prefix="qbench-") as scratch:
         wheels, found, builds = (Path(scratch, name) for name in ("wheels", "found.txt", "builds.txt"))
         offered = write_wheels(installed, wheels)
-        # uv takes this for its earlier result, and keeps to the versions in it.
+        # uv regards this as its earlier result, and keeps the versions in it.
         found.write_text("".join(f"{name}=={version}\n" for name, version in offered.items()), "utf-8")
         # Without modules they can't build anything.
         builds.write_text("".join(f"{name}!={version}\n" for name, version in offered.items()), "utf-8")
@@ -151,13 +151,13 @@ def _resolve(
 
 
 def _install(lock: Path, folder: Path, precision: Precision, device: str) -> None:
-    """Install exactly what the lock names, and check that it meets the header."""
+    """Install exactly the packages in the lock, and check that they meet the header."""
     own = worker_lock(precision)
     fix = f"Fix {own}" if own.exists() else f"Try again, or remove {lock} to resolve its packages again"
     options = ["--require-hashes", "--allow-empty-requirements"]
     options += _torch_index("\ntorch==" in lock.read_text(encoding="utf-8"), device)
     _uv(precision, f"install {lock}", fix, "pip", "sync", "--python", folder, *options, lock)
-    ask_again()
+    forget_answers()
     unmet = unmet_needs(precision, interpreter_in(folder).installed())
     if unmet:
         problem = f"its lock does not meet its header ({', '.join(unmet.values())})"
@@ -172,16 +172,16 @@ def _torch_index(needs_torch: bool, device: str) -> list[str]:
 
 
 def _uv(
-    precision: Precision, what: str, fix: str, *arguments: object, find_links: object = "", stdin: str = ""
+    precision: Precision, task: str, fix: str, *arguments: object, find_links: object = "", stdin: str = ""
 ) -> None:
-    """Let uv do `what`. Raises `BadInput` if it fails; it has said why on stderr."""
+    """Let uv do a task. Raises `BadInput` if it fails; its own message is on stderr."""
     variables = independent_variables()
-    # As an option, the folder would replace what the user has set.
+    # As an option, the folder would replace the user's setting.
     links = filter(None, [str(find_links), variables.get("UV_FIND_LINKS")])
     variables["UV_FIND_LINKS"] = ",".join(links)
     command = [uv_program(), *map(str, arguments)]
     if subprocess.run(command, env=variables, input=stdin, text=True, stdout=subprocess.DEVNULL).returncode:
-        raise BadInput("--make-env", precision.name, f"uv can't {what}; its reason is above", fix)
+        raise BadInput("--make-env", precision.name, f"uv can't {task}; its reason is above", fix)
 
 
 def _remove(folder: Path) -> None:

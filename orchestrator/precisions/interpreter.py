@@ -1,9 +1,9 @@
-"""The Python that a worker runs under, and the packages of ours that it is lent.
+"""The Python that a worker runs under, and how it gets our packages.
 
 A precision may need other versions of torch or transformers, so a worker's interpreter can be any Python,
 and qbench need not be installed there. It is lent two packages, `workers` and `schemas`, through a folder of
-two links on PYTHONPATH. Their parent folder on PYTHONPATH would expose the parent's whole site-packages if
-qbench is installed there, and mix two environments. A third link lends the folder of a user's own workers, as
+two links on PYTHONPATH. Their actual folder on PYTHONPATH would expose the parent's whole site-packages if
+qbench is installed there, and mix two environments. A third link adds the folder of a user's own workers, as
 a package next to ours.
 """
 
@@ -72,14 +72,14 @@ class Interpreter:
         return _by_name(_ask(self.path).distributions)
 
     def pip_command(self) -> str:
-        """What to type to install into this interpreter, e.g. `.venv/bin/python -m pip install`."""
+        """The command that installs into this interpreter, e.g. `.venv/bin/python -m pip install`."""
         if "pip" in self.installed():
             return shlex.join([self.path, "-m", "pip", "install"])
         return shlex.join(["uv", "pip", "install", "--python", self.path])
 
 
-def ask_again() -> None:
-    """Forget what other interpreters answered, after packages were installed or removed."""
+def forget_answers() -> None:
+    """Discard the cached answers of interpreters, after packages were installed or removed."""
     _ask.cache_clear()
 
 
@@ -105,12 +105,12 @@ def find_interpreter(value: str) -> Interpreter:
 
 @contextmanager
 def lent_packages(precisions: Iterable[Precision] = ()) -> Iterator[Path]:
-    """A folder to exist while workers run, with `workers`, `schemas`, and the packages of `precisions`."""
+    """A folder that exists while workers run, with `workers`, `schemas`, and the packages of `precisions`."""
     lent = {precision.package: precision.path.parent for precision in precisions}
     lent |= {package: _OUR_ROOT / package for package in _LENT}
     with tempfile.TemporaryDirectory(prefix="qbench-") as folder:
-        for package, place in lent.items():
-            Path(folder, package).symlink_to(place, target_is_directory=True)
+        for package, source in lent.items():
+            Path(folder, package).symlink_to(source, target_is_directory=True)
         yield Path(folder)
 
 
@@ -122,7 +122,7 @@ def worker_command(interpreter: Interpreter, module: str) -> list[str]:
 def worker_environment(interpreter: Interpreter, lent: Path) -> dict[str, str]:
     """The environment variables a worker starts with; `lent` is the folder of `lent_packages`."""
     environment = dict(os.environ) if interpreter.own else independent_variables()
-    # An empty entry would mean the working directory, and a relative one depend on it.
+    # An empty entry would mean the working directory, and a relative one would depend on it.
     inherited = [
         os.path.abspath(path) for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path
     ]

@@ -1,9 +1,9 @@
-"""What an environment reuses of the parent's packages, torch above all.
+"""Packages of the parent that an environment reuses, torch above all.
 
-torch with CUDA is several GB. Where the parent's torch meets a worker's header, a second one would cost them
-again, and make another build part of what is compared. uv doesn't see packages outside of the environment
+torch with CUDA is several GB. If the parent's torch meets a worker's header, a second one would cost them
+again, and make another build part of the comparison. uv doesn't see packages outside of the environment
 that it installs into (uv#7358, uv#4466). So when it resolves, it is offered each of the parent's as a wheel
-without modules, to be preferred. What it picks of these is not installed: a `.pth` file appends the parent's
+without modules, to be preferred. Those that it picks are not installed: a `.pth` file appends the parent's
 site-packages to the environment's path. So all of the parent's packages can be imported there, but the
 environment's own come first. (`--system-site-packages` would not do: if the parent runs in a virtual
 environment, it stands for the packages of the system, not for the parent's.)
@@ -48,7 +48,7 @@ def write_wheels(installed: Mapping[str, str], folder: Path) -> dict[str, str]:
 
 
 def split_lock(lock: str, installed: Mapping[str, str]) -> tuple[str, list[str]]:
-    """What of a lock has to be installed, and what of it the parent has `installed`, as `name==version`."""
+    """The lines of a lock still to install, and its packages that are `installed`, as `name==version`."""
     missing, reused = "", []
     for line in re.sub(r"(?m)(^|\s)#.*", "", lock.replace("\\\n", " ")).splitlines():
         if name := _met_by(line, installed):

@@ -1,4 +1,4 @@
-"""What makes two cells the same cell: one key, and everything that is derived from it.
+"""The identity of a cell: one key, and everything that is derived from it.
 
 A cell is one precision in one decode mode on one workload, in one round. `key_of` gives the key of a job and
 of its record alike. Which cells share a row, a baseline or a file follows from the key's properties.
@@ -15,7 +15,7 @@ BASELINE = "fp16"
 
 
 class WorkloadKey(NamedTuple):
-    """The size of a workload: what precisions and decode modes must share to be compared."""
+    """The size of a workload. Only precisions and decode modes on the same one are compared."""
 
     prompt_tokens: int | None = None
     depth: int = 0
@@ -24,7 +24,7 @@ class WorkloadKey(NamedTuple):
 
 
 NO_WORKLOAD = WorkloadKey()
-"""Of a cell that was left out before it had a job; any other generates at least one token."""
+"""The workload of a cell skipped before it had a job; every other cell generates at least one token."""
 
 
 class CellKey(NamedTuple):
@@ -43,7 +43,7 @@ class CellKey(NamedTuple):
 
     @property
     def name(self) -> str:
-        """For people, e.g. `fp16 graph`; eager decode, the default, is not mentioned."""
+        """For display, e.g. `fp16 graph`; eager decode, the default, is not mentioned."""
         decode = "" if self.decode == "eager" else f" {self.decode}"
         return f"{self.precision}{decode}{' (A/A)' if self.aa_control else ''}"
 

@@ -1,4 +1,4 @@
-"""What people read for a cell when a run has several workloads, in tables, warnings and progress."""
+"""Names of cells for display, in tables, warnings and progress; with the workload if a run has several."""
 
 from collections.abc import Callable, Collection, Iterable
 
@@ -7,13 +7,11 @@ from schemas.job import Job
 from schemas.record import CellRecord
 
 
-def full_name(cell: CellRecord, cells: Iterable[CellRecord]) -> str:
-    """A cell's name among the `cells` of its run, with its workload if they have several."""
-    return full_names(cells)(cell)
+def cell_namer(cells: Iterable[Job] | Iterable[CellRecord]) -> Callable[[Job | CellRecord], str]:
+    """Function from one of these cells to its name, with its workload if the cells have several.
 
-
-def full_names(cells: Iterable[Job] | Iterable[CellRecord]) -> Callable[[Job | CellRecord], str]:
-    """The same for many cells; how their workloads differ is worked out once."""
+    How the workloads differ is worked out once.
+    """
     workloads = dict.fromkeys(key_of(cell).workload for cell in cells)
     workloads.pop(NO_WORKLOAD, None)
     labels = workload_labels(workloads) | {NO_WORKLOAD: ""}

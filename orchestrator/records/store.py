@@ -1,6 +1,6 @@
 """A run on disk: the only module that reads or writes run folders.
 
-    RUN/plan.json           what was requested
+    RUN/plan.json           the request: options and jobs
     RUN/environment.json    the machine
     RUN/peaks.json          the device's measured peaks, if they were measured
     RUN/records.jsonl       one CellRecord per line, appended and fsynced when its cell ends
@@ -67,7 +67,7 @@ class RunFolder:
 
     @classmethod
     def reopen(cls, path: Path) -> "RunFolder":
-        """A run folder to continue. Raises `BadInput` if its records are gzipped: none can be appended."""
+        """A run folder to resume. Raises `BadInput` if its records are gzipped: none can be appended."""
         if (path / ARCHIVED_RECORDS).exists():
             raise BadInput(
                 "--resume",
@@ -92,18 +92,18 @@ class RunFolder:
             yield
 
     def repair(self, finished: int, left: Iterable[Job]) -> None:
-        """Remove what a kill left incomplete: a truncated last line, and samples of cells that are `left`.
+        """Repair the traces of a kill: remove a truncated last line, and samples of cells that are `left`.
 
-        Raises `BadInput` if the folder holds other than the `finished` records: another process added some
+        Raises `BadInput` if the folder no longer holds exactly `finished` records: another process added some
         before the folder was reserved.
         """
         records = self.path / RECORDS
-        whole = _whole(records.read_bytes()) if records.exists() else b""
-        if whole.count(b"\n") != finished:
-            problem = "another process has continued this run meanwhile"
+        complete = _complete_lines(records.read_bytes()) if records.exists() else b""
+        if complete.count(b"\n") != finished:
+            problem = "another process has resumed this run in the meantime"
             raise BadInput("--resume", str(self.path), problem, "Resume it again")
         if records.exists():
-            os.truncate(records, len(whole))
+            os.truncate(records, len(complete))
         for job in left:
             (self.path / "samples" / f"{key_of(job).stem}.jsonl").unlink(missing_ok=True)
 
@@ -113,12 +113,12 @@ class RunFolder:
         earlier = len([*logs.glob(f"{name}.log"), *logs.glob(f"{name}.*.log")])
         return logs / (f"{name}.{earlier + 1}.log" if earlier else f"{name}.log")
 
-    def keep_peaks(self, record: PeaksRecord) -> None:
+    def write_peaks(self, record: PeaksRecord) -> None:
         """Write the device's peaks, or why they are unknown."""
         _write(self.path / "peaks.json", msgspec.json.format(msgspec.json.encode(record)))
 
     def append(self, record: CellRecord) -> None:
-        """Write a finished cell: its samples first, so that no record is without them."""
+        """Write a finished cell: its samples first, so that every record has them."""
         samples = b"".join(msgspec.json.encode(sample) + b"\n" for sample in record.samples)
         _write(_samples_file(self.path, record), samples)
         line = msgspec.json.encode(msgspec.structs.replace(record, samples=[])) + b"\n"
@@ -129,7 +129,7 @@ class RunFolder:
 
 
 def read_run(path: Path, samples: bool = True) -> Run:
-    """Read a run folder. Raises `BadInput` if there is none, or another program wrote it."""
+    """Read a run folder. Raises `BadInput` if there is none, or if its files can't be decoded."""
     with _bad_input(path):
         return _read_folder(path, samples)
 
@@ -185,9 +185,9 @@ def find_records(folder: Path) -> list[Path]:
 
 
 def _read_file(file: Path, samples: bool) -> Run:
-    """The whole run if the file is its `records.jsonl`; otherwise what the records alone contain."""
-    beside = [file.parent / name for name in ("plan.json", "environment.json")]
-    if file.name in (RECORDS, ARCHIVED_RECORDS) and all(each.exists() for each in beside):
+    """The whole run if the file is its `records.jsonl`; otherwise only the contents of the records."""
+    companions = [file.parent / name for name in ("plan.json", "environment.json")]
+    if file.name in (RECORDS, ARCHIVED_RECORDS) and all(each.exists() for each in companions):
         return _read_folder(file.parent, samples)
     cells = _read_cells(file)
     if not cells:
@@ -213,11 +213,11 @@ def _unknown_machine() -> Environment:
 
 
 def _read_cells(file: Path) -> list[CellRecord]:
-    return msgspec.json.Decoder(CellRecord).decode_lines(_whole(_content(file)))
+    return msgspec.json.Decoder(CellRecord).decode_lines(_complete_lines(_content(file)))
 
 
-def _whole(lines: bytes) -> bytes:
-    """All complete lines: one without a newline was truncated by a kill."""
+def _complete_lines(lines: bytes) -> bytes:
+    """All but a last line without a newline, which a kill truncated."""
     return lines[: lines.rfind(b"\n") + 1]
 
 

@@ -32,7 +32,7 @@ _WORDS = {
 
 
 def print_comparison(found: RunComparison, names: tuple[str, str]) -> None:
-    """A row for each cell and figure, then what could not be compared, and other differences."""
+    """A row for each cell and figure, then cells that could not be compared, and other differences."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for heading in ("precision", "decode", "figure"):
         table.add_column(heading)

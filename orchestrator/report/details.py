@@ -80,11 +80,11 @@ def _steps(row: CellMetrics) -> str:
     return f"{row.warmup_trials or ABSENT} warm-up trials; decode {roof}, {prefill}"
 
 
-def _kernels(what: str, times: KernelTimes | None) -> Iterator[str]:
+def _kernels(stage: str, times: KernelTimes | None) -> Iterator[str]:
     if times is None:
         return
     busy_s = milliseconds(times.busy_s / times.steps)
-    yield f"    {what}: {times.launches / times.steps:,.0f} kernels, GPU busy {busy_s} ms; slowest:"
+    yield f"    {stage}: {times.launches / times.steps:,.0f} kernels, GPU busy {busy_s} ms; slowest:"
     for kernel in times.kernels[:SHOWN_KERNELS]:
         share, count = kernel.total_s / times.busy_s, kernel.count / times.steps
         yield f"      {percent(share):>4}  {count:6,.1f} ×  {short_kernel_name(kernel.name)}"

@@ -1,4 +1,4 @@
-"""Why a precision is as fast as it is: one plain sentence built from measured numbers only.
+"""Why a precision runs at its speed: one plain sentence, built only from measured numbers.
 
 Every sentence rests on four facts about a decode step: its wall time, its GPU-busy time, the bytes that it
 must read, and the slowest kernel. Wall time beyond the busy time is due to the host, or, in a CUDA graph, to
@@ -34,10 +34,10 @@ nobody chooses a precision for a smaller gain than this."""
 
 PROMISE_KEPT = 0.8
 """A speed-up of at least this share of the byte ratio counts as the one that the bytes promise; attention,
-norms and unquantized layers take the rest."""
+norms and unquantized layers account for the rest."""
 
 COPIES_BACK = 4
-"""Copies to the host per step that aren't mentioned: `generate()` checks every token for the end."""
+"""Copies to the host per step that need no mention: `generate()` checks every token for the end."""
 
 
 class DecodeFacts(NamedTuple):
@@ -65,7 +65,7 @@ class DecodeFacts(NamedTuple):
 
 
 def explanations(analysis: RunAnalysis) -> list[str]:
-    """Sentences for below the table: first what invalidates speeds, then causes, then divergences."""
+    """Sentences for below the table: first limits that invalidate speeds, then causes, then divergences."""
     groups: dict[WorkloadKey, list[CellAnalysis]] = {}
     for each in analysis.cells:
         groups.setdefault(key_of(each.cell).workload, []).append(each)
@@ -136,7 +136,7 @@ def _copies_back(waiting: list[DecodeFacts]) -> str:
 
 
 def _remedy(waiting: list[DecodeFacts], cells: list[CellRecord]) -> str:
-    """Which rows show the precisions' own speeds, or how to get such rows."""
+    """Which rows show the speeds of the precisions themselves, or how to get such rows."""
     graphs = [cell for cell in cells if key_of(cell).decode == "graph"]
     if not graphs:
         return "try --decode graph"
@@ -274,5 +274,5 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def _step(one: DecodeFacts) -> str:
-    """The reader's word for what a decode step generates."""
+    """A decode step by the reader's word: at batch 1 it generates one token."""
     return "token" if all(trial.batch_size == 1 for trial in one.cell.trials) else "step"

@@ -45,7 +45,7 @@ def _table(series: Series, figure: str) -> Table:
 
 
 def _change(found: Comparison | None, figure: str) -> str:
-    """With a verdict only if there is a difference; otherwise the interval says enough."""
+    """With a verdict only if there is a difference; otherwise the interval is enough."""
     if found is None:
         return ABSENT
     if found.verdict not in ("faster", "slower"):

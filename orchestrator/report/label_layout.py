@@ -9,7 +9,7 @@ LETTER = 0.052
 
 
 class Interval(NamedTuple):
-    """A labelled interval on the time axis, in inches."""
+    """A labeled interval on the time axis, in inches."""
 
     text: str
     start: float
@@ -29,16 +29,17 @@ class Label(NamedTuple):
 
 
 def placed(intervals: Iterable[Interval], width: float) -> Iterator[tuple[Label, float]]:
-    """Labels and their positions. If there is no space for all, the longest intervals are labelled."""
+    """Labels and their positions. If there is no space for all, the longest intervals are labeled."""
     shown = sorted(intervals, key=lambda interval: interval.length, reverse=True)
     while sum(room_of(interval.text) for interval in shown) > width:
         shown.pop()
     shown.sort(key=lambda interval: interval.start)
-    labels = [Label(one.text, (one.start + one.end) / 2, room_of(one.text)) for one in shown]
+    labels = [Label(each.text, (each.start + each.end) / 2, room_of(each.text)) for each in shown]
     return zip(labels, spread(labels, 0.0, width), strict=True)
 
 
 def room_of(text: str) -> float:
+    """The width of a label with its margins, in inches."""
     return LETTER * (len(text) + 3)
 
 

@@ -1,4 +1,4 @@
-"""What can be measured: the list of precisions, and the plan of a run."""
+"""Listings before a run: the precisions, and the plan."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +9,7 @@ from rich.table import Table
 
 from orchestrator.analysis.intervals import FEWEST_ROUNDS
 from orchestrator.planning.estimate import Estimate
-from orchestrator.planning.plan import Cell, Plan, check, choose_device, choose_interpreters
+from orchestrator.planning.plan import Cell, Plan, choose_device, choose_interpreters, find_obstacle
 from orchestrator.precisions.catalog import Precision
 from orchestrator.precisions.environments import outdated_line
 from orchestrator.precisions.interpreter import Interpreter
@@ -24,7 +24,7 @@ from schemas.options import Options
 def print_precisions(
     precisions: Mapping[str, Precision], options: Options, gpus: list[Gpu], cache_folder: Path
 ) -> None:
-    """Every precision, what it stores and where it runs; below the table, problems and how to fix them."""
+    """Every precision, its format and environment; below the table, problems and their fixes."""
     device = choose_device(options.device, gpus)
     interpreters = choose_interpreters(options.python, precisions, cache_folder)
     table = Table(box=SIMPLE_HEAD, title=f"precisions, on {device}", title_justify="left", title_style="bold")
@@ -33,7 +33,7 @@ def print_precisions(
     # Below the table, not in its cells: commands to copy must not be wrapped.
     lines: list[str] = []
     for name, precision in precisions.items():
-        why = check(precision, device, gpus, interpreters[name])
+        why = find_obstacle(precision, device, gpus, interpreters[name])
         if why is not None:
             lines.append(f"{name}: {why}")
         if interpreters[name].own and (outdated := outdated_line(precision, cache_folder)):

@@ -4,7 +4,7 @@ from orchestrator.analysis.best_mode import leads
 from orchestrator.analysis.metrics import reason
 from orchestrator.analysis.rounds import round_notes
 from orchestrator.analysis.run_analysis import RunAnalysis
-from orchestrator.records.names import full_names
+from orchestrator.records.names import cell_namer
 from orchestrator.report.columns import versus_fp16
 from orchestrator.report.explain import explanations
 from orchestrator.report.warnings import run_warnings
@@ -14,9 +14,9 @@ PARENTHESES = "ratios in parentheses compare how fast the host launches kernels,
 
 
 def notes(analysis: RunAnalysis) -> list[str]:
-    """Why rows have no figures, why the others are as they are, then the warnings of the run."""
+    """Why some rows have no figures, explanations of the others, then the warnings of the run."""
     cells = analysis.typical.cells
-    name = full_names(cells)
+    name = cell_namer(cells)
     failures = [f"{name(cell)}: {reason(cell.outcome)}" for cell in cells if isinstance(cell.outcome, Failed)]
     parentheses = [PARENTHESES] if any(versus_fp16(row).startswith("(") for row in analysis.rows) else []
     return [

@@ -52,8 +52,8 @@ LANE = 0.16
 LINE = 0.135
 """Height of small text."""
 DOTS_PER_INCH = 110
-UNSEEN = 0.003
-"""A phase shorter than this is invisible, so it isn't labelled."""
+SHORTEST_LABELED = 0.003
+"""A phase shorter than this is invisible, so it isn't labeled."""
 
 GPU_KEY = (
     "Torch and the process are read at phase edges (markers); lines between them are straight. "
@@ -72,13 +72,13 @@ class Scale(NamedTuple):
     unit_bytes: int
 
     def interval(self, text: str, start_s: float, end_s: float) -> Interval:
-        """The part within the axis."""
+        """The part of a span that is within the axis, in inches."""
         inches_per_s = (WIDTH - LEFT - RIGHT) / (self.to_s - self.from_s)
         start, end = ((max(at_s, self.from_s) - self.from_s) * inches_per_s for at_s in (start_s, end_s))
         return Interval(text, start, end)
 
     def show(self, value_bytes: float) -> str:
-        """To a MiB, or to a hundredth of a GiB."""
+        """Whole MiB, or GiB with two decimals."""
         digits = 2 if self.unit == "GiB" else 0
         return f"{value_bytes / self.unit_bytes:,.{digits}f} {self.unit}"
 
@@ -89,7 +89,7 @@ def formats() -> dict[str, Callable[[list[Timeline], str], bytes]]:
 
 
 def title(run: Run, name: str) -> str:
-    """Model, device and run."""
+    """The heading of a plot: model, device and run."""
     models = dict.fromkeys(job.model.name for job in run.plan.jobs)
     devices = dict.fromkeys(cell.ready.device_name for cell in run.cells if cell.ready)
     device = run.environment.cpu if list(devices) == ["CPU"] else ", ".join(devices) or "an unknown device"
@@ -97,12 +97,12 @@ def title(run: Run, name: str) -> str:
 
 
 def as_png(drawn: list[Timeline], heading: str) -> bytes:
-    """Raises `ModuleNotFoundError` without matplotlib."""
+    """The plot as PNG. Raises `ModuleNotFoundError` without matplotlib."""
     return _rendered(drawn, heading, "png")
 
 
 def as_html(drawn: list[Timeline], heading: str) -> bytes:
-    """A self-contained page. Raises `ModuleNotFoundError` without matplotlib."""
+    """The plot as a self-contained page. Raises `ModuleNotFoundError` without matplotlib."""
     image = _rendered(drawn, heading, "svg").decode()
     # The page has its own doctype, and the image's contains a URL.
     image = image[image.index("<svg") :]
@@ -136,8 +136,8 @@ def _figure(drawn: list[Timeline], heading: str) -> "Figure":
     scale = _scale(drawn)
     for index, timeline in enumerate(drawn):
         bottom = height - TITLE - (index + 1) * (HEADER + PANEL)
-        place = (LEFT / WIDTH, bottom / height, 1 - (LEFT + RIGHT) / WIDTH, PANEL / height)
-        axes = figure.add_axes(place)
+        rectangle = (LEFT / WIDTH, bottom / height, 1 - (LEFT + RIGHT) / WIDTH, PANEL / height)
+        axes = figure.add_axes(rectangle)
         _set_axes(axes, scale, last=index == len(drawn) - 1)
         _draw(axes, timeline, scale)
     key = GPU_KEY + KEY if any(timeline.on_gpu for timeline in drawn) else KEY
@@ -285,7 +285,7 @@ def _intervals(phases: list[PhaseSpan], scale: Scale) -> Iterator[Interval]:
     for timed, group in groupby(phases, key=lambda span: span.phase in SHADES):
         for spans in [list(group)] if timed else [[span] for span in group]:
             interval = scale.interval(_group_name(spans), spans[0].start_s, spans[-1].end_s)
-            if interval.length > UNSEEN:
+            if interval.length > SHORTEST_LABELED:
                 yield interval
 
 

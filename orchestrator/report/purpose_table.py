@@ -1,4 +1,4 @@
-"""What each cell's memory is for: predicted next to measured."""
+"""Each cell's memory by purpose: predictions next to measurements."""
 
 from collections.abc import Iterator
 

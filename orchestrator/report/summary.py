@@ -1,4 +1,4 @@
-"""The summary of a run: one row per precision, and below it what a reader must know to believe it."""
+"""The summary of a run: a table with a row per cell, and the notes needed to judge it."""
 
 import csv
 import io
@@ -42,7 +42,7 @@ def title(run: Run) -> str:
 
 
 def _lengths(run: Run) -> str:
-    """What all rows share; what differs between them is a column."""
+    """Lengths that all rows share; those that differ between rows have a column."""
     prompts = {job.workload.prompt_tokens for job in run.plan.jobs}
     depths = {job.workload.depth for job in run.plan.jobs}
     prompt = f" of {prompts.pop()} tokens" if len(prompts) == 1 and None not in prompts else ""
@@ -50,7 +50,7 @@ def _lengths(run: Run) -> str:
 
 
 def print_summary(run: Run, path: Path, verbose: bool = False) -> None:
-    """Print the table, why its figures are as they are, the warnings, and where the records are."""
+    """Print the table, explanations of its figures, warnings, and the paths of the records."""
     analysis = analyze_run(run)
     console = open_console()
     console.print(_table(_cells_of_table(analysis), title(run)))

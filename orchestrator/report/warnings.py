@@ -1,4 +1,4 @@
-"""Warnings: what a reader must know before trusting a table, one line each, from pure functions."""
+"""Warnings that a reader needs before trusting a table, one line each, from pure functions."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from orchestrator.analysis.conditions import DIFFERENCE, FlagKind, flags
 from orchestrator.analysis.memory.phases import PhaseMemory, on_gpu
 from orchestrator.records.keys import BASELINE
-from orchestrator.records.names import full_names
+from orchestrator.records.names import cell_namer
 from orchestrator.units import duration, mib, milliseconds, percent
 from schemas.frames import Done
 from schemas.record import CellRecord, ForeignProcess, Run, Skipped
@@ -31,7 +31,7 @@ MERGED: dict[FlagKind, str] = {
 
 def run_warnings(run: Run, phases: Sequence[list[PhaseMemory]]) -> list[str]:
     """All warnings about a run, most general first. `phases` are those of its cells, in order."""
-    about = (
+    checks = (
         _notices,
         _device,
         _mixed_versions,
@@ -47,7 +47,7 @@ def run_warnings(run: Run, phases: Sequence[list[PhaseMemory]]) -> list[str]:
         _missed_samples,
     )
     # Each line once: a worker's problem is found again in each of its cells.
-    return list(dict.fromkeys(line for find in about for line in find(run)))
+    return list(dict.fromkeys(line for check in checks for line in check(run)))
 
 
 def _notices(run: Run) -> Iterator[str]:
@@ -91,12 +91,8 @@ def _mixed_without_baseline(run: Run) -> Iterator[str]:
             yield f"{package} differs between rows: {mix}"
 
 
-def _listed(names: list[str]) -> str:
-    return ", ".join(dict.fromkeys(names))
-
-
 def _shortened(run: Run) -> Iterator[str]:
-    name = full_names(run.cells)
+    name = cell_namer(run.cells)
     for cell in run.cells:
         if isinstance(cell.outcome, Done):
             yield from _shortened_cell(cell, cell.outcome, name(cell))
@@ -133,7 +129,7 @@ def _unequal_prompts(run: Run) -> Iterator[str]:
 
 def _conditions(run: Run) -> Iterator[str]:
     """A line per flag, but one for all cells if several share it, as with eager decode on a busy host."""
-    name = full_names(run.cells)
+    name = cell_namer(run.cells)
     raised = [(name(cell), flag) for cell in run.cells for flag in flags(cell)]
     counts = Counter(flag.kind for _, flag in raised)
     merged = {kind: line for kind, line in MERGED.items() if counts[kind] > 1}
@@ -227,7 +223,7 @@ def _leftover_memory(run: Run) -> Iterator[str]:
 
 
 def _other_processes(run: Run) -> Iterator[str]:
-    name = full_names(run.cells)
+    name = cell_namer(run.cells)
     for cell in run.cells:
         seen = [edge.reading.others for edge in cell.edges if edge.reading and edge.reading.others]
         if seen:

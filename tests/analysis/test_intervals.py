@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.analysis.intervals import (
-    AT_ONCE,
+    BATCH,
     FEWEST_ROUNDS,
     Comparison,
     Sample,
@@ -141,7 +141,7 @@ def test_comparing_many_at_once_gives_the_same_as_one_by_one() -> None:
     draw = random.Random(1)
     samples = [
         make([draw.uniform(0.9, 1.1) for _ in range(rounds)], [draw.uniform(0.9, 1.1) for _ in range(rounds)])
-        for _ in range(AT_ONCE)
+        for _ in range(BATCH)
         for make in (paired, of_two)
         for rounds in (1, 3, 7)
     ]

@@ -257,7 +257,7 @@ def test_peaks_come_back_with_the_run(record: PeaksRecord, tmp_path: Path) -> No
     run = make_run()
     folder = RunFolder.create(tmp_path, run.plan, run.environment)
     assert read_run(tmp_path).peaks is None
-    folder.keep_peaks(record)
+    folder.write_peaks(record)
     assert read_run(tmp_path).peaks == record
 
 

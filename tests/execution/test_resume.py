@@ -490,7 +490,7 @@ def begin_in(place: Path, plan: Plan) -> RunFolder:
     )
     recorded = RunPlan(command=[], options=Options(), jobs=[cell.job for cell in plan.cells], skipped={})
     folder = RunFolder.create(place / "run", recorded, machine)
-    folder.keep_peaks(H100_PEAKS)
+    folder.write_peaks(H100_PEAKS)
     return folder
 
 

@@ -94,7 +94,12 @@ def test_process_bytes_or_a_reason(
     golden: Golden, fake_nvml: FakeNvml, lines: str, used_bytes: int | None
 ) -> None:
     fake_nvml.write(ONE_GPU + lines)
-    found_bytes, why = nvml_answer(fake_nvml, "nvml.process_bytes(UUID, 4242)")
+    script = """\
+with Nvml.open() as nvml:
+    reading = NvmlSource(nvml, UUID, 4242).read(processes=True)
+    answer = [reading.process_bytes, reading.reason]
+"""
+    found_bytes, why = answer_of(fake_nvml, script)
     assert found_bytes == used_bytes
     assert (why is None) == (used_bytes is not None)
     if why is not None:
@@ -110,7 +115,8 @@ def test_a_live_worker_is_found_by_its_command_line(fake_nvml: FakeNvml) -> None
     fake_nvml.write(ONE_GPU + "processes_auto 612000000\n")
     script = """\
 with Nvml.open() as nvml, worker:
-    answer = nvml.process_bytes(UUID, worker.pid)
+    reading = NvmlSource(nvml, UUID, worker.pid).read(processes=True)
+    answer = [reading.process_bytes, reading.reason]
     worker.kill()
 """
     assert answer_of(fake_nvml, START_WATCHED + script) == [612_000_000, None]

@@ -14,10 +14,10 @@ from orchestrator.errors import BadInput
 from orchestrator.planning.plan import (
     CPU_BUDGET_S,
     Plan,
-    check,
     choose_device,
     choose_interpreters,
     choose_precisions,
+    find_obstacle,
     make_plan,
     read_prompts,
 )
@@ -147,8 +147,8 @@ def test_what_cannot_run_is_in_the_plan_with_its_reason(golden: Golden) -> None:
     )
     plan = plan_of([old], precision=["fp32", "int8"])
     assert [cell.precision.name for cell in plan.runnable] == ["fp32", "fp32"]
-    assert list(plan.left_out) == ["int8"]
-    golden(plan.left_out["int8"])
+    assert list(plan.skipped) == ["int8"]
+    golden(plan.skipped["int8"])
     assert len(plan.cells) == 3  # int8 is listed once, not once for each decode mode
 
 
@@ -181,8 +181,8 @@ def test_the_workloads_of_a_precision_are_adjacent() -> None:
 def test_the_compute_capability_is_that_of_the_chosen_gpu() -> None:
     needs_9 = replace(PRECISIONS["fp16"], min_compute_capability=9.0)
     (interpreter,) = {cell.interpreter for cell in plan_of().cells}
-    assert check(needs_9, "cuda:0", [H100, T4], interpreter) is None
-    assert "this one has 7.5" in str(check(needs_9, "cuda:1", [H100, T4], interpreter))
+    assert find_obstacle(needs_9, "cuda:0", [H100, T4], interpreter) is None
+    assert "this one has 7.5" in str(find_obstacle(needs_9, "cuda:1", [H100, T4], interpreter))
 
 
 def test_the_included_prompts_are_twenty_of_many_lengths() -> None:
@@ -225,7 +225,7 @@ def test_no_model_is_downloaded_if_nothing_can_run(monkeypatch: pytest.MonkeyPat
     def find_model() -> ModelSource:
         raise AssertionError("the model was looked for")
 
-    monkeypatch.setattr("orchestrator.planning.plan.check", lambda *_: "needs torch")
+    monkeypatch.setattr("orchestrator.planning.plan.find_obstacle", lambda *_: "needs torch")
     with pytest.raises(BadInput, match="fp32 needs torch") as caught:
         make_plan(Options(all=True), PRECISIONS, find_model, [], Path("cache"))
     assert caught.value.option == "--all"

@@ -6,7 +6,7 @@ from golden_text import Golden
 from sample_records import h100_cell, make_cell, make_job, make_run
 
 from orchestrator.records.keys import WorkloadKey
-from orchestrator.records.names import full_name, full_names, workload_labels
+from orchestrator.records.names import cell_namer, workload_labels
 from orchestrator.report.summary import as_markdown
 from schemas.job import Workload
 from schemas.record import CellRecord
@@ -37,17 +37,16 @@ def test_every_dimension_has_its_words(golden: Golden) -> None:
 
 def test_a_full_name_adds_the_workload_if_there_are_several(golden: Golden) -> None:
     cells = [cell("fp16", depth=8), cell("awq", decode="graph"), make_cell("int8", job=None)]
-    names = [full_name(each, cells) for each in cells]
-    assert names == list(map(full_names(cells), cells))
+    names = list(map(cell_namer(cells), cells))
     assert names[2] == "int8"
-    assert full_name(cells[1], cells[1:]) == "awq graph"
+    assert cell_namer(cells[1:])(cells[1]) == "awq graph"
     golden(names)
 
 
 def test_jobs_are_named_like_their_records() -> None:
     cells = [cell("fp16", depth=8), cell("fp16")]
     planned = [each.job for each in cells if each.job]
-    assert list(map(full_names(planned), planned)) == list(map(full_names(cells), cells))
+    assert list(map(cell_namer(planned), planned)) == list(map(cell_namer(cells), cells))
 
 
 def test_rows_of_different_new_tokens_show_them_and_have_their_own_baselines() -> None:

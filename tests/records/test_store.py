@@ -57,7 +57,7 @@ run = make_run()
 folder = RunFolder.create(Path(sys.argv[1]), run.plan, run.environment)
 sheet = Datasheet(source="long" * 2_000_000, read_bytes_per_s=1.0, matrix_flop_per_s={})
 for _ in range(10):
-    folder.keep_peaks(replace(H100_PEAKS, datasheet=sheet))
+    folder.write_peaks(replace(H100_PEAKS, datasheet=sheet))
 """
 
 

@@ -1,4 +1,4 @@
-"""Comparison of two runs: the cells of both, how much they differ, and what can't be compared.
+"""Comparison of two runs: the cells of both, how much they differ, and which can't be compared.
 
 Cells are matched by precision, decode mode, model, prompts and workload. For a cell without a counterpart,
 the settings that differ are listed. Torch, GPU and commit may differ, since that is often the question; they
@@ -60,7 +60,7 @@ class Pair(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RunComparison(msgspec.Struct, frozen=True, kw_only=True):
-    """The result of comparing two runs."""
+    """The result of comparing two runs, which `--json` prints."""
 
     pairs: list[Pair]
     unmatched: list[str]
@@ -70,13 +70,13 @@ class RunComparison(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def compare_runs(reference: MeasuredRun, run: MeasuredRun) -> RunComparison:
-    """`run` over `reference`."""
+    """Ratios of `run` over `reference`, for every figure of a cell that both have."""
     ours, theirs = run.cells, reference.cells
     shared = [key for key in theirs if key in ours]
     names = distinctions(shared)
     drafts = [draft for key in shared for draft in _drafts(key, names[key], theirs[key], ours[key])]
     return RunComparison(
-        pairs=_drawn(drafts),
+        pairs=_pairs(drafts),
         unmatched=list(
             dict.fromkeys(
                 [
@@ -94,17 +94,16 @@ Cells = dict[CrossRunKey, MeasuredCell]
 
 
 class _Draft(NamedTuple):
-    """A pair without its comparison, which is either bootstrapped with all others, or already known."""
+    """A pair without its comparison, which is either known already or bootstrapped along with all others."""
 
     pair: Callable[..., Pair]
-    rests_on: Sample | Comparison
+    basis: Sample | Comparison
 
 
-def _drawn(drafts: list[_Draft]) -> list[Pair]:
-    samples = [each.rests_on for each in drafts if isinstance(each.rests_on, Sample)]
-    drawn = iter(compare_all(samples))
+def _pairs(drafts: list[_Draft]) -> list[Pair]:
+    compared = iter(compare_all([each.basis for each in drafts if isinstance(each.basis, Sample)]))
     return [
-        each.pair(comparison=next(drawn) if isinstance(each.rests_on, Sample) else each.rests_on)
+        each.pair(comparison=next(compared) if isinstance(each.basis, Sample) else each.basis)
         for each in drafts
     ]
 
@@ -116,8 +115,8 @@ def _drafts(key: CrossRunKey, workload: str, theirs: MeasuredCell, ours: Measure
             [value for row in each.rows if (value := getattr(row, field))] for each in (ours, theirs)
         )
         if values and references:
-            middles = {"reference": median_low(references), "value": median_low(values)}
-            yield _Draft(partial(pair, figure=figure, **middles), of_two(values, references))
+            medians = {"reference": median_low(references), "value": median_low(values)}
+            yield _Draft(partial(pair, figure=figure, **medians), of_two(values, references))
     yield from _token_drafts(pair, theirs, ours)
 
 
@@ -142,22 +141,23 @@ def _unmatched(ours: Cells, theirs: Cells, other: str) -> Iterator[str]:
     for key, cell in ours.items():
         name = " ".join(key.cell.variant)
         if key not in theirs:
-            yield f"{name}: {_why_lacking(key, nearest.get(key), other)}"
+            yield f"{name}: {_why_missing(key, nearest.get(key), other)}"
         elif not theirs[key].rows and cell.rows:
             outcome = theirs[key].records[0].outcome
             why = "" if isinstance(outcome, Done) else reason(outcome)
             yield f"{name}: has no figures in {other} run: {why}"
 
 
-def _nearest(lacking: list[CrossRunKey], theirs: list[CrossRunKey]) -> dict[CrossRunKey, CrossRunKey]:
-    """For each key that they lack, the one of theirs with the same name that differs in the fewest fields.
+def _nearest(missing: list[CrossRunKey], theirs: list[CrossRunKey]) -> dict[CrossRunKey, CrossRunKey]:
+    """For each missing key, the one of theirs with its precision and decode mode that differs in the fewest
+    settings.
 
     It is looked up ignoring one field at a time, then two, and so on: comparing every pair would take minutes
     for thousands of keys.
     """
     found: dict[CrossRunKey, CrossRunKey] = {}
     variants = {key.cell.variant for key in theirs}
-    left = [key for key in lacking if key.cell.variant in variants]
+    left = [key for key in missing if key.cell.variant in variants]
     for differing in (names for count in range(len(SETTINGS)) for names in combinations(SETTINGS, count + 1)):
         same = (path for name, path in SETTINGS.items() if name not in differing)
         rest = attrgetter("cell.variant", *same)
@@ -174,7 +174,7 @@ def _without_ratio(shared: list[CrossRunKey], theirs: Cells, ours: Cells) -> Ite
             yield f"{' '.join(key.cell.variant)}: quality has no ratio, since it is 0% in the first run"
 
 
-def _why_lacking(key: CrossRunKey, nearest: CrossRunKey | None, other: str) -> str:
+def _why_missing(key: CrossRunKey, nearest: CrossRunKey | None, other: str) -> str:
     if nearest is None:
         return f"is not in {other} run"
     differing = [name for name in SETTINGS if setting(nearest, name) != setting(key, name)]

@@ -36,14 +36,14 @@ class GpuSpeedups(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def gpu_speedups(runs: dict[str, MeasuredRun]) -> list[GpuSpeedups]:
-    """A row for each run, by its name, that has figures from a GPU."""
+    """A row for each run that has figures from a GPU; `runs` maps names to runs."""
     firsts = {name: key for name, run in runs.items() if (key := _first_on_gpu(run))}
     labels = distinctions(list(firsts.values()))
     return [_row(name, runs[name], key, labels[key]) for name, key in firsts.items()]
 
 
 def _first_on_gpu(run: MeasuredRun) -> CrossRunKey | None:
-    """The first cell on a GPU that has figures; the row is about its workload."""
+    """The first cell on a GPU that has figures; its workload is the row's."""
     cells = run.cells.items()
     return next((key for key, cell in cells if any(map(_has_figures, cell.records))), None)
 

@@ -32,7 +32,7 @@ HISTORY_FIGURES = (*FIGURES, QUALITY)
 
 
 class Wanted(NamedTuple):
-    """Which figure, and for what; model and GPU by part of their names, ignoring case."""
+    """The figure to show, and for which cells; model and GPU by part of their names, ignoring case."""
 
     figure: str = "decode"
     model: str = ""
@@ -103,16 +103,16 @@ def history(folder: Path, wanted: Wanted) -> History:
     for name, run in _readable_runs(folder, wanted.figure, passed_over):
         groups = groups_of(run)
         for measured, cells in groups.items():
-            alike = _SeriesKey(_gpu(run, cells), measured)
-            seen.add(alike)
-            if _is_wanted(alike, cells, wanted) and (values := _values(measured, groups, wanted.figure)):
-                tables.setdefault(alike, []).append(_reading(name, run, cells, values))
+            key = _SeriesKey(_gpu(run, cells), measured)
+            seen.add(key)
+            if _is_wanted(key, cells, wanted) and (values := _values(measured, groups, wanted.figure)):
+                tables.setdefault(key, []).append(_reading(name, run, cells, values))
     if not tables:
         raise BadInput(
-            "--history", str(folder), f"has no such {wanted.figure} figure", _has(seen, passed_over)
+            "--history", str(folder), f"has no such {wanted.figure} figure", _contents(seen, passed_over)
         )
-    order = sorted(tables, key=lambda alike: (alike.gpu, alike.measured.model))
-    series = [_series(alike, tables, wanted.figure) for alike in order]
+    order = sorted(tables, key=lambda key: (key.gpu, key.measured.model))
+    series = [_series(key, tables, wanted.figure) for key in order]
     return History(figure=wanted.figure, series=series, passed_over=passed_over)
 
 
@@ -131,13 +131,13 @@ def _gpu(run: Run, cells: list[CellRecord]) -> str:
     return run.environment.cpu if names == {"CPU"} else ", ".join(sorted(names))
 
 
-def _is_wanted(alike: _SeriesKey, cells: list[CellRecord], wanted: Wanted) -> bool:
+def _is_wanted(key: _SeriesKey, cells: list[CellRecord], wanted: Wanted) -> bool:
     model = cells[0].job.model if cells[0].job else None
     return (
         model is not None
         and _names(wanted.model, model)
-        and wanted.gpu.casefold() in alike.gpu.casefold()
-        and (not wanted.precisions or alike.measured.cell.precision in wanted.precisions)
+        and wanted.gpu.casefold() in key.gpu.casefold()
+        and (not wanted.precisions or key.measured.cell.precision in wanted.precisions)
     )
 
 
@@ -147,14 +147,14 @@ def _names(part: str, model: ModelSource) -> bool:
     return any(part.casefold() in name.casefold() for name in names)
 
 
-def _has(seen: set[_SeriesKey], passed_over: list[str]) -> str:
+def _contents(seen: set[_SeriesKey], passed_over: list[str]) -> str:
     if not seen:
         other = "Name a folder that contains run folders of qbench-orchestrate"
         return next(iter(passed_over), other).removesuffix(".")
     has = (
-        {alike.measured.model for alike in seen},
-        {alike.measured.cell.precision for alike in seen},
-        {alike.gpu for alike in seen} - {""},
+        {key.measured.model for key in seen},
+        {key.measured.cell.precision for key in seen},
+        {key.gpu for key in seen} - {""},
     )
     models, precisions, gpus = (", ".join(sorted(names)) for names in has)
     return f"Its runs are of {models}, with {precisions}, on {gpus}; random weights have no quality"
@@ -178,10 +178,10 @@ def _reading(name: str, run: Run, cells: list[CellRecord], values: dict[int, flo
     )
 
 
-def _series(alike: _SeriesKey, tables: dict[_SeriesKey, list[_Reading]], figure: str) -> Series:
-    gpu, measured = alike
+def _series(key: _SeriesKey, tables: dict[_SeriesKey, list[_Reading]], figure: str) -> Series:
+    gpu, measured = key
     others = [each.measured for each in tables if (each.gpu, each.measured.model) == (gpu, measured.model)]
-    readings = sorted(tables[alike], key=lambda reading: (reading.started_at or "", reading.run))
+    readings = sorted(tables[key], key=lambda reading: (reading.started_at or "", reading.run))
     return Series(
         gpu=gpu,
         model=measured.model,

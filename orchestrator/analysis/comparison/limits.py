@@ -1,7 +1,7 @@
 """Limits that a second run must satisfy: `--fail-if` of `qbench-compare`, a gate for CI.
 
 A limit is broken if the whole interval is beyond it. With few rounds an interval is too narrow (see
-`orchestrator.analysis.intervals`), so they break no limit, but there is a warning that they may.
+`orchestrator.analysis.intervals`), so the limit is then undecided: reported, but not broken.
 """
 
 import re
@@ -31,8 +31,8 @@ class Limit:
         beyond = self._is_beyond(found.ratio if nearest is None else nearest)
         return pair.figure == self.figure and beyond and not self._too_few(pair)
 
-    def is_open(self, pair: Pair) -> bool:
-        """Whether it looks broken, but there are too few rounds, or prompts, to tell."""
+    def is_undecided(self, pair: Pair) -> bool:
+        """Whether the ratio is beyond the limit, but from too few rounds or prompts to decide."""
         return pair.figure == self.figure and self._is_beyond(pair.comparison.ratio) and self._too_few(pair)
 
     def _is_beyond(self, value: float) -> bool:

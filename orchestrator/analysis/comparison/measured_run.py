@@ -1,4 +1,4 @@
-"""A run prepared for comparison: its cells under keys that hold across runs, each figure computed once."""
+"""A run prepared for comparison: its cells by keys that match across runs, each figure computed once."""
 
 import hashlib
 from collections.abc import Collection, Iterable, Iterator
@@ -53,7 +53,7 @@ class MeasuredRun(NamedTuple):
 
 
 def measure_run(run: Run) -> MeasuredRun:
-    """The figures of a run."""
+    """Compute the figures of a run."""
     rows = {id(each.cell): each.row for each in analyze_cells(run)}
     groups = groups_of(run)
     cells = {

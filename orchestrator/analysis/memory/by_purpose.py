@@ -1,8 +1,8 @@
 """Memory by purpose: weights, KV cache, activations; predicted and measured.
 
-The allocator's ledger says in what state memory is; this says what it is for. Weights and cache can be
-predicted, and a failed prediction reveals unknown weights, or a cache that keeps more than it must. The rest
-of torch's peak is activations and workspace.
+The ledger shows what state memory is in; this shows what it is for. Weights and cache can be predicted,
+and a failed prediction reveals unknown weights, or a cache that keeps more than it must. The rest of torch's
+peak is activations and workspace.
 """
 
 import msgspec
@@ -14,13 +14,13 @@ from schemas.record import CellRecord
 
 
 class MemoryByPurpose(msgspec.Struct, frozen=True, kw_only=True):
-    """A cell's memory by purpose, in bytes; None for what was not measured."""
+    """A cell's memory by purpose, in bytes; None if not measured."""
 
     weight_bytes: dict[str, int]
-    """By kind and dtype, read off the modules: matrices, scales, zero points, and vectors such as biases. By
+    """By kind and dtype, read from the modules: matrices, scales, zero points, and vectors such as biases. By
     dtype alone in records from before kinds were recorded."""
     weights_predicted_bytes: int
-    """Their sum: what loading should leave allocated."""
+    """Their sum: the memory that should be allocated after loading."""
     weights_measured_bytes: int | None = None
     """`memory_allocated()` after load."""
     kv_predicted_bytes: int | None = None

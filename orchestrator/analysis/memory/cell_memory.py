@@ -6,13 +6,13 @@ from orchestrator.analysis.memory.by_purpose import MemoryByPurpose, memory_by_p
 from orchestrator.analysis.memory.ledger import Ledger, ledgers
 from orchestrator.analysis.memory.peak_gap import PeakGap, peak_gap
 from orchestrator.analysis.memory.phases import PhaseMemory, phase_memory, summarize_memory
-from orchestrator.records.names import full_names
+from orchestrator.records.names import cell_namer
 from schemas.frames import PhaseName
 from schemas.record import CellRecord, Run
 
 
 class CellMemory(NamedTuple):
-    """A cell and what tables, JSON and warnings show of its memory."""
+    """A cell and its memory figures, for tables, JSON and warnings."""
 
     name: str
     cell: CellRecord
@@ -24,7 +24,7 @@ class CellMemory(NamedTuple):
 
 def cell_memories(run: Run) -> list[CellMemory]:
     """One for each cell of the run, in order."""
-    name = full_names(run.cells)
+    name = cell_namer(run.cells)
     return [_cell_memory(cell, name(cell)) for cell in run.cells]
 
 

@@ -1,7 +1,7 @@
 """A worker's GPU memory by NVML, broken down to the last byte.
 
-NVML says how much GPU memory a process holds; torch's caching allocator says what it took from the driver and
-in what state that memory is. Read at one synchronized instant, the two balance exactly:
+NVML reports how much GPU memory a process holds; torch's caching allocator reports how much it got from the
+driver, and in what state that memory is. Read at one synchronized instant, the two balance exactly:
 
     process = requested + rounding + pending frees + split fragments + releasable cache + outside torch
 
@@ -19,7 +19,7 @@ Triton). What appears after warm-up is the rest, and should be zero.
 
 Parts of `reserved` that don't belong to the model are listed separately: private pools, one for each CUDA
 graph; expandable segments, if the user enabled them; and the cuBLAS workspace, which most versions of torch
-allocate (pytorch#85447), and which others (pytorch#113994) leave outside.
+allocate (pytorch#85447) and others (pytorch#113994) leave to cuBLAS.
 """
 
 from itertools import pairwise
@@ -46,13 +46,13 @@ class Ledger(msgspec.Struct, frozen=True, kw_only=True):
     """Phase in which it appeared, or `rest` → bytes outside torch; below 0 if some was released."""
     process_bytes: int
     private_pool_bytes: int | None = None
-    """Part of `reserved`; like the next two None in records that lack it."""
+    """Part of `reserved`; None, like the next two, in records that lack it."""
     expandable_bytes: int | None = None
     cublas_workspace_bytes: int | None = None
 
     @property
     def reserved_bytes(self) -> int:
-        """Memory that torch's allocator has taken from the driver."""
+        """Memory that torch's allocator got from the driver."""
         return (
             self.requested_bytes
             + self.rounding_bytes

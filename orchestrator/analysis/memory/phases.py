@@ -1,7 +1,7 @@
 """Memory by phase, as torch and NVML saw it: pure functions over records.
 
 Both were read at the same synchronized instants, the phase edges, so their difference is the GPU memory
-outside torch's allocator: the CUDA context, cuBLAS, loaded modules, and what other libraries allocate.
+outside torch's allocator: the CUDA context, cuBLAS, loaded modules, and allocations of other libraries.
 Between edges torch keeps its own high-water mark, reset at each edge, and NVML's peak comes from samples of
 the whole device.
 """

@@ -1,7 +1,7 @@
 """Memory over time: the lifetime of a worker as series of points and spans of phases, ready to be drawn.
 
 Cells measured by one worker share a process, so they follow one another on one clock: seconds since the
-worker started. Three sources share that clock, and each knows something else:
+worker started. Three sources share that clock, and each shows something different:
 
 - samples of the device, ten a second, count everything on it but can't tell which process owns it;
 - NVML's figure for the process is read at phase edges only, since asking for it takes a lock in the driver;
@@ -15,7 +15,7 @@ from itertools import pairwise
 import msgspec
 
 from orchestrator.analysis.memory.phases import on_gpu
-from orchestrator.records.names import full_names
+from orchestrator.records.names import cell_namer
 from schemas.frames import Failed, PhaseName
 from schemas.record import CellRecord, MemoryReading, PhaseEdge, Run
 
@@ -105,15 +105,15 @@ def _timeline(run: Run, cells: list[CellRecord]) -> Timeline:
     readings += [edge.reading for edge in edges if edge.reading]
     readings.sort(key=lambda reading: reading.at_ns)
     end_ns = max(edges[-1].phase.at_ns, *(reading.at_ns for reading in readings), start_ns)
-    driver = on_gpu(cells[0])
+    from_nvml = on_gpu(cells[0])
     return Timeline(
         precision=cells[0].precision,
         label=cells[0].label,
-        on_gpu=driver,
+        on_gpu=from_nvml,
         cells=_cells(run, cells, start_ns, end_ns),
         phases=_phases(edges, end_ns),
-        sampled=_sampled(readings, start_ns, driver),
-        process=_process(edges, start_ns) if driver else [],
+        sampled=_sampled(readings, start_ns, from_nvml),
+        process=_process(edges, start_ns) if from_nvml else [],
         reserved=_torch(edges, "reserved_bytes"),
         allocated=_torch(edges, "allocated_bytes"),
     )
@@ -124,7 +124,7 @@ def _at_ns(edge: PhaseEdge) -> int:
 
 
 def _cells(run: Run, cells: list[CellRecord], start_ns: int, end_ns: int) -> list[CellSpan]:
-    name = full_names(run.cells)
+    name = cell_namer(run.cells)
     seen: set[int] = set()
     begins_ns: list[int] = []
     for cell in cells:
@@ -158,9 +158,9 @@ def _phases(edges: list[PhaseEdge], end_ns: int) -> list[PhaseSpan]:
     return spans
 
 
-def _sampled(readings: list[MemoryReading], start_ns: int, driver: bool) -> list[Point]:
+def _sampled(readings: list[MemoryReading], start_ns: int, from_nvml: bool) -> list[Point]:
     return [
-        Point((reading.at_ns - start_ns) / 1e9, reading.device_bytes if driver else reading.process_bytes)
+        Point((reading.at_ns - start_ns) / 1e9, reading.device_bytes if from_nvml else reading.process_bytes)
         for reading in readings
     ]
 

@@ -1,4 +1,4 @@
-"""Frames as text for people, one line each, for a worker that is run by hand."""
+"""Frames as readable text, one line each, for a worker in the foreground."""
 
 from orchestrator.units import duration, mib, milliseconds, rate
 from schemas.frames import (
@@ -26,27 +26,20 @@ def describe(frame: AnyFrame, reading: MemoryReading | None) -> str:
         case Phase():
             return f"{_phase(frame)}{_memory(frame, reading)}"
         case Ready():
-            versions = ", ".join(f"{name} {version}" for name, version in frame.versions.items())
-            return f"ready     pid {frame.pid}, {frame.device_name}, Python {frame.python}, {versions}"
+            return f"ready     {_ready(frame)}"
         case Progress():
             return f"          {frame.message} {frame.done}/{frame.total}"
         case Prepared():
             return f"prepared  {frame.folder}, with {frame.calibration}"
         case Loaded():
-            stored = ", ".join(f"{mib(size)} MiB {dtype}" for dtype, size in frame.weight_bytes.items())
-            layers = ", ".join(f"{count} {name}" for name, count in frame.linear_classes.items())
-            return f"loaded    {frame.parameters:,} parameters in {stored}; {layers}"
+            return f"loaded    {_loaded(frame)}"
         case SetUp():
             return f"set up    in {duration(frame.setup_s)}{_compiled(frame)}"
         case WarmedUp():
             times = ", ".join(milliseconds(seconds) for seconds in frame.trial_s)
             return f"warmed up in {len(frame.trial_s)} trials: {times} ms"
         case Trial():
-            speed = rate(len(frame.token_s) * frame.batch_size / frame.decode_s if frame.token_s else None)
-            return (
-                f"trial {frame.index:<3} {frame.prompt_tokens} + {frame.new_tokens} tokens × "
-                f"{frame.batch_size}: prefill {milliseconds(frame.prefill_s)} ms, decode {speed} tok/s"
-            )
+            return f"trial {frame.index:<3} {_trial(frame)}"
         case Profile():
             return f"profile   {frame.reason or _kernels(frame)}"
         case Peaks():
@@ -59,6 +52,25 @@ def describe(frame: AnyFrame, reading: MemoryReading | None) -> str:
         case Failed():
             hint = f" ({frame.hint})" if frame.hint else ""
             return f"failed    {frame.kind}: {frame.message}{hint}"
+
+
+def _ready(frame: Ready) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in frame.versions.items())
+    return f"pid {frame.pid}, {frame.device_name}, Python {frame.python}, {versions}"
+
+
+def _loaded(frame: Loaded) -> str:
+    stored = ", ".join(f"{mib(size)} MiB {dtype}" for dtype, size in frame.weight_bytes.items())
+    layers = ", ".join(f"{count} {name}" for name, count in frame.linear_classes.items())
+    return f"{frame.parameters:,} parameters in {stored}; {layers}"
+
+
+def _trial(frame: Trial) -> str:
+    speed = rate(len(frame.token_s) * frame.batch_size / frame.decode_s if frame.token_s else None)
+    return (
+        f"{frame.prompt_tokens} + {frame.new_tokens} tokens × {frame.batch_size}: "
+        f"prefill {milliseconds(frame.prefill_s)} ms, decode {speed} tok/s"
+    )
 
 
 def _compiled(frame: SetUp) -> str:
