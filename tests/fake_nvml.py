@@ -36,7 +36,7 @@ violation_thermal_ns 0
 
 
 PRELUDE = f"""\
-import os, subprocess, sys, time
+import os, subprocess, sys, threading, time
 from pathlib import Path
 import msgspec
 from orchestrator.hardware.nvml import Nvml, NvmlUnavailable
@@ -50,7 +50,7 @@ def write_state(text):
     draft.write_text(text)
     draft.replace(state)  # atomically, as in FakeNvml.write: the sampler is reading it
 
-def wait_until(holds, seconds=5.0):
+def wait_until(holds, seconds=60.0):
     deadline = time.monotonic() + seconds
     while not holds() and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -136,7 +136,7 @@ def fake_nvml_fixture(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) 
 def answer_of(fake: FakeNvml, script: str) -> Any:
     """Run `script` in a fresh process that sees the fake GPU."""
     command = [sys.executable, "-c", PRELUDE + script + SHOW]
-    done = subprocess.run(command, cwd=ROOT, env=fake.env(), capture_output=True, text=True, timeout=30)
+    done = subprocess.run(command, cwd=ROOT, env=fake.env(), capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

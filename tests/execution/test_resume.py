@@ -75,7 +75,6 @@ while line.strip():
     enter("setup")
     if os.environ.get("PLAY_HOLD") == f"{job['precision']} {job['workload']['depth']}":
         sys.exit(sys.stdin.read())
-    time.sleep(float(os.environ.get("PLAY_S", "0")))
     steps = int(os.environ.get("PLAY_STEPS", "2"))
     say("trial", index=0, batch_size=1, prompt_tokens=8, new_tokens=3, prefill_s=0.1, decode_s=0.2,
         token_s=[0.1] * steps, enqueue_s=0.1, token_ids=[1, 2, 3])

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -512,18 +513,28 @@ def test_a_worker_ends_with_its_parent(
         decoder = msgspec.json.Decoder(AnyFrame)
         frames = map(decoder.decode, parent.stdout)
         assert any(isinstance(frame, Phase) and frame.name == last for frame in frames)
-        time.sleep(1)  # into the sleep that would last ten minutes
-        family = [worker, *worker.children(recursive=True)]
-        assert len(family) == (2 if last == "prepare" else 1)
+        family = family_of(worker, size=2 if last == "prepare" else 1)
         assert all(alive(process) for process in family)
         parent.kill()
-    deadline_s = time.monotonic() + 5
-    while any(map(alive, family)) and time.monotonic() < deadline_s:
-        time.sleep(0.05)
+    wait_until(lambda: not any(map(alive, family)))
     survivors = [process for process in family if alive(process)]
     for process in survivors:
         process.kill()
     assert survivors == []
+
+
+def family_of(worker: psutil.Process, size: int) -> list[psutil.Process]:
+    """A worker and its descendants, once there are as many as expected."""
+    wait_until(lambda: len(worker.children(recursive=True)) >= size - 1)
+    family = [worker, *worker.children(recursive=True)]
+    assert len(family) == size
+    return family
+
+
+def wait_until(condition: Callable[[], bool], limit_s: float = 60) -> None:
+    deadline_s = time.monotonic() + limit_s
+    while not condition() and time.monotonic() < deadline_s:
+        time.sleep(0.05)
 
 
 def alive(process: psutil.Process) -> bool:
