@@ -5,6 +5,7 @@ line exits. The order of rooms is a contract in pyproject.toml, which `make lint
 """
 
 import ast
+import os
 import pkgutil
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from worker_runs import ROOT, copy_packages, environment
+from worker_runs import ROOT, copy_packages
 
 from orchestrator.precisions.catalog import find_precisions
 from schemas.frames import Done
@@ -59,7 +60,7 @@ def test_no_module_of_the_parent_imports_anything_heavy() -> None:
 
 
 def test_the_mines_do_go_off(mines: Path) -> None:
-    done = python("-c", "import torch", env=environment(PYTHONPATH=str(mines)))
+    done = python("-c", "import torch", env=os.environ | {"PYTHONPATH": str(mines)})
     assert done.returncode == BURNT
 
 
@@ -84,7 +85,7 @@ def test_commands_answer_without_torch(
 ) -> None:
     command = [Path(sys.executable).with_name(f"qbench-{script}"), *arguments]
     done = subprocess.run(
-        command, cwd=tmp_path, env=environment(PYTHONPATH=str(mines)), capture_output=True, text=True
+        command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(mines)}, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     assert said in done.stdout
@@ -142,7 +143,7 @@ def test_a_new_file_is_a_new_precision(tiny_llama: Path, tmp_path: Path) -> None
         new = new.replace(old, other)
     (house / "workers/another.py").write_text(new)
     (tmp_path / "prompts.txt").write_text("Why is the sky blue?\nName a river.\n")
-    outside = environment(PYTHONPATH=str(house), QBENCH_CACHE=str(tmp_path / "cache"))
+    outside = os.environ | {"PYTHONPATH": str(house), "QBENCH_CACHE": str(tmp_path / "cache")}
     options = ["-p", "fp33", "-p", "fp32", "-m", tiny_llama, "--new-tokens", 10, "--device", "cpu"]
     options += ["--prompts", "prompts.txt", "--out", "run"]
     done = python("-m", "orchestrator", *options, cwd=tmp_path, env=outside)
@@ -162,7 +163,7 @@ def test_the_example_in_the_documents_is_a_precision(tiny_llama: Path, tmp_path:
     house = copy_packages(tmp_path / "house", PACKAGES)
     example = (ROOT / "docs/precisions.md").read_text().partition("```python\n")[2].partition("```")[0]
     (house / "workers/nf4_dq_bnb.py").write_text(example)
-    outside = environment(PYTHONPATH=str(house), QBENCH_CACHE=str(tmp_path / "cache"))
+    outside = os.environ | {"PYTHONPATH": str(house), "QBENCH_CACHE": str(tmp_path / "cache")}
     options = ["-p", "nf4-dq", "-m", tiny_llama, "--new-tokens", 2, "--device", "cpu", "--out", "run"]
     done = python("-m", "orchestrator", *options, cwd=tmp_path, env=outside)
     assert done.returncode == 0, done.stdout + done.stderr

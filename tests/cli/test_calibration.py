@@ -13,11 +13,10 @@ import msgspec
 import pytest
 from commands import command, environment, run
 from conftest import ROOT, Qbench
-from golden_text import Golden
+from golden_text import Golden, without_names
 from hypothesis import given
 from hypothesis import strategies as st
-from plans import without_names
-from worker_runs import copy_packages, make_job, run_worker
+from worker_runs import copy_packages, cpu_job, run_worker
 
 from orchestrator.records.store import read_run
 from schemas.frames import Failed, Phase
@@ -165,7 +164,7 @@ def test_weights_are_only_looked_for_once_their_model_is_converted(tmp_path: Pat
     lent = copy_packages(tmp_path / "lent")
     (lent / "workers" / "impatient.py").write_text(IMPATIENT_WORKER)
     (tmp_path / "broken.gguf").write_bytes(b"GGUF" + bytes(100))
-    job = make_job("impatient", tmp_path / "broken.gguf", tmp_path / "cache")
+    job = cpu_job("impatient", tmp_path / "broken.gguf", tmp_path / "cache")
     run = run_worker(job, "workers.impatient", lent)
     assert [frame.name for frame in run.all(Phase)] == ["start", "prepare"]
     assert "the converted model" not in run.one(Failed).message
@@ -184,7 +183,7 @@ def job_with(content: bytes, folder: str) -> Job:
     path = Path(folder, "text.txt")
     path.write_bytes(content)
     text = CalibrationText(path=str(path), sha256=hashlib.sha256(content).hexdigest())
-    return msgspec.structs.replace(make_job("awq", Path(folder), Path(folder)), calibration=text)
+    return msgspec.structs.replace(cpu_job("awq", Path(folder), Path(folder)), calibration=text)
 
 
 @given(length=st.integers(MIN_SAMPLES * BLOCK_TOKENS, 40_000))
@@ -220,7 +219,7 @@ def test_a_text_that_changed_during_the_run_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_included_text_is_the_default(tmp_path: Path) -> None:
-    job = make_job("awq", tmp_path, tmp_path)
+    job = cpu_job("awq", tmp_path, tmp_path)
     assert text_sha256(job) == hashlib.sha256(OWN_TEXT.read_bytes()).hexdigest()
     first = samples(job, letters)[0]  # type: ignore[arg-type]
     assert OWN_TEXT.read_text().startswith("".join(map(chr, first)))

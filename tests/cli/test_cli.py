@@ -18,10 +18,9 @@ import msgspec
 import psutil
 import pytest
 from analyses import rows_of
-from commands import COLOUR, command, environment, run, run_on_terminal
+from commands import COLOR, command, environment, run, run_on_terminal
 from conftest import Qbench
-from golden_text import Golden
-from plans import without_names
+from golden_text import Golden, without_names
 
 import orchestrator
 from orchestrator.precisions.catalog import find_precisions
@@ -467,9 +466,34 @@ def test_modes_are_rows_and_verbose_shows_what_ran(
     assert eager.loaded.costs.linear_parameters == 294_912
 
 
+HUNG_WORKER = '''\
+# /// script
+# requires-python = ">=3.11"
+# dependencies = []
+# [tool.qbench]
+# precision = "hung"
+# label = "Hung"
+# bits_per_weight = 16
+# devices = ["cpu"]
+# ///
+"""Never loads its model."""
+
+import time
+
+from workers.harness.main import main
+from workers.protocol.backend import Backend
+
+if __name__ == "__main__":
+    main(Backend(lambda job: time.sleep(600)))
+'''
+
+
 @pytest.mark.slow
 def test_a_timeout_is_a_row(golden: Golden, qbench: Qbench, model_options: list[str], tmp_path: Path) -> None:
-    done = qbench("orchestrate", *P, *model_options, "--timeout", "1", "--out", "run")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "hung.py").write_text(HUNG_WORKER)
+    options = ["--workers", "mine", "-p", "hung", "--timeout", "5", "--out", "run"]
+    done = qbench("orchestrate", *model_options, *options)
     assert done.returncode == 1
     (cell,) = read_run(tmp_path / "run").cells
     assert isinstance(cell.outcome, Failed)
@@ -483,7 +507,7 @@ def test_notes_say_what_the_budget_cut(
     golden: Golden, qbench: Qbench, model_options: list[str], tmp_path: Path
 ) -> None:
     """Imports alone exceed the budget: the first cell still has a figure, the second has none."""
-    options = ["--budget", "1", "--new-tokens", "64", "--out", "run"]
+    options = ["--budget", "0.01", "--new-tokens", "64", "--out", "run"]
     done = qbench("orchestrate", *P, "-p", "fp32", *model_options, *options)
     assert done.returncode == 0
     fp16, fp32 = read_run(tmp_path / "run").cells
@@ -595,7 +619,7 @@ def test_a_killed_parent_leaves_no_worker_and_a_readable_run(
 
 
 @pytest.mark.slow
-def test_a_terminal_has_a_live_line_without_colours_under_no_color(
+def test_a_terminal_has_a_live_line_without_colors_under_no_color(
     model_options: list[str], tmp_path: Path, cache: Path
 ) -> None:
     argv = command("orchestrate", *P, "--new-tokens", "2", "--out", "run", *model_options)
@@ -606,7 +630,7 @@ def test_a_terminal_has_a_live_line_without_colours_under_no_color(
     assert "RSS " in shown
     assert "1.00×" in shown
     assert ANY_ESCAPE in shown  # the live line is redrawn
-    assert not re.search(COLOUR, shown)
+    assert not re.search(COLOR, shown)
 
 
 @pytest.mark.slow
@@ -639,7 +663,7 @@ def test_a_report_on_a_terminal(measured: Measured, cache: Path, place: Path) ->
         assert status == 0
         assert "fp32" in shown
         if "NO_COLOR" in more:
-            assert not re.search(COLOUR, shown)
+            assert not re.search(COLOR, shown)
         if more.get("TERM") == "dumb":
             assert ANY_ESCAPE not in shown
 

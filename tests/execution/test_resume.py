@@ -42,7 +42,7 @@ from schemas.options import Options
 from schemas.record import MemoryReading, Run, RunPlan, Skipped
 
 # A worker that finishes its cells at once, except the one that PLAY_HOLD names, in which it waits forever.
-PLAY = '''\
+WORKER = '''\
 # /// script
 # requires-python = ">=3.11"
 # dependencies = []
@@ -99,7 +99,7 @@ def write_workers(folder: Path) -> Path:
     """Two precisions, in the folder that is returned."""
     (folder / "mine").mkdir(parents=True)
     for name in NAMES:
-        text = PLAY.replace("NAME", name).replace("MSGSPEC", msgspec.__version__)
+        text = WORKER.replace("NAME", name).replace("MSGSPEC", msgspec.__version__)
         text = text.replace("PYTHON", ".".join(map(str, sys.version_info[:3])))
         (folder / "mine" / f"{name.replace('-', '_')}.py").write_text(text)
     return folder

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import psutil
 import pytest
-from fake_nvml import ONE_GPU, FakeNvml, fake_nvml_fixture  # noqa: F401
+from fake_nvml import ONE_GPU, FakeNvml
 from golden_text import Golden
 
 from orchestrator.errors import BadInput

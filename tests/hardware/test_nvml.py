@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fake_nvml import (  # noqa: F401
+from fake_nvml import (
     COUNTERS,
     GPU_UUID,
     ONE_GPU,
@@ -16,7 +16,6 @@ from fake_nvml import (  # noqa: F401
     STATE,
     FakeNvml,
     answer_of,
-    fake_nvml_fixture,
     nvml_answer,
 )
 from golden_text import Golden

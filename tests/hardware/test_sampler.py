@@ -9,14 +9,13 @@ from typing import Any
 import msgspec
 import pytest
 from analyses import warnings_of
-from fake_nvml import (  # noqa: F401
+from fake_nvml import (
     COUNTERS,
     ONE_GPU,
     START_WATCHED,
     STATE,
     FakeNvml,
     answer_of,
-    fake_nvml_fixture,
 )
 from golden_text import Golden
 from sample_records import edge, make_cell, make_run, torch_memory

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
-from golden_text import Golden
-from plans import without_names
+from golden_text import Golden, without_names
 
 from orchestrator.cache import cache_folder, require_disk
 from orchestrator.errors import BadInput

@@ -5,9 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from golden_text import Golden
+from golden_text import Golden, without_names
 from msgspec.structs import replace
-from plans import MODEL, PRECISIONS, plan_of, refused, without_names
+from plans import MODEL, PRECISIONS, plan_of, refused
 from sample_records import H100, T4
 
 from orchestrator.errors import BadInput

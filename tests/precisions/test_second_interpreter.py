@@ -6,7 +6,6 @@ qbench is invisible to it.
 """
 
 import json
-import subprocess
 import sys
 import venv
 from importlib.metadata import distribution, distributions, version
@@ -14,8 +13,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from commands import command, environment, run
 from golden_text import Golden
-from worker_runs import ROOT, environment
+from worker_runs import ROOT
 
 from orchestrator.records.store import read_run
 from schemas.frames import Done
@@ -76,20 +76,10 @@ def outcome(other_python: Path, tiny_llama: Path, tmp_path_factory: pytest.TempP
     place = tmp_path_factory.mktemp("second")
     (place / "leaked").mkdir()
     (place / "prompts.txt").write_text("Why is the sky blue?\nName a river.\n")
-    done = subprocess.run(
-        [
-            *(Path(sys.executable).with_name("qbench-orchestrate"), "-p", "fp32", "-p", "int8"),
-            *("--python", f"fp32={other_python}", "--model", tiny_llama, "--new-tokens", "10"),
-            *("--device", "cpu", "--prompts", "prompts.txt", "--out", "run"),
-        ],
-        cwd=place,
-        env=environment(
-            QBENCH_CACHE=str(place / "cache"), PYTHONPATH=str(place / "leaked"), VIRTUAL_ENV="/parents/own"
-        ),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    named = ["-p", "fp32", "-p", "int8", "--python", f"fp32={other_python}", "--model", tiny_llama]
+    options = ["--new-tokens", "10", "--device", "cpu", "--prompts", "prompts.txt", "--out", "run"]
+    variables = {"PYTHONPATH": str(place / "leaked"), "VIRTUAL_ENV": "/parents/own"}
+    done = run(command("orchestrate", *named, *options), place, environment(place / "cache", **variables))
     log = (place / "run/logs/fp32.log").read_text()
     probes = [
         json.loads(line.removeprefix("PROBE ")) for line in log.splitlines() if line.startswith("PROBE ")

@@ -18,7 +18,7 @@ import torch
 from golden_text import Golden
 from safetensors import safe_open
 from safetensors.torch import load_file
-from worker_runs import WorkerRun, make_job, run_worker
+from worker_runs import WorkerRun, cpu_job, run_worker
 
 from orchestrator.cache import cache_folder
 from orchestrator.errors import BadInput
@@ -107,7 +107,7 @@ class Prepared(msgspec.Struct):
 def prepared(tiny_llama: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     """A first run of the tiny model in an empty cache; its result is copied to the cache of other tests."""
     empty = tmp_path_factory.mktemp("awq-cache")
-    job = make_job("awq", tiny_llama, empty, new_tokens=4, warmup=0)
+    job = cpu_job("awq", tiny_llama, empty, new_tokens=4, warmup=0)
     assert not is_prepared(job)
     run = run_worker(job)
     shutil.copytree(empty, cache, dirs_exist_ok=True)
@@ -150,12 +150,12 @@ def test_recipe_names_follow_content_not_location(
     for file in tiny_llama.iterdir():
         (moved / file.name).write_bytes(file.read_bytes())
     name = recipe_file(prepared.job).name
-    assert recipe_file(make_job("awq", moved, tmp_path)).name == name
-    assert recipe_file(make_job("awq", tiny_qwen2, tmp_path)).name != name
+    assert recipe_file(cpu_job("awq", moved, tmp_path)).name == name
+    assert recipe_file(cpu_job("awq", tiny_qwen2, tmp_path)).name != name
     weights = bytearray((moved / "model.safetensors").read_bytes())
     weights[-1] ^= 1
     (moved / "model.safetensors").write_bytes(weights)
-    assert recipe_file(make_job("awq", moved, tmp_path)).name != name
+    assert recipe_file(cpu_job("awq", moved, tmp_path)).name != name
 
 
 @pytest.mark.slow
@@ -199,7 +199,7 @@ def test_a_users_checkpoint_needs_no_preparation(
     prepared: Prepared, tiny_llama: Path, tmp_path: Path
 ) -> None:
     own = str(packed_folder(prepared.job))
-    run = run_worker(make_job("awq", tiny_llama, tmp_path / "cache", checkpoint=own, new_tokens=4, warmup=0))
+    run = run_worker(cpu_job("awq", tiny_llama, tmp_path / "cache", checkpoint=own, new_tokens=4, warmup=0))
     assert run.one(Done)
     assert "prepare" not in phase_names(run)
     assert not (tmp_path / "cache").exists()
@@ -208,7 +208,7 @@ def test_a_users_checkpoint_needs_no_preparation(
 @pytest.mark.slow
 def test_widths_that_cannot_be_grouped_fail_the_row(tmp_path: Path) -> None:
     config_folder(tmp_path, hidden_size=100, intermediate_size=256, num_attention_heads=4, model_type="llama")
-    run = run_worker(make_job("awq", tmp_path, tmp_path / "cache"))
+    run = run_worker(cpu_job("awq", tmp_path, tmp_path / "cache"))
     assert "[100, 256]" in run.one(Failed).message
     assert run.status == 1
 
@@ -291,7 +291,7 @@ def embedded_job(tmp_path: Path) -> Job:
     """A job for the embedded model, with what its recipe depends on but without its 98 MB."""
     config_folder(tmp_path, **SMOLLM2)
     (tmp_path / "SOURCE_SHA256").write_text(GGUF_SHA256 + "\n")
-    return make_job("awq", tmp_path, tmp_path / "cache")
+    return cpu_job("awq", tmp_path, tmp_path / "cache")
 
 
 @pytest.fixture
@@ -379,7 +379,7 @@ def embedded() -> Path:
 
 @pytest.mark.slow
 def test_the_shipped_recipe_keeps_the_embedded_models_quality(embedded: Path, cache: Path) -> None:
-    job = make_job("awq", embedded, cache, prompts=["What is the capital of France?"], new_tokens=9, warmup=0)
+    job = cpu_job("awq", embedded, cache, prompts=["What is the capital of France?"], new_tokens=9, warmup=0)
     run = run_worker(job)
     assert "Paris" in (run.one(Done).sample_text or "")
     messages = {frame.message for frame in run.all(Progress)}

@@ -10,7 +10,7 @@ import bitsandbytes
 import pytest
 import torch
 from golden_text import Golden
-from small_models import side_by_side, small_model
+from small_models import concatenated, small_model
 from torch._dynamo.utils import counters
 from torch._inductor.runtime.benchmarking import benchmarker
 from torch._inductor.utils import run_and_get_code
@@ -219,7 +219,7 @@ def test_equal_layers_are_compiled_once(kind: str) -> None:
     if kind == "bitsandbytes":
         in_four_bits(model)
     if kind == "merged":
-        merge_linears(model, torch.nn.Linear, side_by_side)
+        merge_linears(model, torch.nn.Linear, concatenated)
     assert graphs_compiled(model, kind) == 2  # the step, and a layer
     assert all("forward" not in vars(layer) for layer in model.modules())
 

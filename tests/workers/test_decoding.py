@@ -14,7 +14,7 @@ import torch
 from golden_text import Golden
 from small_models import small_model
 from transformers import PreTrainedModel
-from worker_runs import SharedWorkers, make_job, run_jobs
+from worker_runs import SharedWorkers, cpu_job, run_jobs
 
 from orchestrator.precisions.catalog import find_precisions
 from schemas.frames import Done, Failed, Loaded, Phase, SetUp, Trial, WarmedUp
@@ -55,7 +55,7 @@ def with_workload(job: Job, **fields: object) -> Job:
 def test_all_modes_give_the_same_tokens(
     batch_size: int, ask: SharedWorkers, lively: Path, cache: Path
 ) -> None:
-    job = make_job("fp32", lively, cache, prompts=UNEQUAL, batch_size=batch_size)
+    job = cpu_job("fp32", lively, cache, prompts=UNEQUAL, batch_size=batch_size)
     answers = tokens(job, ask)
     assert answers["compile"] == answers["eager"] == answers["generate"]
     assert len(answers["eager"]) == 3 // batch_size
@@ -67,10 +67,10 @@ def test_context_in_the_cache_acts_like_context_in_the_prompt(
     ask: SharedWorkers, lively: Path, cache: Path
 ) -> None:
     jobs = [
-        make_job("fp32", lively, cache, prompts=UNEQUAL, depth=21, batch_size=3, decode=mode)
+        cpu_job("fp32", lively, cache, prompts=UNEQUAL, depth=21, batch_size=3, decode=mode)
         for mode in ("eager", "compile")
     ]
-    shallow = make_job("fp32", lively, cache, prompts=UNEQUAL, batch_size=3)
+    shallow = cpu_job("fp32", lively, cache, prompts=UNEQUAL, batch_size=3)
     eager, compiled, without = (ask(job).one(Trial).token_ids for job in [*jobs, shallow])
     assert eager == compiled
     assert eager != without
@@ -90,7 +90,7 @@ def test_context_in_the_cache_acts_like_context_in_the_prompt(
 
 @pytest.mark.slow
 def test_a_worker_loads_once_and_survives_a_refusal(lively: Path, cache: Path, golden: Golden) -> None:
-    job = make_job("fp32", lively, cache)
+    job = cpu_job("fp32", lively, cache)
     first, refused, again = run_jobs([job, with_workload(job, decode="graph"), job])
     assert len(first.all(Loaded)) == 1
     assert not again.all(Loaded)
@@ -104,7 +104,7 @@ def test_a_worker_loads_once_and_survives_a_refusal(lively: Path, cache: Path, g
 
 @pytest.mark.slow
 def test_compilation_is_timed_separately(ask: SharedWorkers, lively: Path, cache: Path) -> None:
-    run = ask(make_job("fp32", lively, cache, decode="compile"))
+    run = ask(cpu_job("fp32", lively, cache, decode="compile"))
     setup = run.one(SetUp)
     assert setup.compile_s is not None
     assert 0 < setup.compile_s <= setup.setup_s
@@ -119,7 +119,7 @@ def test_compilation_is_timed_separately(ask: SharedWorkers, lively: Path, cache
 def test_layers_that_the_compiler_cannot_trace_are_called_eagerly(
     ask: SharedWorkers, tiny_llama: Path, cache: Path
 ) -> None:
-    job = make_job("awq", tiny_llama, cache)
+    job = cpu_job("awq", tiny_llama, cache)
     longer = with_workload(job, new_tokens=job.workload.new_tokens + 1)
     eager, compiled, again = map(ask, (job, with_workload(job, decode="compile"), longer))
     assert compiled.one(SetUp).graph_breaks == 0
@@ -134,7 +134,7 @@ def test_layers_that_the_compiler_cannot_trace_are_called_eagerly(
 def test_without_a_compiler_only_compile_is_refused(
     lively: Path, cache: Path, tmp_path: Path, golden: Golden
 ) -> None:
-    jobs = [make_job("fp32", lively, cache, decode=mode) for mode in ("compile", "eager")]
+    jobs = [cpu_job("fp32", lively, cache, decode=mode) for mode in ("compile", "eager")]
     empty = tmp_path / "bin"
     empty.mkdir()
     no_compiler = {
@@ -151,7 +151,7 @@ def test_without_a_compiler_only_compile_is_refused(
 
 @pytest.mark.slow
 def test_warm_up_continues_until_two_trials_agree(ask: SharedWorkers, lively: Path, cache: Path) -> None:
-    job = make_job("fp32", lively, cache)
+    job = cpu_job("fp32", lively, cache)
     runs = map(ask, (job, with_workload(job, warmup=0), with_workload(job, warmup=7)))
     grown, none, seven = (run.one(WarmedUp) for run in runs)
     assert 2 <= len(grown.trial_s) <= 1 + warmup.MAX_EXTRA_TRIALS
@@ -167,7 +167,7 @@ def test_warm_up_continues_until_two_trials_agree(ask: SharedWorkers, lively: Pa
 def test_quantized_formats_only_diverge_at_near_ties(
     precision: str, ask: SharedWorkers, lively: Path, cache: Path
 ) -> None:
-    job = make_job(precision, lively, cache, prompts=UNEQUAL)
+    job = cpu_job(precision, lively, cache, prompts=UNEQUAL)
     answers = tokens(job, ask)
     assert answers["generate"] == answers["eager"]
     loaded = importlib.import_module(find_precisions()[precision].module).load(job)

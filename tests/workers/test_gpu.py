@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from analyses import memory_of, rows_of
 from conftest import ROOT
-from worker_runs import make_job, run_jobs
+from worker_runs import cpu_job, run_jobs
 
 from orchestrator.analysis.conditions import trial_conditions
 from orchestrator.analysis.memory.phases import phase_memory
@@ -82,7 +82,7 @@ def test_all_modes_give_the_same_tokens(batch_size: int, depth: int, lively: Pat
     modes = ["eager", "graph", "compile", *([] if depth else ["generate"])]
     prompts = ["Name a river.", "Why is the sky blue, and not green, when the sun is high?", "Go"]
     jobs = [
-        make_job(
+        cpu_job(
             "fp32",
             lively,
             cache,

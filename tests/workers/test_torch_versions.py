@@ -7,7 +7,7 @@ import pytest
 from golden_text import Golden
 from packaging.requirements import Requirement
 from packaging.version import Version
-from worker_runs import copy_packages, make_job, run_jobs
+from worker_runs import copy_packages, cpu_job, run_jobs
 
 from orchestrator.precisions.availability import why_not
 from orchestrator.precisions.catalog import Precision, find_precisions
@@ -65,7 +65,7 @@ def test_a_renamed_part_of_torch_fails_the_compile_rows_only(
             "\n    return load_transformers_model(job, torch.float32)\n", HIDE.replace("PART", part)
         )
     )
-    jobs = [make_job("fp32", tiny_llama, cache, decode=mode) for mode in ("eager", "compile", "eager")]
+    jobs = [cpu_job("fp32", tiny_llama, cache, decode=mode) for mode in ("eager", "compile", "eager")]
     first, compiled, again = run_jobs(jobs, lent=lent)
     failed = compiled.one(Failed)
     assert failed.kind == "unsupported"

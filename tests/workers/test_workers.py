@@ -23,7 +23,7 @@ import torch
 from conftest import build_tiny_model
 from golden_text import Golden
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from worker_runs import PROMPTS, SharedWorkers, WorkerRun, copy_packages, make_job, run_worker, starting
+from worker_runs import PROMPTS, SharedWorkers, WorkerRun, copy_packages, cpu_job, run_worker, starting
 
 from orchestrator.precisions.catalog import find_precisions
 from orchestrator.precisions.interpreter import own_interpreter, worker_command, worker_environment
@@ -52,7 +52,7 @@ CASES = [("tiny_llama", precision) for precision in ON_A_CPU] + [
 def job(request: pytest.FixtureRequest, cache: Path) -> Job:
     """The same small job for every precision."""
     model, precision = request.param
-    return make_job(precision, request.getfixturevalue(model), cache)
+    return cpu_job(precision, request.getfixturevalue(model), cache)
 
 
 @pytest.fixture
@@ -135,7 +135,7 @@ def test_ready_describes_process_and_device(run: WorkerRun) -> None:
 
 
 def test_versions_cover_the_packages_of_the_header(ask: SharedWorkers, tiny_llama: Path, cache: Path) -> None:
-    job = make_job("int8", tiny_llama, cache)
+    job = cpu_job("int8", tiny_llama, cache)
     assert set(ask(job).one(Ready).versions) == set(job.packages) >= {"bitsandbytes"}
 
 
@@ -169,7 +169,7 @@ def test_parameters_are_those_of_the_unquantized_model(run: WorkerRun) -> None:
 
 
 def test_the_worker_waits_for_the_parent_at_each_phase(tiny_llama: Path, cache: Path) -> None:
-    job = make_job("fp32", tiny_llama, cache)
+    job = cpu_job("fp32", tiny_llama, cache)
     with starting(job, "workers.fp32") as process:
         assert process.stdin
         assert process.stdout
@@ -202,7 +202,7 @@ def test_weights_take_the_bits_their_format_promises(
     ask: SharedWorkers, tiny_llama: Path, cache: Path
 ) -> None:
     loaded = {
-        name: ask(make_job(name, tiny_llama, cache)).one(Loaded)
+        name: ask(cpu_job(name, tiny_llama, cache)).one(Loaded)
         for name in ("fp32", "fp16", "bf16", "int8", "int8-wo", "int8-dyn", "fp8-wo", "nf4", "fp4", "awq")
     }
     parameters = loaded["fp32"].parameters
@@ -272,7 +272,7 @@ def test_weights_take_the_bits_their_format_promises(
 def test_every_linear_layer_but_the_head_is_quantized(
     precision: str, quantized: str, ask: SharedWorkers, tiny_llama: Path, cache: Path
 ) -> None:
-    loaded = ask(make_job(precision, tiny_llama, cache)).one(Loaded)
+    loaded = ask(cpu_job(precision, tiny_llama, cache)).one(Loaded)
     assert loaded.linear_classes == {quantized: 14, "Linear": 1}
     assert loaded.unquantized_linears == {"lm_head": 1}
 
@@ -293,7 +293,7 @@ def test_every_linear_layer_but_the_head_is_quantized(
 def test_settings_that_select_kernels_are_recorded(
     precision: str, settings: dict[str, str], ask: SharedWorkers, tiny_llama: Path, cache: Path
 ) -> None:
-    assert settings.items() <= ask(make_job(precision, tiny_llama, cache)).one(Loaded).settings.items()
+    assert settings.items() <= ask(cpu_job(precision, tiny_llama, cache)).one(Loaded).settings.items()
 
 
 @pytest.mark.parametrize(("precision", "threshold"), [("int8", 6.0), ("int8-t0", 0.0)])
@@ -301,7 +301,7 @@ def test_the_two_int8_precisions_differ_in_their_threshold(
     precision: str, threshold: float, tiny_llama: Path, cache: Path
 ) -> None:
     worker = importlib.import_module(find_precisions()[precision].module)
-    model = worker.load(make_job(precision, tiny_llama, cache)).model
+    model = worker.load(cpu_job(precision, tiny_llama, cache)).model
     thresholds = {layer.state.threshold for layer in model.modules() if hasattr(layer, "state")}
     assert thresholds == {threshold}
 
@@ -324,7 +324,7 @@ def generated(folder: Path, prompts: list[str]) -> list[list[int]]:
 
 
 def test_greedy_tokens_are_those_of_generate(ask: SharedWorkers, lively: Path, cache: Path) -> None:
-    trials = ask(make_job("fp32", lively, cache, prompts=UNEQUAL)).all(Trial)
+    trials = ask(cpu_job("fp32", lively, cache, prompts=UNEQUAL)).all(Trial)
     answers = [trial.token_ids for trial in trials]
     assert answers == generated(lively, UNEQUAL)
     assert min(len(set(answer)) for answer in answers) > 3  # a constant answer would prove nothing
@@ -333,8 +333,8 @@ def test_greedy_tokens_are_those_of_generate(ask: SharedWorkers, lively: Path, c
 def test_a_batch_answers_each_prompt_as_if_alone(ask: SharedWorkers, lively: Path, cache: Path) -> None:
     # A trial records only its first row, so each prompt comes first once.
     rotated = [UNEQUAL[(first + place) % 3] for first in range(3) for place in range(3)]
-    alone = ask(make_job("fp32", lively, cache, prompts=UNEQUAL)).all(Trial)
-    together = ask(make_job("fp32", lively, cache, prompts=rotated, batch_size=3)).all(Trial)
+    alone = ask(cpu_job("fp32", lively, cache, prompts=UNEQUAL)).all(Trial)
+    together = ask(cpu_job("fp32", lively, cache, prompts=rotated, batch_size=3)).all(Trial)
     widths = [trial.prompt_tokens for trial in alone]
     assert len(set(widths)) == 3
     assert [(trial.batch_size, trial.prompt_tokens) for trial in together] == [(3, max(widths))] * 3
@@ -344,14 +344,14 @@ def test_a_batch_answers_each_prompt_as_if_alone(ask: SharedWorkers, lively: Pat
 def test_prompts_are_cut_or_repeated_to_the_requested_length(
     ask: SharedWorkers, tiny_llama: Path, cache: Path
 ) -> None:
-    job = make_job("fp32", tiny_llama, cache, prompt_tokens=50, batch_size=2)
+    job = cpu_job("fp32", tiny_llama, cache, prompt_tokens=50, batch_size=2)
     trial = ask(job).one(Trial)
     assert (trial.prompt_tokens, trial.batch_size) == (50, 2)
     tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
     ids = tokenizer(PROMPTS[0]).input_ids
     for length in (1, 5, len(ids), 50, 200):
         (batch,) = make_batches(
-            make_job("fp32", tiny_llama, cache, prompt_tokens=length, batch_size=2), tokenizer, 512
+            cpu_job("fp32", tiny_llama, cache, prompt_tokens=length, batch_size=2), tokenizer, 512
         )
         assert batch.ids.shape == (2, length)
         assert batch.mask is None
@@ -360,7 +360,7 @@ def test_prompts_are_cut_or_repeated_to_the_requested_length(
 
 @pytest.mark.parametrize("precision", ["fp16", "int8-wo", "awq"])
 def test_random_weights_need_no_tokenizer(precision: str, cache: Path) -> None:
-    job = make_job(precision, "qwen2.5-0.5b", cache, prompts=["?"], prompt_tokens=8, new_tokens=2, warmup=0)
+    job = cpu_job(precision, "qwen2.5-0.5b", cache, prompts=["?"], prompt_tokens=8, new_tokens=2, warmup=0)
     run = run_worker(job)
     assert run.one(Done).sample_text is None
     assert [phase.name for phase in run.all(Phase)].count("prepare") == 0
@@ -386,7 +386,7 @@ def test_random_weights_need_no_tokenizer(precision: str, cache: Path) -> None:
 
 
 def test_a_spent_budget_still_yields_a_figure(ask: SharedWorkers, tiny_llama: Path, cache: Path) -> None:
-    job = make_job("fp32", tiny_llama, cache, prompts=UNEQUAL, new_tokens=100, budget_s=0.05)
+    job = cpu_job("fp32", tiny_llama, cache, prompts=UNEQUAL, new_tokens=100, budget_s=0.05)
     run = ask(job)
     trial = run.one(Trial)
     assert trial.cut_short
@@ -399,7 +399,7 @@ def test_a_spent_budget_still_yields_a_figure(ask: SharedWorkers, tiny_llama: Pa
 
 
 def test_printed_text_never_mixes_with_frames(odd_workers: Path, tiny_llama: Path, cache: Path) -> None:
-    run = run_worker(make_job("fp32", tiny_llama, cache), "workers.noisy", odd_workers)
+    run = run_worker(cpu_job("fp32", tiny_llama, cache), "workers.noisy", odd_workers)
     assert run.one(Done).trials_measured == 2
     for source in ("Python", "a descriptor", "C", "a child"):
         assert f"noise of {source}\n" in run.log
@@ -408,20 +408,20 @@ def test_printed_text_never_mixes_with_frames(odd_workers: Path, tiny_llama: Pat
 def test_a_missing_module_comes_with_an_install_command(
     odd_workers: Path, tiny_llama: Path, cache: Path
 ) -> None:
-    failed = failure(run_worker(make_job("fp32", tiny_llama, cache), "workers.lacking", odd_workers))
+    failed = failure(run_worker(cpu_job("fp32", tiny_llama, cache), "workers.lacking", odd_workers))
     assert (failed.kind, failed.hint) == ("missing-package", "pip install no_such_package")
     assert failed.traceback
     assert "workers/lacking.py" in failed.traceback
 
 
 def test_a_missing_package_comes_with_an_install_command(tiny_llama: Path, cache: Path) -> None:
-    job = make_job("fp32", tiny_llama, cache, packages=["torch", "no-such-distribution"])
+    job = cpu_job("fp32", tiny_llama, cache, packages=["torch", "no-such-distribution"])
     failed = failure(run_worker(job))
     assert (failed.kind, failed.hint) == ("missing-package", "pip install no-such-distribution")
 
 
 def test_running_out_of_memory_has_its_own_kind(odd_workers: Path, tiny_llama: Path, cache: Path) -> None:
-    failed = failure(run_worker(make_job("fp32", tiny_llama, cache), "workers.hungry", odd_workers))
+    failed = failure(run_worker(cpu_job("fp32", tiny_llama, cache), "workers.hungry", odd_workers))
     assert failed.kind == "out-of-memory"
     assert failed.message == "CUDA out of memory. Tried to allocate 2 GiB"
 
@@ -429,7 +429,7 @@ def test_running_out_of_memory_has_its_own_kind(odd_workers: Path, tiny_llama: P
 def test_more_than_the_models_context_is_refused(
     ask: SharedWorkers, tiny_llama: Path, cache: Path, golden: Golden
 ) -> None:
-    fits = make_job("fp32", tiny_llama, cache, prompt_tokens=500, prompts=["Go"], new_tokens=12, warmup=0)
+    fits = cpu_job("fp32", tiny_llama, cache, prompt_tokens=500, prompts=["Go"], new_tokens=12, warmup=0)
     assert ask(fits).one(Trial).prompt_tokens == 500
     over = msgspec.structs.replace(fits, workload=msgspec.structs.replace(fits.workload, prompt_tokens=501))
     failed = ask(over).one(Failed)
@@ -441,7 +441,7 @@ def test_more_than_the_models_context_is_refused(
 
 def test_shapes_that_do_not_fit_the_format_are_refused(tmp_path: Path, cache: Path, golden: Golden) -> None:
     folder = build_tiny_model(tmp_path / "narrow", "llama", hidden_size=96, intermediate_size=192)
-    failed = failure(run_worker(make_job("int4-wo", folder, cache)))
+    failed = failure(run_worker(cpu_job("int4-wo", folder, cache)))
     assert failed.kind == "unsupported"
     assert "96 × 192" in failed.message
     golden([failed.message, failed.hint or ""])
@@ -454,7 +454,7 @@ def test_weights_that_cannot_be_read_fail_in_one_line(
     shutil.copytree(tiny_llama, tmp_path / "broken")
     weights = tmp_path / "broken/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:5000])
-    failed = failure(run_worker(make_job(precision, tmp_path / "broken", tmp_path / "cache")))
+    failed = failure(run_worker(cpu_job(precision, tmp_path / "broken", tmp_path / "cache")))
     assert failed.traceback
     left = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
     assert left == []
@@ -462,7 +462,7 @@ def test_weights_that_cannot_be_read_fail_in_one_line(
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU that torch can use")
 def test_a_gpu_that_torch_does_not_see_is_refused(tiny_llama: Path, cache: Path, golden: Golden) -> None:
-    failed = failure(run_worker(make_job("fp32", tiny_llama, cache, device="cuda:0")))
+    failed = failure(run_worker(cpu_job("fp32", tiny_llama, cache, device="cuda:0")))
     assert failed.kind == "unsupported"
     assert "--device cpu" in (failed.hint or "")
     golden([failed.message.replace(torch.__version__, "VERSION"), failed.hint or ""])
@@ -470,7 +470,7 @@ def test_a_gpu_that_torch_does_not_see_is_refused(tiny_llama: Path, cache: Path,
 
 @pytest.mark.parametrize("line", [b"", b"\n", b"{}\n", b"nonsense\n"])
 def test_an_invalid_job_is_a_failure(line: bytes, tiny_llama: Path, cache: Path) -> None:
-    with starting(make_job("fp32", tiny_llama, cache), "workers.fp32") as process:
+    with starting(cpu_job("fp32", tiny_llama, cache), "workers.fp32") as process:
         out, log = process.communicate(line, timeout=60)
     frames = msgspec.json.Decoder(AnyFrame).decode_lines(out)
     assert failure(WorkerRun(frames, process.returncode, process.pid, log.decode())).kind == "error"
@@ -499,7 +499,7 @@ for line in worker.stdout:
 def test_a_worker_ends_with_its_parent(
     module: str, last: str, odd_workers: Path, tiny_llama: Path, cache: Path
 ) -> None:
-    job = msgspec.json.encode(make_job("fp32", tiny_llama, cache)).decode()
+    job = msgspec.json.encode(cpu_job("fp32", tiny_llama, cache)).decode()
     own = own_interpreter()
     start = [worker_command(own, module), worker_environment(own, odd_workers), job]
     with subprocess.Popen(
