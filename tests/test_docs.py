@@ -1,7 +1,7 @@
-"""The documents are true today: their commands parse and run, and what they show is what is printed.
+"""The documents are correct: their commands parse and run, and the output that they show is real.
 
-A fenced block that begins with `$ command`, and a table below `<!-- $ command -->`, hold what that command
-prints; `pytest --renew` writes them anew. All other `qbench-*` commands are parsed, and the cheap ones run.
+A fenced block that begins with `$ command`, and a table below `<!-- $ command -->`, show the output of that
+command; `pytest --renew` rewrites them. All other `qbench-*` commands are parsed, and the cheap ones run.
 """
 
 import ast
@@ -79,7 +79,7 @@ def test_the_architecture_begins_with_ten_tasks() -> None:
 
 
 @every_document
-def test_every_link_leads_somewhere(document: Path) -> None:
+def test_every_link_has_a_target(document: Path) -> None:
     for link in LINK.findall(without_blocks(document.read_text())):
         if re.match(r"https?://", link):
             continue
@@ -111,7 +111,7 @@ def test_every_path_exists(document: Path) -> None:
 
 
 def commands_of(document: Path) -> Iterator[list[str]]:
-    """The argv of each `qbench-*` command in a document's blocks and text, pipes and comments apart."""
+    """The argv of each `qbench-*` command in a document's blocks and text, without pipes and comments."""
     text = document.read_text()
     blocks = [block["body"] for block in FENCE.finditer(text) if block["language"] in ("", "console")]
     lines = [line.removeprefix("$ ") for block in blocks for line in block.splitlines()]
@@ -145,10 +145,10 @@ def test_every_command_parses(argv: list[str]) -> None:
 
 
 class AnyObject:
-    """Takes whatever attributes a command's callbacks set on its context."""
+    """A context object that has every attribute a command's callbacks set."""
 
 
-def test_make_and_python_find_what_they_are_told_to_run() -> None:
+def test_make_targets_and_scripts_exist() -> None:
     shown = "\n".join(document.read_text() for document in DOCUMENTS)
     targets = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"(?:^|`)make ([a-z-]+)", shown, re.MULTILINE)) <= targets
@@ -157,7 +157,7 @@ def test_make_and_python_find_what_they_are_told_to_run() -> None:
     assert all(find_spec(module) for module in modules)
 
 
-def test_what_is_to_be_installed_is_this_distribution_and_its_extras() -> None:
+def test_pip_installs_this_distribution_and_its_extras() -> None:
     shown = " ".join(document.read_text() for document in DOCUMENTS if document.name != "CHANGELOG.md")
     wanted = re.findall(r"(?:pip install|uvx) '?(\.|qbench[a-z-]*)(?:\[([^]]*)\])?", shown)
     assert {name for name, _ in wanted} == {".", PROJECT["name"]}
@@ -176,7 +176,7 @@ def test_every_option_of_the_main_command_is_documented() -> None:
 
 
 def is_cheap(argv: list[str]) -> bool:
-    """It measures nothing, and needs no run of the user's."""
+    """Whether a command measures nothing and needs no run of the user's."""
     if {"--list", "--dry-run"} & set(argv):
         return not {"--resume", "--plan"} & set(argv)
     reads_results = argv[0] != "qbench-orchestrate" and any(word.startswith("results") for word in argv)
@@ -192,7 +192,7 @@ def test_cheap_commands_run(argv: list[str], tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_the_plan_file_of_the_documents_is_one(tmp_path: Path) -> None:
+def test_the_documented_plan_file_is_valid(tmp_path: Path) -> None:
     (example,) = re.findall(r"```toml\n(.*?)```", (ROOT / "docs" / "sweeps.md").read_text(), re.DOTALL)
     (tmp_path / "sweep.toml").write_text(example)
     for command in ("", "-p fp32 --batch-size 8"):
@@ -223,7 +223,7 @@ def run_in_shell(command: str, cache: Path) -> subprocess.CompletedProcess[str]:
 
 
 @every_document
-def test_what_is_shown_is_what_is_printed(
+def test_shown_output_is_the_real_output(
     document: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     written = document.read_text()
@@ -240,7 +240,7 @@ def test_what_is_shown_is_what_is_printed(
 
 
 def output_of(command: str, cache: Path) -> str:
-    """What a command prints, without the blanks at the ends of lines and of the whole."""
+    """What a command prints, without trailing blanks."""
     lines = [line.rstrip() for line in run_in_shell(command, cache).stdout.splitlines()]
     return "\n".join(lines).strip("\n") + "\n"
 
@@ -248,15 +248,15 @@ def output_of(command: str, cache: Path) -> str:
 # Figures and facts
 
 
-def test_the_table_of_the_readme_is_of_its_run(tmp_path: Path) -> None:
+def test_the_readmes_table_agrees_with_its_run(tmp_path: Path) -> None:
     (run,) = set(re.findall(r"records in `([^`]+)`", README.read_text().replace("\n", " ")))
-    told = msgspec.json.decode(run_in_shell(f"qbench-report {run} --format json", tmp_path).stdout)
+    shown = msgspec.json.decode(run_in_shell(f"qbench-report {run} --format json", tmp_path).stdout)
     rows = dict(table_rows(README.read_text(), "| precision | batch 1 |"))
     assert len(rows) == 6
     for precision, cells in rows.items():
-        bests = [each for each in told["best"] if each["precision"] == precision]
+        bests = [each for each in shown["best"] if each["precision"] == precision]
         by_batch = {each["batch_size"]: each for each in bests}
-        row = next(each for each in told["rows"] if each["precision"] == precision)
+        row = next(each for each in shown["rows"] if each["precision"] == precision)
         memory = [mib(row["loaded_bytes"]), percent(row["saved_versus_baseline"])]
         assert cells == [*(speed(by_batch[batch]) for batch in (1, 8, 32)), *memory]
 
@@ -276,11 +276,11 @@ def speed(best: dict[str, Any]) -> str:
 
 
 @pytest.mark.parametrize("document", ["README.md", "docs/precisions.md"])
-def test_every_precision_is_named(document: str) -> None:
+def test_every_precision_is_documented(document: str) -> None:
     assert set(find_precisions()) <= set(CODE.findall((ROOT / document).read_text()))
 
 
-def test_bits_per_weight_are_those_of_the_headers() -> None:
+def test_bits_per_weight_agree_with_the_headers() -> None:
     rows = table_rows((ROOT / "docs" / "precisions.md").read_text(), "| name | what it is |")
     stated = {}
     for names, (_, bits, _) in rows:

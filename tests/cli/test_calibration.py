@@ -55,7 +55,7 @@ def calibrated(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Ca
 
 
 @pytest.mark.slow
-def test_one_command_calibrates_and_says_where_the_result_is(golden: Golden, calibrated: Calibrated) -> None:
+def test_one_command_calibrates_and_prints_the_folder(golden: Golden, calibrated: Calibrated) -> None:
     done = calibrated.first
     assert done.returncode == 0, done.stderr
     golden(done.stderr)
@@ -135,7 +135,7 @@ BAD = {
 
 
 @pytest.mark.parametrize(("script", "arguments", "named"), BAD.values(), ids=BAD)
-def test_what_can_not_be_calibrated(
+def test_calibration_is_refused_with_a_reason(
     golden: Golden, qbench: Qbench, tmp_path: Path, script: str, arguments: list[str], named: str
 ) -> None:
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
@@ -159,8 +159,8 @@ main(Backend(load=None, prepare=lambda job, report: None, is_prepared=is_prepare
 
 
 @pytest.mark.slow
-def test_weights_are_only_looked_for_once_their_model_is_converted(tmp_path: Path) -> None:
-    """This model can't even be converted, so nothing may look for its weights."""
+def test_calibrated_weights_are_looked_for_only_after_conversion(tmp_path: Path) -> None:
+    """This model can't even be converted, so its calibrated weights must not be looked for."""
     lent = copy_packages(tmp_path / "lent")
     (lent / "workers" / "impatient.py").write_text(IMPATIENT_WORKER)
     (tmp_path / "broken.gguf").write_bytes(b"GGUF" + bytes(100))
@@ -190,12 +190,12 @@ def job_with(content: bytes, folder: str) -> Job:
 def test_samples_are_blocks_spread_over_the_text_in_order(length: int) -> None:
     text = "".join(chr(0x1000 + index) for index in range(length))  # every token encodes its position
     with tempfile.TemporaryDirectory() as folder:
-        taken = samples(job_with(text.encode(), folder), letters)  # type: ignore[arg-type]
+        chosen = samples(job_with(text.encode(), folder), letters)  # type: ignore[arg-type]
     whole = length // BLOCK_TOKENS
-    starts = [block[0] - 0x1000 for block in taken]
-    assert len(taken) == min(whole, MAX_SAMPLES)
+    starts = [block[0] - 0x1000 for block in chosen]
+    assert len(chosen) == min(whole, MAX_SAMPLES)
     assert all(start % BLOCK_TOKENS == 0 for start in starts)
-    assert all(block == list(range(block[0], block[0] + BLOCK_TOKENS)) for block in taken)
+    assert all(block == list(range(block[0], block[0] + BLOCK_TOKENS)) for block in chosen)
     gaps = {after - before for before, after in pairwise(starts)}
     assert max(gaps) - min(gaps) <= BLOCK_TOKENS
     assert starts[0] == 0

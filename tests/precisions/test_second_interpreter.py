@@ -1,6 +1,6 @@
-"""A precision under another Python: it has its own packages, is lent ours, and a mix is flagged.
+"""A precision under another Python: it has its own packages, borrows ours, and mixed versions are flagged.
 
-The other environment is a real one. It finds torch and its dependencies through a `.pth` file, which saves
+The other environment is real, but finds torch and its dependencies through a `.pth` file, which saves
 installing a gigabyte. `.pth` files in the folders that it names are not followed, so an editable install of
 qbench is invisible to it.
 """
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 OTHER_TRANSFORMERS = "5.18.999"
 """Newer than any that the workers' headers exclude, and never released."""
 
-# Runs when any Python of the environment starts, and reports at its exit what it was and had imported.
+# Runs when a Python of the environment starts, and reports its path and imports when it exits.
 PROBE = """\
 import atexit, json, os, sys
 
