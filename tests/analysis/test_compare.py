@@ -120,7 +120,7 @@ def test_other_differences_are_listed() -> None:
     ("limit", "tok_s", "status"),
     [
         ("decode<0.95", 90, 1),
-        ("decode < 0.95", 94.9, 0),  # the interval reaches beyond the limit
+        ("decode < 0.95", 94.9, 0),  # the interval includes the limit
         ("decode<0.95", 100, 0),
         ("decode>1.02", 110, 1),
         ("ttft>1.05", 90, 1),
@@ -203,7 +203,7 @@ def test_a_row_is_about_one_workload() -> None:
 
 
 def brought(source: Path, folder: Path, gpu: str, capability: tuple[int, int]) -> Path:
-    """The same run as if from another GPU."""
+    """The same run as if measured on another GPU."""
     shutil.copytree(source, folder)
     archived = folder / "records.jsonl.gz"
     (folder / "records.jsonl").write_bytes(gzip.decompress(archived.read_bytes()))

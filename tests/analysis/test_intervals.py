@@ -1,4 +1,4 @@
-"""A real difference is reported, and noise rarely is: comparisons with a known answer."""
+"""Real differences are reported, and noise rarely is: comparisons with a known answer."""
 
 import math
 import random
@@ -30,7 +30,7 @@ MakeSample = Callable[[list[float], list[float]], Sample]
 
 
 def paired(speeds: list[float], references: list[float]) -> Sample:
-    """As rounds of one run are compared; independent runs are compared by `of_two`."""
+    """Compare like rounds of one run; independent runs are compared by `of_two`."""
     return of_ratios([speed / reference for speed, reference in zip(speeds, references, strict=True)])
 
 

@@ -1,4 +1,4 @@
-"""A run on a GPU, without a GPU: a fake NVML, and workers that claim to use the GPU it simulates.
+"""A run on a simulated GPU: a fake NVML, and fake workers that claim to use its GPU.
 
 Everything between is real: the parent's NVML session through pynvml, the worker processes and their pipes,
 the sampler's thread, and the resulting records, tables and warnings.
@@ -66,7 +66,7 @@ def test_figures_follow_from_edges_and_samples(fake_nvml: FakeNvml, tmp_path: Pa
     phases = {phase.phase: phase for phase in phase_memory(cell)}
     assert phases["load"].outside_torch_bytes == 500 * MIB
     assert phases["load"].device_bytes == 1600 * MIB
-    assert phases["load"].sampled_peak_bytes == 9000 * MIB  # seen by the samples alone, between two edges
+    assert phases["load"].sampled_peak_bytes == 9000 * MIB  # seen only by samples, between two edges
     assert len(cell.samples) >= 4
     assert {sample.process_bytes for sample in cell.samples} == {None}
     assert cell.sampler is not None
@@ -113,7 +113,7 @@ def test_a_gpu_lost_midway_gives_a_reason_and_the_cell_ends(fake_nvml: FakeNvml,
     assert any("the GPU is lost" in line for line in warnings_of(make_run(cell)))
 
 
-def test_what_was_observed_before_a_kill_is_kept(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+def test_observations_before_a_kill_are_kept(fake_nvml: FakeNvml, tmp_path: Path) -> None:
     script = "show(600 * MIB, 512 * MIB)\nready()\nenter('load', 0, 0)\nos.kill(os.getpid(), 9)\n"
     cell = run_fake_worker(fake_nvml, tmp_path, script)
     assert isinstance(cell.outcome, Failed)
@@ -132,7 +132,7 @@ def test_a_worker_killed_at_a_phase_edge_is_a_row(fake_nvml: FakeNvml, tmp_path:
     assert "SIGKILL" in cell.outcome.message
 
 
-# Through the command, with a real CPU build of torch
+# With the command and a real CPU build of torch
 
 
 @pytest.fixture
@@ -146,7 +146,7 @@ def test_auto_chooses_the_gpu(gpu_environment: dict[str, str], tmp_path: Path) -
     argv = command("orchestrate", "-p", "fp16", "--model", "random:qwen2.5-0.5b", "--dry-run")
     done = run(argv, tmp_path, gpu_environment)
     assert "random-qwen2.5-0.5b on cuda:0" in done.stdout
-    assert "budget" not in done.stdout  # by default only a CPU has one
+    assert "budget" not in done.stdout  # only a CPU has a default
 
 
 def test_a_missing_second_gpu_is_bad_input(gpu_environment: dict[str, str], tmp_path: Path) -> None:
@@ -194,4 +194,4 @@ def test_a_torch_that_sees_no_gpu_is_a_failed_row(
     assert "sees no CUDA GPU" in eager.outcome.message
     assert "--device cpu" in str(eager.outcome.hint)
     assert "fp16: unsupported: torch" in done.stdout
-    assert "NVML peak MiB" in done.stdout  # the columns of a GPU, since a GPU was asked for
+    assert "NVML peak MiB" in done.stdout  # the columns of a GPU, since one was requested

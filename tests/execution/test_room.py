@@ -33,7 +33,7 @@ def job(precision: str = "fp16", aa_control: bool = False, round_: int = 0, **lo
         (job(aa_control=True), "in an earlier process "),
     ],
 )
-def test_what_is_at_least_as_large_does_not_fit(larger: Job, limit: str, golden: Golden) -> None:
+def test_a_workload_at_least_as_large_does_not_fit(larger: Job, limit: str, golden: Golden) -> None:
     why = why_no_room(larger, [job("awq"), job()])
     assert why is not None
     assert why.startswith(limit)
@@ -51,7 +51,7 @@ def test_what_is_at_least_as_large_does_not_fit(larger: Job, limit: str, golden:
         job(batch_size=32, prompt_tokens=4096),  # may be longer or shorter than the natural prompts
     ],
 )
-def test_what_is_smaller_or_different_may_fit(other: Job) -> None:
+def test_a_smaller_or_different_workload_may_fit(other: Job) -> None:
     assert why_no_room(other, [job()]) is None
 
 
@@ -71,7 +71,7 @@ def test_a_workload_was_too_large_only_if_the_model_was_loaded() -> None:
     assert not ran_out(make_cell())
 
 
-# Through the front door
+# A real run
 
 WORKER = '''\
 # /// script

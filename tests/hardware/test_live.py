@@ -1,4 +1,4 @@
-"""Watching a program that does not use qbench: real processes, a fake NVML, a stand-in for torch."""
+"""Watching a program that does not use qbench: real processes, a fake NVML, a fake torch."""
 
 import subprocess
 import sys

@@ -1,6 +1,6 @@
 """MIG slices, old drivers, and GPUs that CUDA and NVML number differently.
 
-Through the fake driver library, with real parents and workers, as in test_gpu_story.
+With the fake driver library, and real parents and workers, as in test_gpu_story.
 """
 
 from pathlib import Path
@@ -33,7 +33,7 @@ def readings(cell: CellRecord) -> dict[str, MemoryReading]:
 
 
 def in_run(cell: CellRecord, **gpu: Any) -> Run:
-    """A run of one cell, on a GPU like the one that the fake library plays."""
+    """A run of one cell, on a GPU like the fake library's."""
     run = make_run(cell)
     played = msgspec.structs.replace(H100, **({"uuid": GPU_UUID} | gpu))
     environment = msgspec.structs.replace(run.environment, gpus=[played])

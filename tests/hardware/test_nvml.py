@@ -1,7 +1,7 @@
-"""NVML through pynvml's real ctypes path into a fake driver library.
+"""NVML, called through pynvml into a fake driver library.
 
-Every test runs a fresh Python process, because a process loads `libnvidia-ml.so.1` only once. Its script puts
-the result into `answer`, which is returned as JSON.
+Every test runs a fresh Python process, because a process loads `libnvidia-ml.so.1` only once. Its script
+assigns the result to `answer`, which is returned as JSON.
 """
 
 from dataclasses import replace
@@ -183,7 +183,7 @@ def test_memory_is_read_even_if_the_state_is_refused(fake_nvml: FakeNvml, code: 
 
 
 def test_a_call_newer_than_the_driver_gives_none(fake_nvml: FakeNvml) -> None:
-    """pynvml raises an error then that is not a subclass of NVMLError."""
+    """In that case pynvml raises an error that is not a subclass of NVMLError."""
     script = """\
 import pynvml
 
@@ -239,10 +239,10 @@ def test_why_nvml_is_unavailable(golden: Golden, fake_nvml: FakeNvml, state: str
 
 
 def test_without_a_driver_library(golden: Golden, fake_nvml: FakeNvml, tmp_path: Path) -> None:
-    (tmp_path / "libnvidia-ml.so.1").touch()  # invalid and found first, so a real one is not loaded
+    (tmp_path / "libnvidia-ml.so.1").touch()  # invalid, and found before any real one
     without = replace(fake_nvml, library_folder=tmp_path)
     golden(why_unavailable(without))
 
 
-def test_nothing_here_imports_torch(fake_nvml: FakeNvml) -> None:
+def test_nvml_does_not_import_torch(fake_nvml: FakeNvml) -> None:
     assert nvml_answer(fake_nvml, "'torch' in sys.modules") is False

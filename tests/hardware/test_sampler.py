@@ -1,6 +1,6 @@
-"""The memory sampler: samples, edges, what it costs, and when it stops.
+"""The memory sampler: samples, edges, its cost, and its end.
 
-Through the fake driver library, in fresh processes, as in test_nvml.
+With the fake driver library, in fresh processes, as in test_nvml.
 """
 
 import json

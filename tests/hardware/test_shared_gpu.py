@@ -1,6 +1,6 @@
 """Memory on the GPU that is not the worker's: other processes, hidden pids, and what earlier workers left.
 
-Each is a flag in the record and a sentence in the report, never a zero. Through the fake driver library, with
+Each is a flag in the record and a sentence in the report, never a zero. With the fake driver library, and
 real parents and workers, as in test_gpu_story.
 """
 
@@ -122,7 +122,6 @@ THREE_WORKERS = (
     PARENT.partition("with Nvml.open()")[0]
     + """
 import os, threading
-from orchestrator.execution.idle_gpu import IdleGpu
 
 def empty_the_gpu(text):
     state = Path(os.environ["FAKE_NVML_STATE"])
@@ -216,7 +215,7 @@ with Nvml.open() as nvml:
     ],
 )
 def test_an_empty_gpu_is_not_waited_for(fake_nvml: FakeNvml, state: str, noted: bool) -> None:
-    # Waiting would exceed the time that `answer_of` allows.
+    # Waiting would exceed the time limit of `answer_of`.
     assert leftover_of(fake_nvml, state, patience_s=600, noted=noted) is None
 
 

@@ -1,4 +1,4 @@
-"""Each figure is computed once for a report, however many tables, notes and sentences show it."""
+"""A report computes each figure once, no matter how many tables, notes and sentences show it."""
 
 import shutil
 from pathlib import Path

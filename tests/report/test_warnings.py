@@ -1,4 +1,4 @@
-"""Warnings below the table; and none if there is nothing to warn about."""
+"""Warnings below the table, and runs that have none."""
 
 import msgspec
 import pytest

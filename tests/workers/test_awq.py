@@ -1,6 +1,6 @@
-"""AWQ weights are prepared once, by a recipe that can be copied to another machine, and aren't damaged.
+"""AWQ weights are prepared once, correctly, and from a recipe that can be copied between machines.
 
-The worker prepares them in a separate process; recipes are found by content.
+The worker prepares them in a separate process; recipes are named by content.
 """
 
 import json
@@ -161,7 +161,7 @@ def test_recipe_names_follow_content_not_location(
 @pytest.mark.slow
 def test_the_recipe_records_how_it_was_made(prepared: Prepared) -> None:
     metadata = metadata_of(recipe_file(prepared.job))
-    assert metadata["model"] == "awq"  # the name in the test's job
+    assert metadata["model"] == "awq"  # cpu_job names the model after the precision
     assert metadata["group_size"] == "128"
     note = read_note(packed_folder(prepared.job))
     text = f"{note.samples} blocks of {BLOCK_TOKENS} tokens of qbench's calibration.txt"
@@ -189,9 +189,9 @@ def test_a_copied_recipe_makes_calibration_unnecessary(prepared: Prepared, tmp_p
     run = run_worker(job)
     assert run.one(Done)
     assert {frame.message for frame in run.all(Progress)} == {"packing layer"}
-    ours, theirs = (load_file(packed_folder(each) / "model.safetensors") for each in (job, prepared.job))
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    original, copied = (load_file(packed_folder(each) / "model.safetensors") for each in (job, prepared.job))
+    assert original.keys() == copied.keys()
+    assert all(torch.equal(original[name], copied[name]) for name in original)
 
 
 @pytest.mark.slow
@@ -278,7 +278,7 @@ def test_calibrating_on_a_cpu_restores_the_weights(tiny_llama: Path) -> None:
     harm = run_script(CALIBRATE, tiny_llama)
     fixed, unfixed = harm["fixed"], harm["unfixed"]
     assert fixed["weights"] == 0
-    assert unfixed["weights"] > 0.1  # once AutoAWQ fixes this, our fix can go
+    assert unfixed["weights"] > 0.1  # once AutoAWQ fixes this, remove our fix
     assert fixed["logits"] < 0.35
     assert unfixed["logits"] > 2 * fixed["logits"], harm
 
@@ -296,7 +296,7 @@ def embedded_job(tmp_path: Path) -> Job:
 
 @pytest.fixture
 def shipped(embedded_job: Job) -> Path:
-    """The recipe of the embedded model, as a worker finds it."""
+    """The embedded model's recipe, located the way a worker does."""
     return recipe_file(embedded_job)
 
 

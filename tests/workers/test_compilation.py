@@ -193,7 +193,7 @@ def in_four_bits(model: PreTrainedModel) -> None:
 
 
 def graphs_compiled(model: PreTrainedModel, kind: str = "plain") -> int:
-    """Number of graphs that torch.compile makes of a step of `model`, whose logits must not change."""
+    """Number of graphs that torch.compile makes of a step of `model`; checks that its logits don't change."""
     graphs = []
 
     def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> torch.fx.GraphModule:

@@ -1,7 +1,7 @@
 """Decode modes: the same tokens from each, several cells from one worker, and clear refusals.
 
-The model is small but lively: its answers depend on everything before them, so that a wrong position, mask or
-cache changes the tokens.
+The answers of these small models depend on the whole prompt, so that a wrong position, mask or cache changes
+the tokens.
 """
 
 import importlib
@@ -112,7 +112,7 @@ def test_compilation_is_timed_separately(ask: SharedWorkers, lively: Path, cache
     assert setup.cache_tokens is not None
     assert setup.cache_tokens % 16 == 0
     at_ns = {phase.name: phase.at_ns for phase in run.all(Phase)}
-    assert setup.setup_s <= (at_ns["warmup"] - at_ns["setup"]) / 1e9  # so it is over before any trial
+    assert setup.setup_s <= (at_ns["warmup"] - at_ns["setup"]) / 1e9  # so it finished before any trial
 
 
 @pytest.mark.slow
@@ -199,7 +199,7 @@ def test_two_trials_agree_within_2_percent(trial_s: list[float], expected: bool 
 
 
 def test_every_prompt_shape_runs_before_trials_are_timed() -> None:
-    """Triton tunes its kernels per number of rows, which takes seconds in the first prefill."""
+    """Triton tunes its kernels for each number of rows, which needs seconds in the first prefill."""
     met: list[tuple[tuple[int, ...], Limits]] = []
     batches = [Batch(torch.zeros(1, width, dtype=torch.long), None) for width in (8, 8, 5, 7, 5)]
     warmup.run_other_shapes(lambda batch, limits: met.append((batch.ids.shape, limits)), batches)

@@ -1,4 +1,4 @@
-"""On a real GPU: the methods of the seed benchmark in both decode modes, and NVML next to torch.
+"""On a real GPU: the main precisions in two decode modes, and NVML compared with torch.
 
 Skipped unless run with `pytest -m gpu`.
 """
@@ -43,7 +43,7 @@ def measured(run: Run) -> list[CellRecord]:
     return [cell for cell in run.cells if isinstance(cell.outcome, Done)]
 
 
-def test_all_methods_of_the_seed_run_in_both_modes(run: Run) -> None:
+def test_the_main_precisions_run_in_both_modes(run: Run) -> None:
     outcomes = {key_of(cell).name: cell.outcome for cell in run.cells}
     assert list(outcomes) == [name for each in PRECISIONS for name in (each, f"{each} graph")]
     refused = outcomes.pop("int8 graph")

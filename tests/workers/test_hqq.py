@@ -1,5 +1,7 @@
-"""HQQ's integers, scales and zero points, quantized while a model loads. gemlite can't be imported without a
-GPU."""
+"""HQQ's integers, scales and zero points, quantized while a model loads.
+
+Without a GPU gemlite can't be imported, so plain linear layers replace its layers.
+"""
 
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from workers.quantization.hqq_model import HqqConfig, choose_group_size, load_hq
 
 
 def plain_layer(integers: torch.Tensor, scales: torch.Tensor, zero_points: torch.Tensor) -> torch.nn.Module:
-    """The weights that a kernel would multiply by, as a linear layer."""
+    """A linear layer with the dequantized weights."""
     rows, columns = integers.shape
     layer = torch.nn.Linear(columns, rows, bias=False, device="meta")
     grouped = integers.view(len(scales), -1).to(scales.dtype)

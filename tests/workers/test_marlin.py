@@ -121,7 +121,7 @@ def test_random_int4_weights_have_the_requested_deviation() -> None:
 
 
 def test_packages_cannot_choose_the_allocator(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As gptqmodel would, which sets variables that aren't set."""
+    """gptqmodel would, by setting unset variables."""
     monkeypatch.delenv("PYTORCH_ALLOC_CONF", raising=False)
     monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "backend:native")
     monkeypatch.setenv("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
@@ -133,7 +133,7 @@ def test_packages_cannot_choose_the_allocator(monkeypatch: pytest.MonkeyPatch) -
 
 
 def fill_at_random(layer: torch.nn.Module) -> None:
-    """Like a checkpoint, before it is repacked."""
+    """Fill a layer like a checkpoint does before it is repacked."""
     shift = torch.iinfo(torch.int32).max
     for name, empty in [*layer.named_parameters(), *layer.named_buffers()]:
         values = torch.empty(empty.shape, dtype=empty.dtype, device="cuda:0")

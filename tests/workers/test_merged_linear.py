@@ -50,7 +50,7 @@ def test_one_product_serves_all_outputs_and_none_is_kept() -> None:
     calls.clear()
     assert torch.equal(torch.cat([first(x), second(x), third(x)], -1), expected[0])
     assert (len(calls), merged.input, merged.outputs) == (1, None, {})
-    # In another order, of another input, and of one that was changed in place.
+    # In another order, with another input, and with one that was changed in place.
     assert torch.equal(third(x), expected[0][:, 5:])
     assert torch.equal(first(other), expected[1][:, :3])
     assert torch.equal(second(x), expected[0][:, 3:5])

@@ -1,7 +1,6 @@
 """Every worker follows the protocol of `schemas.frames`: frames in order, exact counts, and useful failures.
 
-Each test looks at a real worker process, started and fed the way the parent does it, on a tiny model on the
-CPU.
+Each test runs a real worker process the way the parent does, with a tiny model on the CPU.
 """
 
 import errno
@@ -147,7 +146,7 @@ def test_every_token_is_generated_and_timed(run: WorkerRun) -> None:
         assert len(trial.token_s) == NEW_TOKENS - 1
         assert min(trial.prefill_s, *trial.token_s) > 0
         assert trial.enqueue_s <= trial.decode_s
-        # The span includes the loop's own cost, so they agree, but never exactly.
+        # The span includes the loop's overhead, so they agree, but never exactly.
         assert sum(trial.token_s) == pytest.approx(trial.decode_s, rel=0.02, abs=1e-3)
         assert sum(trial.token_s) <= trial.decode_s
     done = run.one(Done)
@@ -177,7 +176,7 @@ def test_the_worker_waits_for_the_parent_at_each_phase(tiny_llama: Path, cache: 
         edge = None
         while edge is None or edge.name != "prefill":
             edge = next_phase(process)
-        time.sleep(1)  # the prefill of a warm tiny model takes some milliseconds
+        time.sleep(1)  # far longer than the prefill of a tiny model
         edge_over_ns = time.monotonic_ns()
         assert next_phase(process).at_ns > edge_over_ns
 
@@ -198,9 +197,7 @@ def next_phase(process: subprocess.Popen[bytes]) -> Phase:
 # Stored weights
 
 
-def test_weights_take_the_bits_their_format_promises(
-    ask: SharedWorkers, tiny_llama: Path, cache: Path
-) -> None:
+def test_weights_have_the_bits_of_their_format(ask: SharedWorkers, tiny_llama: Path, cache: Path) -> None:
     loaded = {
         name: ask(cpu_job(name, tiny_llama, cache)).one(Loaded)
         for name in ("fp32", "fp16", "bf16", "int8", "int8-wo", "int8-dyn", "fp8-wo", "nf4", "fp4", "awq")
@@ -582,5 +579,5 @@ def test_a_cpu_allocation_failure_is_out_of_memory() -> None:
         ("", "RuntimeError"),
     ],
 )
-def test_a_failures_message_is_the_line_that_names_the_error(text: str, message: str) -> None:
+def test_a_failures_message_is_the_line_with_the_error(text: str, message: str) -> None:
     assert describe_failure(RuntimeError(text)).message == message
