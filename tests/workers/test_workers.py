@@ -197,53 +197,61 @@ def next_phase(process: subprocess.Popen[bytes]) -> Phase:
 # Stored weights
 
 
-def test_weights_have_the_bits_of_their_format(ask: SharedWorkers, tiny_llama: Path, cache: Path) -> None:
-    loaded = {
-        name: ask(cpu_job(name, tiny_llama, cache)).one(Loaded)
-        for name in ("fp32", "fp16", "bf16", "int8", "int8-wo", "int8-dyn", "fp8-wo", "nf4", "fp4", "awq")
-    }
-    parameters = loaded["fp32"].parameters
-    rest = parameters - LINEAR_PARAMETERS  # embeddings, tied to the head, and norms
-    inverse_frequencies = 128
-    assert loaded["fp32"].weight_bytes == {"float32": 4 * parameters + inverse_frequencies}
+FORMATS = ("fp32", "fp16", "bf16", "int8", "int8-wo", "int8-dyn", "fp8-wo", "nf4", "fp4", "awq")
+ROWS = 2 * 1024
+"""Output rows of all quantizable linear layers."""
+OTHER_PARAMETERS = 66_176
+"""Embeddings, tied to the head, and norms."""
+INVERSE_FREQUENCIES = 128
+"""Bytes of the rotary embeddings."""
+
+
+@pytest.fixture
+def loaded(ask: SharedWorkers, tiny_llama: Path, cache: Path) -> dict[str, Loaded]:
+    return {name: ask(cpu_job(name, tiny_llama, cache)).one(Loaded) for name in FORMATS}
+
+
+def test_unquantized_weights_have_the_bits_of_their_format(loaded: dict[str, Loaded]) -> None:
+    parameters = LINEAR_PARAMETERS + OTHER_PARAMETERS
+    assert loaded["fp32"].parameters == parameters
+    assert loaded["fp32"].weight_bytes == {"float32": 4 * parameters + INVERSE_FREQUENCIES}
     for name, dtype in (("fp16", "float16"), ("bf16", "bfloat16")):
-        assert loaded[name].weight_bytes == {dtype: 2 * parameters, "float32": inverse_frequencies}
+        assert loaded[name].weight_bytes == {dtype: 2 * parameters, "float32": INVERSE_FREQUENCIES}
         assert loaded[name].compute_dtype == dtype
-    rows = 2 * 1024
-    scales = 4 * rows
-    assert loaded["int8"].weight_bytes == {
-        "int8": LINEAR_PARAMETERS,
-        "float16": 2 * rest,
-        "float32": scales + inverse_frequencies,
-    }
-    zero_points = rows
+
+
+def test_8_bit_weights_have_the_bits_of_their_format(loaded: dict[str, Loaded]) -> None:
+    scales = {"float32": 4 * ROWS + INVERSE_FREQUENCIES}
+    other = 2 * OTHER_PARAMETERS
+    assert loaded["int8"].weight_bytes == {"int8": LINEAR_PARAMETERS, "float16": other} | scales
+    zero_points = ROWS
     for name in ("int8-wo", "int8-dyn"):
-        assert loaded[name].weight_bytes == {
-            "int8": LINEAR_PARAMETERS + zero_points,
-            "bfloat16": 2 * rest,
-            "float32": scales + inverse_frequencies,
-        }
-    assert loaded["fp8-wo"].weight_bytes == {
-        "float8_e4m3fn": LINEAR_PARAMETERS,
-        "bfloat16": 2 * rest,
-        "float32": scales + inverse_frequencies,
-    }
-    block_scales, tables = 4 * LINEAR_PARAMETERS // 64, 14 * 4 * 16
+        integers = {"int8": LINEAR_PARAMETERS + zero_points}
+        assert loaded[name].weight_bytes == integers | {"bfloat16": other} | scales
+    assert loaded["fp8-wo"].weight_bytes == {"float8_e4m3fn": LINEAR_PARAMETERS, "bfloat16": other} | scales
+
+
+def test_4_bit_weights_have_the_bits_of_their_format(loaded: dict[str, Loaded]) -> None:
+    block_scales, codebooks = 4 * LINEAR_PARAMETERS // 64, 14 * 4 * 16
     for name in ("nf4", "fp4"):
         assert loaded[name].weight_bytes == {
             "uint8": LINEAR_PARAMETERS // 2,
-            "float16": 2 * rest,
-            "float32": block_scales + tables + inverse_frequencies,
+            "float16": 2 * OTHER_PARAMETERS,
+            "float32": block_scales + codebooks + INVERSE_FREQUENCIES,
         }
     groups = LINEAR_PARAMETERS // 128
     assert loaded["awq"].weight_bytes == {
         "int32": LINEAR_PARAMETERS // 2 + groups // 2,
-        "float16": 2 * (rest + groups),
-        "float32": inverse_frequencies,
+        "float16": 2 * (OTHER_PARAMETERS + groups),
+        "float32": INVERSE_FREQUENCIES,
     }
+
+
+def test_stored_bytes_are_known_by_kind_and_all_read_by_a_step(loaded: dict[str, Loaded]) -> None:
     kinds = {name: each.weight_kinds for name, each in loaded.items()}
+    groups = LINEAR_PARAMETERS // 128
     assert kinds["int8"]["matrices int8"] == LINEAR_PARAMETERS
-    assert kinds["int8"]["scales float32"] == scales
+    assert kinds["int8"]["scales float32"] == 4 * ROWS
     assert kinds["awq"]["matrices int32"] == LINEAR_PARAMETERS // 2
     assert kinds["awq"]["zero points int32"] == groups // 2
     assert kinds["awq"]["scales float16"] == 2 * groups

@@ -30,7 +30,7 @@ def convert_gguf(path: Path, folder: Path) -> None:
     """Write the model in `path` to `folder`: FP16 safetensors, config, tokenizer, and the GGUF's SHA-256.
 
     Does nothing if `folder` exists; an interrupted conversion leaves no folder. Raises ValueError with a
-    message of one line if the file can't be read as a GGUF model.
+    one-line message if the file can't be read as a GGUF model.
     """
     if folder.exists():
         return
