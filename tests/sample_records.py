@@ -228,16 +228,17 @@ def h100_cell(
     )
     if costs is not None and weight_bytes is not None:
         costs = msgspec.structs.replace(costs, step_weight_bytes=weight_bytes)
-    profile = None
-    if busy_ms is not None:
-        busy_s = 16 * busy_ms / 1e3
-        kernels = [Kernel(name=top[0], count=16, total_s=top[1] * busy_s)] if top else []
-        times = KernelTimes(steps=16, busy_s=busy_s, launches=16 * launches, kernels=kernels)
-        profile = Profile(decode=times)
     defaults: dict[str, Any] = {
         "job": make_job(precision, workload=Workload(**shape)),
         "loaded": make_loaded(costs=costs),
         "trials": [trial],
-        "profile": profile,
+        "profile": None if busy_ms is None else make_profile(busy_ms, launches, top),
     }
     return make_cell(precision, **(defaults | fields))
+
+
+def make_profile(busy_ms: float, launches: int, top: tuple[str, float] | None) -> Profile:
+    """16 decode steps, with `busy_ms` and `launches` per step."""
+    busy_s = 16 * busy_ms / 1e3
+    kernels = [Kernel(name=top[0], count=16, total_s=top[1] * busy_s)] if top else []
+    return Profile(decode=KernelTimes(steps=16, busy_s=busy_s, launches=16 * launches, kernels=kernels))
