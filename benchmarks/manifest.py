@@ -60,7 +60,7 @@ def version(run: Run, package: str) -> str:
 
 
 def entry(folder: Path, shows: str) -> Entry:
-    """What the manifest says about the run in this folder."""
+    """The manifest's entry for the run in this folder."""
     run = read_run(folder, samples=False)
     return {
         "shows": shows,

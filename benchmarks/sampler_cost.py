@@ -1,4 +1,4 @@
-"""What sampling memory costs the worker: eager decode with the sampler switched on and off in turn.
+"""The cost of sampling memory to the worker: eager decode with the sampler switched on and off in turn.
 
     python benchmarks/sampler_cost.py FOLDER [MODEL]
 

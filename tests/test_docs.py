@@ -240,7 +240,7 @@ def test_shown_output_is_the_real_output(
 
 
 def output_of(command: str, cache: Path) -> str:
-    """What a command prints, without trailing blanks."""
+    """A command's output, without trailing blanks."""
     lines = [line.rstrip() for line in run_in_shell(command, cache).stdout.splitlines()]
     return "\n".join(lines).strip("\n") + "\n"
 

@@ -30,11 +30,11 @@ F = TypeVar("F", bound=AnyFrame)
 
 
 class WorkerRun(NamedTuple):
-    """What a worker sent for a job: `frames` is all of its stdout, since any other line can't be decoded."""
+    """A worker's output for a job: `frames` is all of its stdout, since any other line can't be decoded."""
 
     frames: list[AnyFrame]
     status: int | None
-    """Its exit status; None while it runs."""
+    """Exit status; None while the worker runs."""
     pid: int
     log: str
 

@@ -125,7 +125,7 @@ def test_observations_before_a_kill_are_kept(fake_nvml: FakeNvml, tmp_path: Path
 
 
 def test_a_worker_killed_at_a_phase_edge_is_a_row(fake_nvml: FakeNvml, tmp_path: Path) -> None:
-    """It exits before the parent can answer: the acknowledgement has no reader."""
+    """It exits before the parent can answer, so the acknowledgement has no reader."""
     script = "say('phase', name='load', at_ns=1)\nos.kill(os.getpid(), 9)\n"
     cell = run_fake_worker(fake_nvml, tmp_path, script)
     assert isinstance(cell.outcome, Failed)

@@ -513,7 +513,7 @@ def test_samples_without_a_record_are_removed(place: Path) -> None:
 
 
 def test_records_added_by_another_process_are_not_measured_again(place: Path, golden: Golden) -> None:
-    """It held the folder until just before this one reserved it."""
+    """The other process held the folder until just before this one reserved it."""
     plan = plan_of(cells_of(place, 2))
     folder = begin_in(place, plan)
     begun = read_run(folder.path)

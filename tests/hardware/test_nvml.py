@@ -164,7 +164,7 @@ with Nvml.open() as nvml:
         ),
     ],
 )
-def test_what_limits_the_clocks_is_named(fake_nvml: FakeNvml, lines: str, limits: list[str]) -> None:
+def test_clock_limits_are_named(fake_nvml: FakeNvml, lines: str, limits: list[str]) -> None:
     fake_nvml.write(ONE_GPU + lines)
     assert nvml_answer(fake_nvml, "nvml.state(UUID, counters=False).clock_limits") == limits
 

@@ -45,7 +45,7 @@ def test_it_has_the_headers_packages_but_not_those_of_the_machine() -> None:
     assert not names & {"torch", "transformers", "accelerate"}
 
 
-def test_it_keeps_what_the_gpu_machine_can_use(tmp_path: Path, arguments: Path) -> None:
+def test_it_keeps_files_that_the_gpu_machine_can_use(tmp_path: Path, arguments: Path) -> None:
     folder = tmp_path / "bundle"
     assert write_bundle(folder) == 3000
     kept = {path.name for path in folder.rglob("*") if path.is_file()}

@@ -161,7 +161,7 @@ class Place(NamedTuple):
         return self.shown(done.stderr.splitlines()[-1])
 
     def listed(self) -> str:
-        """What the list says about the precision below the table."""
+        """The list's line about the precision, below the table."""
         done = self.qbench("worker", "--list")
         return self.shown("\n".join(line for line in done.stdout.splitlines() if line.startswith("mine: ")))
 

@@ -67,7 +67,7 @@ class Outcome(NamedTuple):
     run: Run
     printed: str
     probes: list[dict[str, Any]]
-    """What the worker's Python reported at its exit."""
+    """Reports of the worker's Python at its exit."""
 
 
 @pytest.fixture(scope="module")

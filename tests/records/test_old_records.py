@@ -63,7 +63,7 @@ RUNS = [
     OldRun("h100-joint-7b", set(), "fp16-graph-n24.jsonl.gz", 4, [38, 23, 59, 22]),
 ]
 FIELDS = RUNS[0].lacks
-"""That came one after the other, in records, jobs and workloads."""
+"""Fields added one after another, in records, jobs and workloads."""
 
 
 @pytest.fixture(params=RUNS, ids=lambda run: run.name)

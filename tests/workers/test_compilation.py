@@ -63,7 +63,7 @@ def test_small_batches_compile_to_reductions(rows: int, gemv: bool) -> None:
 
 @pytest.mark.parametrize("device", [GPU, CPU], ids=["gpu", "cpu"])
 def test_the_autograd_cache_is_bypassed(device: Device) -> None:
-    """It could return products compiled with other decompositions."""
+    """The cache could return products compiled with other decompositions."""
     layer = torch.nn.Linear(64, 48)
     counters.clear()
     with torch.inference_mode():
@@ -253,7 +253,7 @@ def test_graph_breaks_inside_a_layer_are_counted() -> None:
 
 
 def test_onednn_patterns_are_disabled_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Which products they would replace can only be seen on a GPU."""
+    """The products that they would replace only exist on a GPU."""
     enabled = []
 
     def compile_fx(graph: torch.fx.GraphModule, *_: object, **__: object) -> Callable[..., object]:

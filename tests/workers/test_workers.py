@@ -315,7 +315,7 @@ def test_the_two_int8_precisions_differ_in_their_threshold(
 
 
 def generated(folder: Path, prompts: list[str]) -> list[list[int]]:
-    """What transformers' generate() answers to each prompt alone, at full length."""
+    """Tokens of transformers' generate() for each prompt separately, at full length."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     answers = []

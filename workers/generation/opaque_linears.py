@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import torch
 
 _forwards: list[Callable[[torch.Tensor], torch.Tensor]] = []
-"""Of the layers that are opaque now. An operator accepts only tensors and numbers, so it gets an index."""
+"""Those of the layers that are opaque now. An operator accepts only tensors and numbers, hence an index."""
 
 
 @torch.library.custom_op("qbench::linear", mutates_args=())

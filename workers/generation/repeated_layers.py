@@ -25,7 +25,7 @@ from workers.generation.static_cache import SlotLayer
 
 Learn = Callable[[Callable[[], None]], None]
 _layers: "list[RepeatedLayer]" = []
-"""Of the step being compiled. An operator accepts only tensors and numbers, so it gets an index."""
+"""Those of the step being compiled. An operator accepts only tensors and numbers, so it gets an index."""
 
 
 @torch.library.custom_op("qbench::decoder_layer", mutates_args=())

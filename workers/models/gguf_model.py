@@ -22,7 +22,7 @@ END_OF_TURN = "<|im_end|>"
 
 
 def converted_folder(path: Path, cache_folder: Path) -> Path:
-    """Where the FP16 form of this GGUF is cached, keyed by the file's content and not its name."""
+    """Folder of this GGUF's FP16 form in the cache, named by the file's content."""
     return cache_folder / "gguf" / f"{_sha256(path)[:16]}-fp16"
 
 
