@@ -1,24 +1,25 @@
-# make bench      measures every precision that can run here; sets up .venv first
-# make test       linters, types, tests
-# make golden     rewrites the texts that tests compare with, after a change of wording
-# make bench-gpu  measures the decode modes on this GPU, next to their targets for an H100
-# make bundle     collects the packages that a GPU machine without a network lacks
+# make bench       measure every precision that can run here
+# make bench-gpu   measure the decode modes against their targets for an H100
+# make test        linters, type checks and all tests
+# make test-fast   the tests that need neither minutes nor a GPU
+# make golden      rewrite golden texts after a change of wording
+# make bundle      collect what a GPU machine without a network lacks, in one small folder
 
 VENV := .venv
 BIN  := $(VENV)/bin
 
-# The first Python that is new enough. Each is run, since a version manager's shim exists for all of them.
+# The first Python that is new enough. Each is run, since a version manager has shims even for missing ones.
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	$$python -c '$(NEW_ENOUGH)' 2>/dev/null && { echo $$python; break; }; done)
 
 # Without an NVIDIA GPU, torch's CPU build: a quarter of the download. If that index is unreachable, pip
-# continues, after one retry, with the indexes that it is configured for.
+# continues after one retry with its configured indexes.
 TORCH ?= torch==2.13.0
 HAS_GPU := $(wildcard /dev/nvidiactl /proc/driver/nvidia /usr/lib/wsl/lib/libcuda.so.1)
 TORCH_INDEX := $(if $(HAS_GPU),,--extra-index-url https://download.pytorch.org/whl/cpu --retries 1 --timeout 15)
 
-# Tests run side by side, and torch's threads keep a core busy while they wait for each other.
+# Tests run in parallel, and torch's threads keep a core busy while they wait for each other.
 ONE_THREAD := OMP_NUM_THREADS=1
 
 .PHONY: bench bench-gpu test test-fast golden lint bundle clean

@@ -1,8 +1,8 @@
 """Extras of the package, generated from the headers of the workers.
 
-`pip install 'qbench-orchestrate[int8]'` installs what that worker's header asks for, and the extra `all` what
-all of them do except those that say `in_all = false`. So a new precision brings its own extra, and
-pyproject.toml names none.
+`pip install 'qbench-orchestrate[int8]'` installs what that worker's header requires. The extra `all` combines
+all workers except those with `in_all = false`. So a new precision brings its own extra, and pyproject.toml
+names none.
 """
 
 import sys
@@ -16,7 +16,7 @@ class WorkerExtras(MetadataHookInterface):
     """Adds one extra per precision, and `all`, to those under `[tool.hatch.metadata.hooks.custom.extras]`."""
 
     def update(self, metadata: dict[str, Any]) -> None:
-        # While the package is built it is not installed: its own parser comes from the source tree.
+        # The package isn't installed while it is built, so its parser is imported from the source tree.
         sys.path.insert(0, self.root)
         from orchestrator.precisions.catalog import find_precisions
 

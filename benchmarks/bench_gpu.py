@@ -1,7 +1,7 @@
 """How fast the decode modes are on one GPU, next to their targets: `make bench-gpu`, or this script.
 
     python benchmarks/bench_gpu.py FOLDER          measure into FOLDER, then print
-    python benchmarks/bench_gpu.py FOLDER --print  print what FOLDER holds
+    python benchmarks/bench_gpu.py FOLDER --print  print what FOLDER contains
 
 The targets are for an H100, and missing one is not a failure. Host-bound figures (eager, generate) vary with
 the host, so the fastest tenth of their tokens is compared as well. `results/h100-modes` was made this way.
@@ -32,7 +32,7 @@ Cells = dict[tuple[str, int | None], tuple[CellRecord, CellMetrics]]
 
 
 def measure(folder: Path, names: list[str]) -> None:
-    """Make the runs, each in its own folder; if one fails, the others are still made."""
+    """Measure each run into its own folder, even if an earlier one fails."""
     folder.mkdir(parents=True, exist_ok=True)
     prompts = folder / "prompts.txt"
     prompts.write_text("\n".join(PROMPTS) + "\n")
@@ -43,7 +43,7 @@ def measure(folder: Path, names: list[str]) -> None:
 
 
 def read(folder: Path) -> Cells:
-    """The measured cells of a run; none if it was not made."""
+    """The measured cells of a run; none if it wasn't measured."""
     if not (folder / "plan.json").exists():
         return {}
     run = read_run(folder)
@@ -64,7 +64,7 @@ def lines(folder: Path) -> Iterator[tuple[str, str, str]]:
             yield f"{size} eager / generate()", _versus(eager, generate), "1.00×"
         if eager and graph:
             yield f"{size} graph / eager", _versus(graph, eager), graph_target
-            yield f"{size} graph, trials apart", _spread(graph[0]), "0.5%"
+            yield f"{size} graph, spread over trials", _spread(graph[0]), "0.5%"
         if compiled:
             row = compiled[1]
             reached = f"{rate(row.decode_tok_s)} tok/s, MBU {percent(row.decode_mbu)}"
@@ -72,8 +72,8 @@ def lines(folder: Path) -> Iterator[tuple[str, str, str]]:
     prompts = read(folder / "7b-prompts")
     first, again = read(folder / "7b").get(("graph", None)), prompts.get(("graph", 64))
     if first and again:
-        apart = abs((again[1].decode_tok_s or 0) / (first[1].decode_tok_s or 1) - 1)
-        yield "7b graph, processes apart", f"{apart:.2%}", "0.5%"
+        difference = abs((again[1].decode_tok_s or 0) / (first[1].decode_tok_s or 1) - 1)
+        yield "7b graph, between processes", f"{difference:.2%}", "0.5%"
     if long := prompts.get(("graph", 2048)):
         ttft = f"{(long[1].ttft_s or 0) * 1e3:.1f} ms"
         yield "7b prefill of 2,048 tokens", f"MFU {percent(long[1].prefill_mfu)}, {ttft}", "MFU 60%"

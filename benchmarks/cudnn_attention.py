@@ -1,4 +1,4 @@
-"""What cuDNN's attention costs at lengths that are new to it.
+"""The cost of cuDNN's attention at each new length.
 
     python benchmarks/cudnn_attention.py
 

@@ -1,9 +1,9 @@
-"""Write `results/manifest.toml` again from the records that it describes.
+"""Rewrite `results/manifest.toml` from the records that it describes.
 
     python benchmarks/manifest.py [FOLDER]
 
-Every fact comes from the records. Only `shows`, what a run is kept for, is written by hand: it is taken over
-from the manifest that is there, and empty for a run that the manifest does not have yet.
+Every fact comes from the records. Only `shows`, the purpose of a run, is written by hand: it is copied from
+the existing manifest, and empty for new runs.
 """
 
 import json
@@ -27,13 +27,13 @@ Entry = dict[str, str | int | bool]
 
 
 def today(word: str) -> str:
-    """A word of a recorded command. Plans, prompts and scripts have moved since to this folder."""
+    """A word of a recorded command, with today's path if its file has moved to this folder."""
     name = RENAMED.get(word, word).removeprefix("results/")
     return f"{BENCHMARKS.name}/{name}" if (BENCHMARKS / name).is_file() else word
 
 
 def command(run: Run) -> str:
-    """The recorded command with today's paths, and without where it wrote and how much it printed."""
+    """The recorded command with today's paths, without options for its output."""
     words = [today(word) for word in run.plan.command if word not in ("-v", "--verbose")]
     if words[0].endswith(".py"):
         return shlex.join(["python", *words])
@@ -46,7 +46,7 @@ def command(run: Run) -> str:
 
 
 def cards(run: Run) -> str:
-    """How many of which GPU were measured."""
+    """Number and name of the measured GPUs."""
     names = dict.fromkeys(
         (cell.ready.device_uuid, cell.ready.device_name) for cell in run.cells if cell.ready
     )
@@ -55,12 +55,12 @@ def cards(run: Run) -> str:
 
 
 def version(run: Run, package: str) -> str:
-    """Of a package in the workers of this run."""
+    """Version of a package in the workers of this run."""
     return ", ".join(sorted({cell.ready.versions[package] for cell in run.cells if cell.ready}))
 
 
 def entry(folder: Path, shows: str) -> Entry:
-    """What the manifest says about the run in this folder."""
+    """The manifest's entry for the run in this folder."""
     run = read_run(folder, samples=False)
     return {
         "shows": shows,
@@ -80,13 +80,13 @@ def entry(folder: Path, shows: str) -> Entry:
 
 
 def table(name: str, facts: Entry) -> str:
-    """As a table of TOML, whose strings and numbers are those of JSON."""
+    """A TOML table; its strings and numbers are written as in JSON."""
     lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in facts.items()]
     return "\n".join([f"[{json.dumps(name)}]", *lines, ""])
 
 
 def manifest(results: Path) -> str:
-    """The text of the manifest of all runs below this folder."""
+    """The manifest of all runs below this folder."""
     file = results / NAME
     before = tomllib.loads(file.read_text()) if file.exists() else {}
     folders = {str(each.parent.relative_to(results)): each.parent for each in find_records(results)}

@@ -1,4 +1,4 @@
-"""A worker that a script drives cell by cell, for measurements that no command makes."""
+"""A worker that a script controls cell by cell, for measurements that no command makes."""
 
 import sys
 from collections.abc import Iterator

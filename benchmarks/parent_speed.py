@@ -115,8 +115,8 @@ def measure(template: Run, shape: dict[str, Any], scratch: Path) -> None:
     timed("explain", lambda: notes(analysis))
     other = made_up(template, plan, factor=1.1)
     timed("compare with a like run", lambda: compare_runs(measure_run(run), measure_run(other)))
-    apart = replace(other, cells=list(renamed(other.cells)))
-    timed("compare with an unlike run", lambda: compare_runs(measure_run(run), measure_run(apart)))
+    unlike = replace(other, cells=list(renamed(other.cells)))
+    timed("compare with an unlike run", lambda: compare_runs(measure_run(run), measure_run(unlike)))
 
 
 def renamed(cells: list[CellRecord]) -> Iterator[CellRecord]:

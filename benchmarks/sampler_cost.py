@@ -1,4 +1,4 @@
-"""What sampling memory costs the worker: eager decode with the sampler switched on and off in turn.
+"""The cost of sampling memory to the worker: eager decode with the sampler switched on and off in turn.
 
     python benchmarks/sampler_cost.py FOLDER [MODEL]
 
@@ -95,8 +95,8 @@ def shifts(record: CellRecord) -> list[float]:
         mean_s = {interval: fmean(each) for interval, each in tokens_s.items()}
         for interval in mean_s:
             if is_on(interval * INTERVAL_NS) and {interval - 1, interval + 1} <= mean_s.keys():
-                beside_s = (mean_s[interval - 1] + mean_s[interval + 1]) / 2
-                found.append(mean_s[interval] / beside_s - 1)
+                neighbors_s = (mean_s[interval - 1] + mean_s[interval + 1]) / 2
+                found.append(mean_s[interval] / neighbors_s - 1)
     return found
 
 

@@ -1,10 +1,4 @@
-"""Figures of made-up and recorded runs, as the commands compute them."""
-
-import sys
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from inspect import unwrap
+"""Figures of runs and cells, computed the way the commands do."""
 
 from sample_records import make_run
 
@@ -19,12 +13,12 @@ from schemas.record import CellRecord, Run
 
 
 def rows_of(run: Run) -> list[CellMetrics]:
-    """A row for each cell, in order."""
+    """The rows of the table."""
     return summarize(analyze_cells(run))
 
 
 def comparison_of(reference: Run, run: Run) -> RunComparison:
-    """`run` over `reference`."""
+    """Ratios of `run` to `reference`."""
     return compare_runs(measure_run(reference), measure_run(run))
 
 
@@ -43,20 +37,3 @@ def by_purpose_of(cell: CellRecord) -> MemoryByPurpose | None:
 
 def memory_of(cell: CellRecord) -> MemorySummary:
     return summarize_memory(cell, phase_memory(cell))
-
-
-@contextmanager
-def counted(*functions: Callable[..., object]) -> Iterator[Counter[str]]:
-    """How often each of these is called, by its name, whoever imported it."""
-    names = {unwrap(function).__code__: function.__name__ for function in functions}
-    counts: Counter[str] = Counter()
-
-    def count(frame: object, event: str, _: object) -> None:
-        if event == "call" and (name := names.get(frame.f_code)):  # type: ignore[attr-defined]
-            counts[name] += 1
-
-    sys.setprofile(count)
-    try:
-        yield counts
-    finally:
-        sys.setprofile(None)

@@ -1,4 +1,4 @@
-"""The commands as a user starts them: in a folder, with a cache, into a pipe or on a terminal."""
+"""Run the commands as a user does: in a folder, with a cache, into a pipe or on a terminal."""
 
 import os
 import pty
@@ -9,8 +9,8 @@ import sys
 import time
 from pathlib import Path
 
-COLOUR = r"\x1b\[[0-9;]*(3[0-9]|4[0-9]|9[0-7]|10[0-7])[0-9;]*m"
-"""Escape codes for text or background colours, not for bold."""
+COLOR = r"\x1b\[[0-9;]*(3[0-9]|4[0-9]|9[0-7]|10[0-7])[0-9;]*m"
+"""Escape codes for text and background colors, but not for bold."""
 
 
 def command(script: str, *arguments: str | Path) -> list[str]:
@@ -19,7 +19,7 @@ def command(script: str, *arguments: str | Path) -> list[str]:
 
 
 def environment(cache: Path, **more: str) -> dict[str, str]:
-    """A user's environment variables, without those about colours."""
+    """A user's environment variables, without those that control colors."""
     inherited = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
     return inherited | {"QBENCH_CACHE": str(cache)} | more
 
@@ -46,7 +46,7 @@ def run_on_terminal(
                 continue
             try:
                 chunk = os.read(ours, 65_536)
-            except OSError:  # on Linux: the other end was closed
+            except OSError:  # Linux: the other end was closed
                 break
             if not chunk:
                 break

@@ -1,28 +1,29 @@
-"""What many tests need: a model small enough to build on the spot, and the commands as a user has them."""
+"""Fixtures that many tests share: small models, a cache, and the commands as a user runs them."""
 
-import os
 import shutil
 import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
+from commands import command, environment, run
 from fake_nvml import fake_nvml_fixture  # noqa: F401
 from golden_text import golden  # noqa: F401
 from hypothesis import HealthCheck, settings
 from worker_runs import ask  # noqa: F401
 
-# A loaded machine draws examples slowly, which is no fault of the tests.
+# Hypothesis must not fail a test because a busy machine draws examples slowly.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--renew", action="store_true", help="write the golden texts anew instead of comparing")
+    parser.addoption("--renew", action="store_true", help="rewrite the golden texts instead of comparing")
 
 
 ROOT = Path(__file__).resolve().parent.parent
+VOCABULARY = 512
+END = "<|end|>"
 
 Qbench = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -30,23 +31,15 @@ Qbench = Callable[..., subprocess.CompletedProcess[str]]
 def build_tiny_model(
     folder: Path, architecture: str, hidden_size: int = 128, intermediate_size: int = 256
 ) -> Path:
-    """A random two-layer model with a tokenizer of its own, saved as a user's local folder would be.
+    """A random two-layer model and its tokenizer, saved like a user's local folder.
 
-    Its usual widths are the smallest that AutoAWQ's search accepts: inputs in groups of 64, outputs by 64.
+    The default widths are the smallest that AutoAWQ's search accepts: inputs in groups of 64, outputs
+    divisible by 64.
     """
     import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(0)
-    text = (ROOT / "workers/quantization/texts/calibration.txt").read_text()
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=512, special_tokens=["<|end|>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
-    )
-    tokenizer.train_from_iterator([text], trainer)
     config = AutoConfig.for_model(
         architecture,
         hidden_size=hidden_size,
@@ -54,7 +47,7 @@ def build_tiny_model(
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        vocab_size=512,
+        vocab_size=VOCABULARY,
         max_position_embeddings=512,
         tie_word_embeddings=True,
         bos_token_id=0,
@@ -62,10 +55,24 @@ def build_tiny_model(
         pad_token_id=0,
     )
     AutoModelForCausalLM.from_config(config, dtype=torch.float16).save_pretrained(folder)
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|end|>", pad_token="<|end|>"
-    ).save_pretrained(folder)
+    save_tokenizer(folder)
     return folder
+
+
+def save_tokenizer(folder: Path) -> None:
+    """Train a byte-level BPE tokenizer on the calibration text."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    text = (ROOT / "workers/quantization/texts/calibration.txt").read_text()
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY, special_tokens=[END], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    tokenizer.train_from_iterator([text], trainer)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=END).save_pretrained(folder)
 
 
 @pytest.fixture(scope="session")
@@ -80,9 +87,9 @@ def tiny_qwen2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def lively(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model with weights large enough that what it says depends on all that it was told.
+    """The tiny Llama with larger weights, so that its answers depend on the whole prompt.
 
-    As it is made, it repeats the last token of its prompt whatever came before.
+    With its initial weights it only repeats the prompt's last token.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -102,7 +109,7 @@ def lively(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache folder of the tests' own, shared so that weights are prepared once."""
+    """A cache folder shared by all tests, so that weights are prepared once."""
     return tmp_path_factory.mktemp("cache")
 
 
@@ -110,11 +117,9 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def qbench(tmp_path: Path, cache: Path) -> Qbench:
     """Run a console script in an empty folder: `qbench("orchestrate", "-p", "fp16")`."""
 
-    def run(script: str, *arguments: str | Path, **options: object) -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, "QBENCH_CACHE": str(cache), **options.pop("env", {})}  # type: ignore[dict-item]
-        command = [str(Path(sys.executable).with_name(f"qbench-{script}")), *map(str, arguments)]
-        return subprocess.run(
-            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600, **options
-        )  # type: ignore[call-overload]
+    def run_script(
+        script: str, *arguments: str | Path, env: Mapping[str, str] = {}
+    ) -> subprocess.CompletedProcess[str]:
+        return run(command(script, *arguments), tmp_path, environment(cache, **env), timeout_s=600)
 
-    return run
+    return run_script

@@ -1,37 +1,37 @@
-/* A libnvidia-ml.so.1 without a GPU: it plays the GPUs that a text file describes.
+/* A libnvidia-ml.so.1 without a GPU: it simulates the GPUs that a text file describes.
  *
  * The tests reach it through pynvml's real ctypes path, so the struct layouts, the names of the
  * functions and the two-call protocol for lists are those of NVIDIA's nvml.h. The file named by
  * FAKE_NVML_STATE is read again at every call: a test changes it and the GPU changes under a running
- * process. One fact a line; what follows a `device` line belongs to that device:
+ * process. Each line has one fact; lines after a `device` line belong to that device:
  *
  *     driver VERSION                what nvmlSystemGetDriverVersion says
  *     init_error CODE               nvmlInit fails with this nvmlReturn_t
  *     memory_info_version 1         an old driver: there is no nvmlDeviceGetMemoryInfo_v2
- *     device UUID NAME              begins the next GPU; none is there without such a line
+ *     device UUID NAME              begins the next GPU; without such a line there is none
  *     total BYTES
  *     reserved BYTES                held by the driver: version 1 counts it as used, version 2 does not
  *     used BYTES
- *     process PID BYTES|none        none: the driver does not tell (NVML_VALUE_NOT_AVAILABLE)
+ *     process PID BYTES|none        none: the driver reports NVML_VALUE_NOT_AVAILABLE
  *     processes_auto BYTES          every live process started as `workers.…` uses that much
  *     process_error CODE            listing processes fails; 13 is how an old driver looks to pynvml
- *     memory_error CODE             asking for the memory fails
- *     slow_us N                     asking for the memory takes that long, or longer
+ *     memory_error CODE             reading the memory fails
+ *     slow_us N                     reading the memory takes at least that long
  *     mig 1                         the device is in MIG mode, even without slices
  *     slice UUID                    begins a MIG slice of the last device; the lines after it are the slice's
  *     lost 1                        every call on the device fails with NVML_ERROR_GPU_IS_LOST
  *
- * How the device runs; a figure that has no line is NVML_ERROR_NOT_SUPPORTED:
+ * State of the device; a figure without a line is NVML_ERROR_NOT_SUPPORTED:
  *
  *     sm_clock MHZ
  *     memory_clock MHZ
  *     temperature CELSIUS
  *     power_mw MILLIWATTS
  *     clock_reasons BITS            decimal, nvmlClocksEventReason…: 1 idle, 4 power cap, 32 heat
- *     throttle_reasons BITS         the same by a driver that knows the call by its older name alone
- *     violation_power_ns NS         time under the power limit's restraint
+ *     throttle_reasons BITS         the same from a driver that only has the call's older name
+ *     violation_power_ns NS         time limited by power
  *     violation_thermal_ns NS
- *     state_error CODE              all calls for these figures fail, though the device answers
+ *     state_error CODE              all calls for these figures fail, but others succeed
  */
 
 #include <ctype.h>
@@ -79,7 +79,7 @@ typedef struct {
 enum { CLOCK_SM = 1, CLOCK_MEMORY = 2 };
 enum { POLICY_POWER = 0, POLICY_THERMAL = 1 };
 
-/* NOT_AVAILABLE where the state file has no line for it. */
+/* NOT_AVAILABLE if the state file has no line for it. */
 typedef struct {
     unsigned long long sm_clock, memory_clock, temperature, power_mw, clock_reasons, throttle_reasons;
     unsigned long long violation_power_ns, violation_thermal_ns;
@@ -143,7 +143,7 @@ static void read_device_line(Device *device, const char *key, const char *rest) 
     read_running(&device->running, key, number);
 }
 
-/* A slice stands among the devices too, but only its handle leads there. */
+/* Slices are in the array of devices too, but are only reached by handle. */
 static void begin_device(State *state, const char *rest, int is_slice) {
     size_t whole = state->device_count;
     while (whole > 0 && state->devices[whole - 1].whole)
@@ -184,7 +184,7 @@ static void read_state(State *state) {
     fclose(file);
 }
 
-/* Read the state and pick the handle's device; the result is an nvmlReturn_t. */
+/* Read the state and find the handle's device; returns an nvmlReturn_t. */
 static int open_device(State *state, Handle handle, Device **device) {
     read_state(state);
     if (handle == 0 || handle > state->device_count)
@@ -228,7 +228,7 @@ int nvmlDeviceGetCount_v2(unsigned *count) {
     return SUCCESS;
 }
 
-/* The nth device of those that are slices of `whole`, or of those that are no slices where it is 0. */
+/* The nth of the slices of `whole`, or of the whole devices if `whole` is 0. */
 static int nth_handle(const State *state, Handle whole, unsigned nth, Handle *handle) {
     for (unsigned place = 0; place < state->device_count; place++)
         if (state->devices[place].whole == whole && nth-- == 0) {
@@ -253,7 +253,7 @@ int nvmlDeviceGetMigMode(Handle handle, unsigned *current, unsigned *pending) {
     if (code)
         return code;
     *current = *pending = 1;
-    return device->mig ? SUCCESS : ERROR_NOT_SUPPORTED; /* as on a GPU that can't be cut */
+    return device->mig ? SUCCESS : ERROR_NOT_SUPPORTED; /* as on a GPU without MIG */
 }
 
 int nvmlDeviceGetMaxMigDeviceCount(Handle handle, unsigned *count) {
@@ -326,7 +326,7 @@ int nvmlDeviceGetCudaComputeCapability(Handle handle, int *major, int *minor) {
     return open_device(&state, handle, &device);
 }
 
-/* As open_device, for the calls that ask for memory. */
+/* Like open_device, for the calls that read memory. */
 static int open_memory(State *state, Handle handle, Device **device) {
     int code = open_device(state, handle, device);
     if (code)
@@ -364,7 +364,7 @@ int nvmlDeviceGetMemoryInfo_v2(Handle handle, Memory_v2 *memory) {
     return SUCCESS;
 }
 
-/* Arguments lie in /proc/PID/cmdline with a NUL after each; a zombie has none. */
+/* /proc/PID/cmdline has a NUL after each argument; a zombie has no arguments. */
 static int is_worker(unsigned pid) {
     char path[32], text[4096];
     snprintf(path, sizeof path, "/proc/%u/cmdline", pid);
@@ -394,7 +394,7 @@ static void add_workers(Device *device) {
     closedir(folder);
 }
 
-/* NVML's protocol for lists: too small an array is answered with the size that is needed. */
+/* NVML's protocol for lists: if the array is too small, return the size it needs. */
 int nvmlDeviceGetComputeRunningProcesses_v3(Handle handle, unsigned *count, Process *processes) {
     State state;
     Device *device;
@@ -412,7 +412,7 @@ int nvmlDeviceGetComputeRunningProcesses_v3(Handle handle, unsigned *count, Proc
     return SUCCESS;
 }
 
-/* Look up how the device runs; what each figure's own function then hands out may still be absent. */
+/* Open a device to read its state; a figure of it may still be absent. */
 static int open_running(Handle handle, Running *running) {
     State state;
     Device *device;

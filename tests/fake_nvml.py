@@ -1,8 +1,7 @@
-"""A GPU to test against where there is none: `fake_nvml.c`, built once per session.
+"""A simulated GPU for machines without one: `fake_nvml.c`, compiled once per test session.
 
-A process started with `FakeNvml.env()` loads that library in place of NVIDIA's, pynvml included, and
-sees the GPUs that `FakeNvml.write()` described last; the C file lists what can be described. A module
-that imports `fake_nvml_fixture` has the fixture `fake_nvml`.
+A process started with `FakeNvml.env()` loads that library instead of NVIDIA's, through pynvml, and sees the
+GPUs that `FakeNvml.write()` described last. The C file documents the format.
 """
 
 import json
@@ -36,7 +35,7 @@ violation_thermal_ns 0
 
 
 PRELUDE = f"""\
-import os, subprocess, sys, time
+import os, subprocess, sys, threading, time
 from pathlib import Path
 import msgspec
 from orchestrator.hardware.nvml import Nvml, NvmlUnavailable
@@ -50,7 +49,7 @@ def write_state(text):
     draft.write_text(text)
     draft.replace(state)  # atomically, as in FakeNvml.write: the sampler is reading it
 
-def wait_until(holds, seconds=5.0):
+def wait_until(holds, seconds=60.0):
     deadline = time.monotonic() + seconds
     while not holds() and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -61,7 +60,7 @@ def wait_until(holds, seconds=5.0):
 SHOW = "\nprint(msgspec.json.encode(answer).decode())\n"
 
 
-# What `Nvml.state` returns for ONE_GPU, without and with the counters.
+# What `Nvml.state` returns for ONE_GPU: without the counters, and the counters.
 STATE = {
     "sm_clock_mhz": 1980,
     "memory_clock_mhz": 2619,
@@ -83,21 +82,21 @@ input()
 
 START_WATCHED = f"""\
 pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-worker = subprocess.Popen([sys.executable, "-c", {WATCHED!r}, "workers.play"], **pipes)
-worker.stdout.readline()  # until then, it may not even have its own command line
+worker = subprocess.Popen([sys.executable, "-c", {WATCHED!r}, "workers.fake"], **pipes)
+worker.stdout.readline()  # before, it may not have its command line yet
 """
 """A process to watch; it allocates 64 MB when it is sent a line."""
 
 
 @dataclass(frozen=True)
 class FakeNvml:
-    """The built library, and one test's state file."""
+    """The compiled library, and the state file of one test."""
 
     library_folder: Path
     state_file: Path
 
     def write(self, state: str) -> None:
-        """Change the GPUs to `state`, atomically for readers."""
+        """Replace the description of the GPUs by `state`, atomically for readers."""
         draft = self.state_file.with_suffix(".draft")
         draft.write_text(state)
         draft.replace(self.state_file)
@@ -125,7 +124,7 @@ def build(folder: Path) -> None:
 @pytest.fixture(name="fake_nvml")
 def fake_nvml_fixture(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> FakeNvml:
     """One idle GPU; `write()` changes it."""
-    folder = tmp_path_factory.getbasetemp() / "fake-nvml"  # built by the session's first test
+    folder = tmp_path_factory.getbasetemp() / "fake-nvml"  # compiled by the first test that needs it
     if not folder.exists():
         build(folder)
     fake = FakeNvml(folder, tmp_path / "nvml-state.txt")
@@ -136,7 +135,7 @@ def fake_nvml_fixture(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) 
 def answer_of(fake: FakeNvml, script: str) -> Any:
     """Run `script` in a fresh process that sees the fake GPU."""
     command = [sys.executable, "-c", PRELUDE + script + SHOW]
-    done = subprocess.run(command, cwd=ROOT, env=fake.env(), capture_output=True, text=True, timeout=30)
+    done = subprocess.run(command, cwd=ROOT, env=fake.env(), capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

@@ -1,4 +1,4 @@
-"""Plans for made-up options, for tests of planning and of what uses plans."""
+"""Plans made from options, without a command line, files or a model."""
 
 from pathlib import Path
 from typing import Any
@@ -6,25 +6,14 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import BadInput
-from orchestrator.planning.models import random_names
 from orchestrator.planning.plan import Plan, make_plan
 from orchestrator.precisions.catalog import find_precisions
 from schemas.environment import Gpu
 from schemas.job import ModelSource
-from schemas.options import Options, Sweep
+from schemas.options import Options
 
 PRECISIONS = find_precisions()
 MODEL = ModelSource(kind="folder", location="models/tiny", name="tiny")
-
-
-def without_names(text: str) -> str:
-    """For golden texts: without lists of everything that exists, which grow with the project."""
-    calibrated = [precision.name for precision in PRECISIONS.values() if precision.calibrated]
-    for names in (PRECISIONS, calibrated, random_names()):
-        text = text.replace(", ".join(names), "…")
-    for struct in (Options, Sweep):
-        text = text.replace(", ".join(struct.__struct_fields__).replace("_", "-"), "…")
-    return text
 
 
 def plan_of(gpus: list[Gpu] | None = None, **options: Any) -> Plan:
@@ -33,7 +22,7 @@ def plan_of(gpus: list[Gpu] | None = None, **options: Any) -> Plan:
 
 
 def refused(**options: Any) -> BadInput:
-    """The error, of one line, that these options raise."""
+    """The one-line error that these options raise."""
     with pytest.raises(BadInput) as caught:
         plan_of(**options)
     assert "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""Hand-made records: what a worker might have said and the parent seen, with figures easy to reckon with."""
+"""Made-up records: what a worker might send and the parent observe, in figures that are easy to check."""
 
 from typing import Any
 
@@ -56,7 +56,7 @@ def make_job(precision: str = "fp16", **fields: Any) -> Job:
 
 
 def make_trial(index: int = 0, **fields: Any) -> Trial:
-    """Five tokens a row: one from a prefill of 0.1 s, four from 0.4 s of decode."""
+    """Five tokens per row: one from 0.1 s of prefill, four from 0.4 s of decode."""
     defaults: dict[str, Any] = {
         "batch_size": 1,
         "prompt_tokens": 10,
@@ -145,7 +145,7 @@ def make_run(
     gpu_reason: str | None = None,
     peaks: PeaksRecord | None = None,
 ) -> Run:
-    """A run of these cells; its jobs are the cells' own unless given."""
+    """A run of these cells. Its plan has their jobs, unless `jobs` are given."""
     found = [cell.job for cell in cells if cell.job]
     return Run(
         plan=RunPlan(
@@ -170,7 +170,7 @@ def make_run(
     )
 
 
-# Cells as an H100 would give them
+# Cells as measured on an H100
 
 QWEN_7B = ForwardCosts(
     step_weight_bytes=14_141_000_000,
@@ -211,9 +211,9 @@ def h100_cell(
     workload: dict[str, Any] | None = None,
     **fields: Any,
 ) -> CellRecord:
-    """One trial of 64 + 128 tokens at `tok_s`, and a profile of 16 steps where `busy_ms` a step is given.
+    """One trial of 64 + 128 tokens at `tok_s`, and a profile of 16 steps if `busy_ms` per step is given.
 
-    `top` is the kernel that took longest, and its share of the busy time.
+    `top` is the name of the longest-running kernel, and its share of the busy time.
     """
     shape = {"prompts": ["one"], "new_tokens": 128, "decode": decode, **(workload or {})}
     batch = shape.get("batch_size", 1)
@@ -228,16 +228,17 @@ def h100_cell(
     )
     if costs is not None and weight_bytes is not None:
         costs = msgspec.structs.replace(costs, step_weight_bytes=weight_bytes)
-    profile = None
-    if busy_ms is not None:
-        busy_s = 16 * busy_ms / 1e3
-        kernels = [Kernel(name=top[0], count=16, total_s=top[1] * busy_s)] if top else []
-        times = KernelTimes(steps=16, busy_s=busy_s, launches=16 * launches, kernels=kernels)
-        profile = Profile(decode=times)
     defaults: dict[str, Any] = {
         "job": make_job(precision, workload=Workload(**shape)),
         "loaded": make_loaded(costs=costs),
         "trials": [trial],
-        "profile": profile,
+        "profile": None if busy_ms is None else make_profile(busy_ms, launches, top),
     }
     return make_cell(precision, **(defaults | fields))
+
+
+def make_profile(busy_ms: float, launches: int, top: tuple[str, float] | None) -> Profile:
+    """16 decode steps, with `busy_ms` and `launches` per step."""
+    busy_s = 16 * busy_ms / 1e3
+    kernels = [Kernel(name=top[0], count=16, total_s=top[1] * busy_s)] if top else []
+    return Profile(decode=KernelTimes(steps=16, busy_s=busy_s, launches=16 * launches, kernels=kernels))

@@ -1,4 +1,4 @@
-"""Random models of few and narrow layers, built in memory."""
+"""Random models with few, narrow layers, built in memory."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from workers.kernels.merged_linear import merged_linear
 
 
 def small_model(architecture: str, **config: Any) -> PreTrainedModel:
-    """Two layers of four heads, or what `config` says instead, in float32."""
+    """A float32 model with two layers of four heads, unless `config` says otherwise."""
     sizes = {
         "hidden_size": 64,
         "intermediate_size": 96,
@@ -21,6 +21,6 @@ def small_model(architecture: str, **config: Any) -> PreTrainedModel:
     return AutoModelForCausalLM.from_config(AutoConfig.for_model(architecture, **(sizes | config))).eval()
 
 
-def side_by_side(layers: list[Any]) -> torch.nn.Linear:
-    """A linear layer whose outputs are those of these, one after the other."""
+def concatenated(layers: list[Any]) -> torch.nn.Linear:
+    """One linear layer with the concatenated outputs of `layers`."""
     return merged_linear(layers, torch.cat([layer.weight for layer in layers]))

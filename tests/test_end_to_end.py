@@ -1,4 +1,4 @@
-"""The whole of it with real weights: the embedded SmolLM2 in FP16, INT8 and AWQ, without a model hub."""
+"""A complete run with real weights: the embedded SmolLM2 in FP16, INT8 and AWQ, without a model hub."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -30,19 +30,19 @@ class Measured(NamedTuple):
 
 @pytest.fixture(scope="module")
 def measured(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Measured:
-    """One run, in a cache of its own that holds the GGUF alone, so that everything is prepared anew."""
+    """One run with an empty cache except for the GGUF, so that everything else is prepared."""
     try:
         gguf = fetch_embedded_model(cache)
     except BadInput as error:
-        pytest.skip(f"the embedded model can't be had here: {error}")
+        pytest.skip(f"the embedded model is unavailable: {error}")
     folder = tmp_path_factory.mktemp("end-to-end")
     own_cache = folder / "cache"
     own_cache.mkdir()
     (own_cache / gguf.name).hardlink_to(gguf)
     argv = command("orchestrate", "-p", "fp16", "-p", "int8", "-p", "awq", "--out", "run")
-    # No warm-up: a decode step of AWQ takes seconds on a CPU, and no figure of speed is looked at here.
+    # No warm-up: a decode step of AWQ takes seconds on a CPU, and no test here looks at speed.
     options = ["--new-tokens", str(NEW_TOKENS), "--budget", "60", "--warmup", "0"]
-    # A hub cache that holds nothing, or the default model might be there and be measured instead.
+    # An empty Hub cache, since the default model would be measured if it were there.
     env = environment(own_cache, HF_HUB_OFFLINE="1", HF_HOME=str(folder / "hub"))
     done = run([*argv, *options], folder, env, timeout_s=900)
     measured = read_run(folder / "run")
@@ -50,7 +50,7 @@ def measured(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Measured:
     return Measured(done.returncode, done.stdout, done.stderr, measured, rows, own_cache)
 
 
-def test_it_succeeds_and_says_which_model_it_took(measured: Measured) -> None:
+def test_the_run_succeeds_and_names_its_model(measured: Measured) -> None:
     assert measured.status == 0, measured.stderr
     assert "measured the embedded smollm2-135m-instruct instead" in measured.stdout
     assert "HF_HUB_OFFLINE is set" in measured.stdout
@@ -63,7 +63,7 @@ def test_every_precision_knows_the_capital_of_france(measured: Measured, precisi
     assert "Paris" in str(outcome.sample_text)
 
 
-def test_quantized_weights_take_less(measured: Measured) -> None:
+def test_quantized_weights_save_memory(measured: Measured) -> None:
     assert (measured.rows["int8"].saved_versus_baseline or 0) > 0.30
     assert (measured.rows["awq"].saved_versus_baseline or 0) > 0.50
 
@@ -101,5 +101,5 @@ def test_the_gguf_was_converted_once(measured: Measured) -> None:
         for cell in measured.run.cells
         if any(edge.phase.name == "prepare" for edge in cell.edges)
     ]
-    assert preparing == ["fp16", "awq"]  # fp16 converts for all; awq packs what fp16 converted
+    assert preparing == ["fp16", "awq"]  # fp16 converts for all precisions; awq packs the result
     assert len(list((measured.cache / "gguf").iterdir())) == 1

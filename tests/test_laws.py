@@ -1,10 +1,11 @@
-"""The laws of the house, checked in fresh interpreters or on the source itself.
+"""The rules of the architecture, checked in fresh interpreters or on the source itself.
 
 The parent imports no torch; `schemas` needs msgspec alone; a new precision is one new file; only the command
 line exits. The order of rooms is a contract in pyproject.toml, which `make lint` checks.
 """
 
 import ast
+import os
 import pkgutil
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from worker_runs import ROOT, copy_packages, environment
+from worker_runs import ROOT, copy_packages
 
 from orchestrator.precisions.catalog import find_precisions
 from schemas.frames import Done
@@ -26,7 +27,7 @@ NAMED_TUPLE = {"_replace", "_fields", "_asdict", "_make"}
 
 
 def python(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
-    """A fresh interpreter on its own, without the working directory on its path."""
+    """Run a fresh interpreter, without the working directory on its path."""
     command = [sys.executable, "-P", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, **options)  # type: ignore[call-overload]
 
@@ -38,7 +39,7 @@ def modules_of(package: Path, name: str) -> list[str]:
 
 @pytest.fixture
 def mines(tmp_path: Path) -> Path:
-    """A folder for PYTHONPATH in which importing a heavy package ends the process at once."""
+    """A folder for PYTHONPATH in which importing a heavy package ends the process immediately."""
     for name in HEAVY[:-1]:
         (tmp_path / "mines" / name).mkdir(parents=True)
         (tmp_path / "mines" / name / "__init__.py").write_text(f"import os\nos._exit({BURNT})\n")
@@ -58,8 +59,8 @@ def test_no_module_of_the_parent_imports_anything_heavy() -> None:
     assert done.stdout == "[]\n", done.stderr
 
 
-def test_the_mines_do_go_off(mines: Path) -> None:
-    done = python("-c", "import torch", env=environment(PYTHONPATH=str(mines)))
+def test_mines_end_the_process(mines: Path) -> None:
+    done = python("-c", "import torch", env=os.environ | {"PYTHONPATH": str(mines)})
     assert done.returncode == BURNT
 
 
@@ -84,7 +85,7 @@ def test_commands_answer_without_torch(
 ) -> None:
     command = [Path(sys.executable).with_name(f"qbench-{script}"), *arguments]
     done = subprocess.run(
-        command, cwd=tmp_path, env=environment(PYTHONPATH=str(mines)), capture_output=True, text=True
+        command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(mines)}, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     assert said in done.stdout
@@ -107,7 +108,7 @@ from schemas.job import decode_job
     assert done.stdout.startswith("['msgspec', 'schemas']\n"), done.stdout + done.stderr
 
 
-def test_workers_import_nothing_heavy_before_stdout_is_set_aside() -> None:
+def test_workers_import_nothing_heavy_before_stdout_is_redirected() -> None:
     modules = [precision.module for precision in find_precisions().values()]
     code = f"import sys, importlib\nfor name in {modules}: importlib.import_module(name)\n"
     done = python("-c", code + f"print([name for name in {HEAVY[:-1]} if name in sys.modules])")
@@ -125,12 +126,12 @@ def test_workers_are_short_and_alike() -> None:
         assert len(precision.path.read_text().splitlines()) <= 45, precision.name
 
 
-def test_no_module_but_the_workers_own_names_a_precision() -> None:
-    """Nowhere in the parent is there a list of precisions that a new one would have to be added to."""
+def test_only_its_worker_names_a_precision() -> None:
+    """The parent has no list of precisions that a new one would have to be added to."""
     for path in source_files(ROOT / "orchestrator"):
         constants = {node.value for node in ast.walk(ast.parse(path.read_text())) if is_text(node)}
         named = constants & set(find_precisions())
-        # The baseline, which ratios are to, and a package that has a precision's name.
+        # The baseline of all ratios, and a package that has the same name as a precision.
         assert named <= {"fp16", "hqq"}, (path.name, named)
 
 
@@ -142,7 +143,7 @@ def test_a_new_file_is_a_new_precision(tiny_llama: Path, tmp_path: Path) -> None
         new = new.replace(old, other)
     (house / "workers/another.py").write_text(new)
     (tmp_path / "prompts.txt").write_text("Why is the sky blue?\nName a river.\n")
-    outside = environment(PYTHONPATH=str(house), QBENCH_CACHE=str(tmp_path / "cache"))
+    outside = os.environ | {"PYTHONPATH": str(house), "QBENCH_CACHE": str(tmp_path / "cache")}
     options = ["-p", "fp33", "-p", "fp32", "-m", tiny_llama, "--new-tokens", 10, "--device", "cpu"]
     options += ["--prompts", "prompts.txt", "--out", "run"]
     done = python("-m", "orchestrator", *options, cwd=tmp_path, env=outside)
@@ -162,7 +163,7 @@ def test_the_example_in_the_documents_is_a_precision(tiny_llama: Path, tmp_path:
     house = copy_packages(tmp_path / "house", PACKAGES)
     example = (ROOT / "docs/precisions.md").read_text().partition("```python\n")[2].partition("```")[0]
     (house / "workers/nf4_dq_bnb.py").write_text(example)
-    outside = environment(PYTHONPATH=str(house), QBENCH_CACHE=str(tmp_path / "cache"))
+    outside = os.environ | {"PYTHONPATH": str(house), "QBENCH_CACHE": str(tmp_path / "cache")}
     options = ["-p", "nf4-dq", "-m", tiny_llama, "--new-tokens", 2, "--device", "cpu", "--out", "run"]
     done = python("-m", "orchestrator", *options, cwd=tmp_path, env=outside)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -202,7 +203,7 @@ def is_ending(node: ast.AST) -> bool:
 
 
 def imports(path: Path, package: str) -> bool:
-    """Whether a module imports `package` or anything in it, at any place."""
+    """Whether a module imports `package` or anything in it, even inside a function."""
     for node in ast.walk(ast.parse(path.read_text())):
         match node:
             case ast.Import(names=aliases):
@@ -223,12 +224,12 @@ def everywhere() -> dict[str, Path]:
 
 
 def test_only_the_command_line_exits() -> None:
-    # bundle is a program of its own, for `make bundle`; a worker is one by its protocol.
+    # bundle is a separate program, for `make bundle`; a worker's exit status is part of its protocol.
     may = {"orchestrator/cli/options.py", "orchestrator/precisions/bundle.py", "workers/harness/main.py"}
     assert {name for name, path in everywhere().items() if exits(path)} == may
 
 
-def test_only_one_module_speaks_to_nvml() -> None:
+def test_only_one_module_uses_nvml() -> None:
     assert {name for name, path in everywhere().items() if imports(path, "pynvml")} == {
         "orchestrator/hardware/nvml.py"
     }
@@ -239,7 +240,7 @@ def is_private(name: str) -> bool:
 
 
 def private_names(path: Path) -> set[str]:
-    """Names with a leading underscore that a test takes from the product's modules."""
+    """Names with a leading underscore that a test uses from the product's modules."""
     tree = ast.parse(path.read_text())
     modules, private = set(), set()
     for node in ast.walk(tree):
@@ -256,6 +257,6 @@ def private_names(path: Path) -> set[str]:
     return private
 
 
-def test_tests_take_nothing_private() -> None:
+def test_tests_use_nothing_private() -> None:
     found = {path.name: names for path in source_files(ROOT / "tests") if (names := private_names(path))}
     assert found == {}

@@ -1,4 +1,4 @@
-"""What is built holds every package and data file, and an extra for every worker's header."""
+"""Built distributions contain every package and data file, and an extra for every worker's header."""
 
 import re
 import subprocess
@@ -60,7 +60,7 @@ def metadata(wheel: zipfile.ZipFile) -> Message:
 
 
 def requirements(metadata: Message, extra: str | None) -> set[str]:
-    """The names that `pip install qbench-orchestrate[extra]` asks for by our metadata."""
+    """Names of the packages that our metadata requires for `pip install qbench-orchestrate[extra]`."""
     needs = map(Requirement, metadata.get_all("Requires-Dist", []))
     return {
         canonicalize_name(need.name)
@@ -69,11 +69,11 @@ def requirements(metadata: Message, extra: str | None) -> set[str]:
     }
 
 
-def test_the_version_is_the_packages_own(metadata: Message) -> None:
+def test_the_version_is_that_of_the_package(metadata: Message) -> None:
     assert (metadata["Name"], metadata["Version"]) == ("qbench-orchestrate", __version__)
 
 
-def test_the_base_is_light(metadata: Message) -> None:
+def test_required_packages_are_light(metadata: Message) -> None:
     base = requirements(metadata, extra=None)
     assert "msgspec" in base
     assert not base & {"torch", "transformers", "accelerate", "bitsandbytes", "torchao", "autoawq"}
@@ -86,13 +86,13 @@ def test_every_precision_has_its_extra(metadata: Message) -> None:
         assert not precision.in_all or expected <= requirements(metadata, extra="all")
 
 
-def test_all_leaves_out_what_says_so(metadata: Message) -> None:
-    apart = {name for name, precision in find_precisions().items() if not precision.in_all}
-    assert {"hqq", "awq-marlin", "gptq"} <= apart
+def test_the_extra_all_omits_workers_that_opt_out(metadata: Message) -> None:
+    left_out = {name for name, precision in find_precisions().items() if not precision.in_all}
+    assert {"hqq", "awq-marlin", "gptq"} <= left_out
     assert not {"gemlite", "hqq", "gptqmodel"} & requirements(metadata, extra="all")
 
 
-def test_developers_have_the_tools_that_make_runs(metadata: Message) -> None:
+def test_the_extra_dev_has_the_tools_that_make_runs(metadata: Message) -> None:
     programs = set(re.findall(r"\$\(BIN\)/([a-z-]+)", (ROOT / "Makefile").read_text()))
     assert {"ruff", "mypy", "pytest", "lint-imports"} <= programs
     brought_by = {"lint-imports": "import-linter"}
@@ -100,8 +100,8 @@ def test_developers_have_the_tools_that_make_runs(metadata: Message) -> None:
     assert {brought_by.get(each, each) for each in programs - own} <= requirements(metadata, extra="dev")
 
 
-def test_the_wheel_holds_every_file_of_its_packages(wheel: zipfile.ZipFile) -> None:
-    """Texts, configs and recipes above all: a worker reads them from beside itself."""
+def test_the_wheel_contains_every_file_of_its_packages(wheel: zipfile.ZipFile) -> None:
+    """In particular texts, configs and recipes, which workers read from their own folders."""
     expected = {
         path.relative_to(ROOT).as_posix()
         for package in ("orchestrator", "workers", "schemas")
@@ -115,12 +115,12 @@ def is_measured_data(name: str) -> bool:
     return name.startswith(("results/", "benchmarks/", ".ci/", "tests/golden/h100-"))
 
 
-def test_the_wheel_holds_no_measured_data(wheel: zipfile.ZipFile) -> None:
+def test_the_wheel_contains_no_measured_data(wheel: zipfile.ZipFile) -> None:
     packages = {name.partition("/")[0] for name in wheel.namelist() if ".dist-info/" not in name}
     assert packages == {"orchestrator", "workers", "schemas"}
 
 
-def test_the_sdist_holds_sources_and_no_measured_data(sdist_names: set[str]) -> None:
+def test_the_sdist_contains_sources_and_no_measured_data(sdist_names: set[str]) -> None:
     assert {"pyproject.toml", "hatch_build.py", "LICENSE", "orchestrator/records/store.py"} <= sdist_names
     assert "tests/test_packaging.py" in sdist_names
     assert not [name for name in sdist_names if is_measured_data(name)]

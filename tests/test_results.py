@@ -1,4 +1,4 @@
-"""What `results/` holds: small runs that the manifest describes, and every run that the text names."""
+"""Contents of `results/`: small runs described by the manifest, among them all that texts quote."""
 
 import gzip
 import re
@@ -38,7 +38,7 @@ def test_every_run_has_an_entry_that_says_what_it_shows() -> None:
     assert all(run["shows"] for run in MANIFEST.values())
 
 
-def test_the_manifest_says_who_measured_what() -> None:
+def test_an_entry_names_command_commit_and_cards() -> None:
     table = MANIFEST["h100-table-7b"]
     assert table["command"] == "qbench-orchestrate --plan benchmarks/table-7b.toml -m random:qwen2.5-7b"
     assert (table["commit"], table["date"]) == ("d6f02f13b917", "2026-11-25")
@@ -57,7 +57,7 @@ def test_runs_are_small() -> None:
     assert sum(file.stat().st_size for file in files()) < LIMIT_BYTES
 
 
-def test_records_are_gzipped_and_samples_are_kept_for_a_picture_alone() -> None:
+def test_records_are_gzipped_and_samples_are_kept_only_for_a_picture() -> None:
     assert not list(RESULTS.rglob("*.jsonl"))
     assert not list(RESULTS.rglob("*.log"))
     pictured = {str(file.parent.relative_to(RESULTS)) for file in RESULTS.rglob("*.png")}
@@ -72,13 +72,13 @@ def test_a_run_names_no_folder_of_the_machine_that_measured_it(name: str) -> Non
 
 
 @pytest.mark.parametrize("name", MANIFEST)
-def test_every_kept_run_is_quoted(name: str) -> None:
-    """By its path below `results/`, or with others that a run's folder groups."""
+def test_every_run_is_quoted(name: str) -> None:
+    """By its path below `results/`, or by that of a folder of several runs."""
     quoted = re.compile(rf"\b{re.escape(name)}\b(?!-)|results/{re.escape(name.partition('/')[0])}`")
     assert any(quoted.search(file.read_text()) for file in texts() if file.parent != RESULTS)
 
 
-def test_every_run_that_a_text_names_is_here() -> None:
+def test_every_run_that_a_text_quotes_exists() -> None:
     missing = [
         f"{file.relative_to(ROOT)}: results/{name}"
         for file, name in named_paths()

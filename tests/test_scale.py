@@ -1,12 +1,11 @@
-"""Planning, resuming, reading, summarizing and comparing take work in proportion to the cells.
+"""The work of planning, resuming, reading, summarizing and comparing grows in proportion to the cells.
 
 Work is counted, not timed: calls of functions, in Python and in C, and comparisons of precision names, by
-which cells are looked up. What grows with the square of the cells takes four times as many for twice as many
-cells. `benchmarks/parent_speed.py` prints how long it all takes.
+which cells are looked up. Quadratic work would quadruple when cells double. `benchmarks/parent_speed.py`
+prints how long each step takes.
 """
 
 import random
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import msgspec
 import pytest
 from analyses import comparison_of
+from call_counts import count_calls
 from msgspec.structs import replace
 from plans import plan_of
 from sample_records import H100, make_cell, make_run, make_trial, sample
@@ -31,7 +31,7 @@ from schemas.record import CellRecord, Run
 
 SPEEDS = {"fp16": 100.0, "fp32": 50.0, "bf16": 100.0, "int8": 30.0, "nf4": 120.0}
 MOST_GROWTH = 2.5
-"""Times as much work for twice the cells: sorting adds a little to 2."""
+"""Allowed ratio of work for twice the cells: sorting adds a little to 2."""
 
 
 class Counted(str):
@@ -49,24 +49,13 @@ class Counted(str):
 
 
 def counted_jobs(plan: Plan) -> list[Job]:
-    """The plan's jobs, each with a name object of its own, since Python finds the same object uncompared."""
+    """The plan's jobs with counted names, no two the same object, which Python would find uncompared."""
     return [replace(cell.job, precision=Counted(cell.job.precision)) for cell in plan.cells]
 
 
 def work_of(task: Callable[[], Any]) -> int:
-    calls = 0
-
-    def count(_frame: object, event: str, _argument: object) -> None:
-        nonlocal calls
-        calls += event in ("call", "c_call")
-
     Counted.times = 0
-    sys.setprofile(count)
-    try:
-        task()
-    finally:
-        sys.setprofile(None)
-    return calls + Counted.times
+    return count_calls(task) + Counted.times
 
 
 def measured(jobs: list[Job], factor: float = 1.0) -> Run:
@@ -83,7 +72,7 @@ def measured(jobs: list[Job], factor: float = 1.0) -> Run:
 
 
 class Size:
-    """A plan of so many workloads and what follows from it, in memory and on disk."""
+    """A plan with these options and what follows from it, in memory and on disk."""
 
     def __init__(self, options: dict[str, Any], folder: Path) -> None:
         self.options = options
@@ -128,7 +117,7 @@ def assert_in_proportion(sizes: tuple[Size, Size], task: Callable[[Size], Any]) 
     assert small <= large < MOST_GROWTH * small
 
 
-def test_work_that_grows_with_the_square_is_noticed(sizes: tuple[Size, Size]) -> None:
+def test_quadratic_work_is_noticed(sizes: tuple[Size, Size]) -> None:
     def search_a_list(size: Size) -> None:
         names = [Counted(f"{job.precision} {index}") for index, job in enumerate(size.jobs)]
         assert all(Counted(name + "") in names for name in names)
@@ -141,17 +130,17 @@ def test_planning(sizes: tuple[Size, Size]) -> None:
     assert_in_proportion(sizes, Size.make_plan)
 
 
-def test_finding_out_what_is_left_of_a_run(sizes: tuple[Size, Size]) -> None:
-    def find_out(size: Size) -> None:
+def test_finding_the_remaining_cells(sizes: tuple[Size, Size]) -> None:
+    def find_remaining(size: Size) -> None:
         begun = replace(size.run, cells=size.run.cells[: len(size.jobs) // 2])
         assert is_complete(size.run)
         check_plan(size.folder, begun, size.plan)
         assert left_of(size.plan, begun.cells).cells == size.plan.cells[len(size.jobs) // 2 :]
 
-    assert_in_proportion(sizes, find_out)
+    assert_in_proportion(sizes, find_remaining)
 
 
-def test_estimating_how_long_it_takes(sizes: tuple[Size, Size]) -> None:
+def test_estimating_the_time(sizes: tuple[Size, Size]) -> None:
     def estimate_time(size: Size) -> None:
         found = estimate(size.plan, size.run.environment, [size.run])
         assert (found.known, found.cells, found.unknown) == (len(size.jobs), len(size.jobs), [])
@@ -187,8 +176,8 @@ def test_comparing(sizes: tuple[Size, Size]) -> None:
     assert_in_proportion(sizes, compare)
 
 
-def test_comparing_with_what_has_no_counterpart(sizes: tuple[Size, Size]) -> None:
-    """Every cell differs from its nearest in two things."""
+def test_comparing_runs_without_common_cells(sizes: tuple[Size, Size]) -> None:
+    """Every cell differs from its nearest one in two settings."""
 
     def compare(size: Size) -> None:
         jobs = [

@@ -1,6 +1,5 @@
-"""Run real workers the way the parent does, and collect everything they send."""
+"""Run real workers on the CPU the way the parent does, and collect everything they send."""
 
-import os
 import shutil
 import subprocess
 from collections.abc import Iterable, Iterator
@@ -31,11 +30,11 @@ F = TypeVar("F", bound=AnyFrame)
 
 
 class WorkerRun(NamedTuple):
-    """What a worker sent for a job: `frames` is all of its stdout, since any other line can't be decoded."""
+    """A worker's output for a job: `frames` is all of its stdout, since any other line can't be decoded."""
 
     frames: list[AnyFrame]
     status: int | None
-    """Its exit status; None while it runs."""
+    """Exit status; None while the worker runs."""
     pid: int
     log: str
 
@@ -48,8 +47,8 @@ class WorkerRun(NamedTuple):
         return found[0]
 
 
-def make_job(precision: str, model: Path | str, cache: Path, **others: object) -> Job:
-    """A small job for a folder, a GGUF file or a random name; `others` are fields of Workload or Job."""
+def cpu_job(precision: str, model: Path | str, cache: Path, **others: object) -> Job:
+    """A small CPU job for a folder, a GGUF file or a random model; `others` are fields of Workload or Job."""
     kind = "random" if isinstance(model, str) else "gguf" if model.suffix == ".gguf" else "folder"
     known = find_precisions()
     needs = known[precision].requirements if precision in known else []
@@ -102,12 +101,12 @@ def run_worker(job: Job, module: str | None = None, lent: Path | None = None) ->
 
 
 class RunningWorker:
-    """A worker that has loaded its model, and takes one job after the other."""
+    """A worker that keeps its model loaded and accepts one job after another."""
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self.process = process
         self.opening: list[AnyFrame] = []
-        """Frames up to Loaded, of the first job."""
+        """The first job's frames, up to Loaded."""
 
     def run(self, job: Job) -> list[AnyFrame]:
         """The job's frames, up to the worker's request for another."""
@@ -125,7 +124,7 @@ class RunningWorker:
         return frames
 
     def finish(self) -> int:
-        """Its exit status, once it is told that there are no more jobs."""
+        """Send no more jobs, and return the exit status."""
         self._write(b"")
         return self.process.wait(LIMIT_S)
 
@@ -145,7 +144,7 @@ def running(job: Job, lent: Path | None = None, **variables: str) -> Iterator[Ru
 
 
 def run_jobs(jobs: list[Job], lent: Path | None = None, **variables: str) -> list[WorkerRun]:
-    """Run several jobs in one worker, which ends after them; the frames of each."""
+    """Run several jobs in one worker, which exits after them; returns the frames of each."""
     with running(jobs[0], lent, **variables) as worker:
         frames = [worker.run(job) for job in jobs]
         status = worker.finish()
@@ -153,10 +152,10 @@ def run_jobs(jobs: list[Job], lent: Path | None = None, **variables: str) -> lis
 
 
 class SharedWorkers:
-    """Runs each job once, in a worker that has its model loaded already if there is one.
+    """Runs each job once, in a worker that already has the job's model loaded, if there is one.
 
-    So jobs that differ in their workload share a process, which would take seconds to import torch and
-    transformers. Every run begins with the frames of its worker's start.
+    So jobs that differ only in their workload share a process, which needs seconds to import torch and
+    transformers. Every run begins with its worker's startup frames.
     """
 
     MAX_ALIVE = 2
@@ -172,7 +171,7 @@ class SharedWorkers:
         return self.runs[key]
 
     def finish(self, job: Job) -> int:
-        """End the worker of this job's model; its exit status."""
+        """End the worker of this job's model, and return its exit status."""
         worker, stack = self.alive.pop(_model_key(job))
         with stack:
             return worker.finish()
@@ -200,23 +199,19 @@ class SharedWorkers:
 
 @pytest.fixture(scope="session")
 def ask() -> Iterator[SharedWorkers]:
-    """Run a job, each once per session, in a worker shared with other jobs of the same model."""
+    """Run a job once per test session, in a worker shared by all jobs of the same model."""
     workers = SharedWorkers()
     yield workers
     workers.close()
 
 
 def _model_key(job: Job) -> bytes:
-    """The job apart from its workload: what a worker loads and keeps."""
+    """Everything in the job but its workload and budget, which identifies what a worker keeps loaded."""
     return msgspec.json.encode(msgspec.structs.replace(job, workload=Workload(prompts=[]), budget_s=None))
 
 
 def copy_packages(folder: Path, names: Iterable[str] = ("workers", "schemas")) -> Path:
-    """Copy the project's packages to `folder`, for a test to add files."""
+    """Copy the project's packages to `folder`, so that a test can change them."""
     for name in names:
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     return folder
-
-
-def environment(**changes: str) -> dict[str, str]:
-    return {**os.environ, **changes}

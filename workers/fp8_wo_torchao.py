@@ -13,8 +13,8 @@
 """FP8 weights only: E4M3 with a scale per output row, BF16 activations (torchao).
 
 The bytes of `int8-wo`, with the spacing of floats: finer near zero, coarser far from it. Every linear layer
-dequantizes its weight to BF16 and calls `matmul`, which by itself is slower than BF16. On a GPU, small
-batches use the same kernel as `int8-wo`.
+dequantizes its weight to BF16 and calls `matmul`, which is slower than BF16. On a GPU, small batches use the
+same kernel as `int8-wo` instead.
 """
 
 from schemas.job import Job

@@ -12,10 +12,10 @@
 # ///
 """INT8 weights only: 8 bits with a scale per output row, BF16 activations (torchao).
 
-Every linear layer converts its weight to BF16, multiplies with torch's `mm`, and then applies the scales. By
-itself that writes the converted weight to memory each time and is slower than BF16. On a GPU, batches of up
-to 64 rows use our own kernel, which converts in registers (`workers/kernels/eight_bit_product.py`). So it is
-faster for memory-bound work at small batches.
+Every linear layer converts its weight to BF16, multiplies with torch's `mm`, and then applies the scales.
+That writes the converted weight to memory at every step, which is slower than BF16. On a GPU, batches of up
+to 64 rows use our own kernel instead, which converts in registers (`workers/kernels/eight_bit_product.py`).
+So it is faster than BF16 for memory-bound work at small batches.
 """
 
 from schemas.job import Job

@@ -13,8 +13,8 @@
 """NF4: a 4-bit codebook for normally distributed weights (Dettmers et al. 2023, arXiv:2305.14314).
 
 Stores 4-bit indices into a 16-entry codebook, two per byte, with an FP32 scale for every 64 weights (no
-double quantization). For a few rows, bitsandbytes' own kernel looks the values up while it multiplies; for
-many, the weight is dequantized to FP16 and multiplied by cuBLAS. It takes a quarter of FP16's bytes without
+double quantization). For a few rows, bitsandbytes' kernel looks the values up while it multiplies; for
+many, the weight is dequantized to FP16 and multiplied by cuBLAS. It needs a quarter of FP16's bytes without
 calibration: useful when memory is scarce, and fast at batch 1, which is memory-bound.
 """
 

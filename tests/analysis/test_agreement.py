@@ -1,4 +1,4 @@
-"""Agreement of greedy tokens with FP16's: shares calculated by hand, and when there are none."""
+"""Agreement of greedy tokens with FP16's: shares calculated by hand, and cases without one."""
 
 import csv
 import io

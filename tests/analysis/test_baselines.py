@@ -1,4 +1,4 @@
-"""Which FP16 cell each cell is compared with."""
+"""The FP16 cell that each cell is compared with."""
 
 from typing import Any
 

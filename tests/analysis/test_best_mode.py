@@ -1,4 +1,4 @@
-"""Best mode vs best mode: the speed-up of each precision, and up to which batch it leads."""
+"""Best mode vs best mode: each precision's speed-up, and the batch size up to which it leads."""
 
 import msgspec
 import pytest

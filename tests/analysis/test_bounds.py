@@ -65,8 +65,8 @@ def prefill_cell(prompt_tokens: int, prefill_s: float, busy_s: float, trials: in
     ("prompt_tokens", "prefill_s", "busy_s", "bound"),
     [
         (2048, 0.05, 0.048, "compute"),  # 79% of the matrix rate
-        (64, 0.030, 0.008, "launch"),  # the host takes as long for a short prompt
-        (64, 0.0085, 0.008, "bandwidth"),  # which must still read all weights
+        (64, 0.030, 0.008, "launch"),  # the host needs as long for a short prompt
+        (64, 0.0085, 0.008, "bandwidth"),  # and must still read all weights
         (2048, 0.15, 0.148, "kernel"),
     ],
 )
@@ -126,7 +126,7 @@ def test_without_trials_nothing_is_known() -> None:
 
 
 @given(tok_s=st.floats(1, 2000), busy_ms=st.floats(0.1, 50))
-def test_the_rule_in_full(tok_s: float, busy_ms: float) -> None:
+def test_all_cases_of_the_rule(tok_s: float, busy_ms: float) -> None:
     pace = decode_pace(h100_cell(tok_s=tok_s, busy_ms=busy_ms), BANDWIDTH, MATRIX)
     assert pace.busy_share is not None
     assert pace.mbu is not None

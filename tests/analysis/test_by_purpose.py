@@ -7,8 +7,7 @@ import pytest
 from analyses import by_purpose_of
 from conftest import ROOT
 from sample_records import MIB, edge, make_cell, make_job, make_loaded, make_trial, torch_memory
-from worker_runs import make_job as make_real_job
-from worker_runs import run_jobs
+from worker_runs import cpu_job, run_jobs
 
 from orchestrator.records.store import read_run
 from schemas.frames import Done, ForwardCosts, Loaded, SetUp, Trial
@@ -89,7 +88,7 @@ def test_on_an_h100_the_cache_is_as_large_as_predicted(folder: str) -> None:
 def test_the_cache_of_a_real_worker_is_as_large_as_predicted(lively: Path, cache: Path) -> None:
     prompts = ["Name a river.", "Why is the sky blue?"]
     shapes = [{"depth": 9}, {"batch_size": 2}, {"decode": "compile"}, {"decode": "generate"}]
-    jobs = [make_real_job("fp32", lively, cache, prompts=prompts, **shape) for shape in shapes]
+    jobs = [cpu_job("fp32", lively, cache, prompts=prompts, **shape) for shape in shapes]
     runs = run_jobs(jobs)
     loaded = runs[0].one(Loaded)
     for job, run in zip(jobs, runs, strict=True):

@@ -1,4 +1,4 @@
-"""The GPU's state during a trial, the flags raised for it, and the line that a reader gets for each.
+"""The GPU's state during a trial, the flags raised for it, and the line printed for each.
 
 Trials last a second here: prefill at whole seconds, decode 0.2 s later, the next edge at the next second.
 """
@@ -191,7 +191,7 @@ def test_clocks_set_by_a_user_are_not_throttling(limit: str) -> None:
 @pytest.mark.parametrize(
     ("counter", "words"), [("power_limited_s", "by the power limit"), ("thermal_limited_s", "by heat")]
 )
-def test_counters_catch_what_fell_between_samples(
+def test_counters_catch_throttling_between_samples(
     counter: str, words: str, limited_s: float, throttled: bool
 ) -> None:
     cell = cell_of(0.4, 0.4, at_edges=[COOL, COOL, state(**{counter: limited_s})])
@@ -262,7 +262,7 @@ def test_two_trials_are_too_few_to_compare() -> None:
 
 
 def test_time_per_token_is_compared() -> None:
-    """A trial cut short took a quarter of the time for a quarter of the tokens; prompts may differ too."""
+    """A trial that was cut short needs a quarter of the time for a quarter of the tokens."""
     cell = cell_of(0.4, 0.4, 0.4)
     short = make_trial(3, decode_s=0.1, token_s=[0.1], new_tokens=2, prompt_tokens=500, prefill_s=9.0)
     assert flags(msgspec.structs.replace(cell, trials=[*cell.trials, short])) == []

@@ -1,11 +1,10 @@
 """A figure over time: which runs share a table, in what order, and which changes get a verdict."""
 
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import pytest
+from call_counts import count_calls
 from click.testing import CliRunner, Result
 from conftest import ROOT
 from sample_records import make_cell, make_job, make_run, make_trial
@@ -180,7 +179,7 @@ def test_recorded_runs_of_an_h100(figure: str, first: str, second: str) -> None:
 
 
 def copies(source: Path, folder: Path, count: int) -> Path:
-    """A folder with so many runs, all of them links to one."""
+    """A folder with `count` runs, all of them links to one."""
     for at in range(count):
         run = folder / f"run{at}"
         run.mkdir(parents=True)
@@ -189,27 +188,11 @@ def copies(source: Path, folder: Path, count: int) -> Path:
     return folder
 
 
-def calls_of(task: Callable[[], object]) -> int:
-    """How many functions a task calls, in Python and in C."""
-    calls = 0
-
-    def count(_frame: object, event: str, _argument: object) -> None:
-        nonlocal calls
-        calls += event in ("call", "c_call")
-
-    sys.setprofile(count)
-    try:
-        task()
-    finally:
-        sys.setprofile(None)
-    return calls
-
-
 def test_work_grows_in_proportion_to_the_runs(tmp_path: Path) -> None:
     """`benchmarks/parent_speed.py` prints how long hundreds of runs take."""
     source = RECORDED / "h100-modes/0.5b"
     few, many = (copies(source, tmp_path / str(count), count) for count in (20, 40))
     assert len(history_of("--history", many).series[0].points) == 40
-    assert calls_of(lambda: history_of("--history", many)) < 2.5 * calls_of(
+    assert count_calls(lambda: history_of("--history", many)) < 2.5 * count_calls(
         lambda: history_of("--history", few)
     )

@@ -1,4 +1,4 @@
-"""The ledger balances to the last byte, for any snapshot and for those of an H100."""
+"""The ledger balances to the byte, for any snapshot and for those of an H100."""
 
 import json
 from itertools import pairwise

@@ -23,7 +23,7 @@ from orchestrator.analysis.metrics import CellMetrics, end_to_end_tok_s, measure
 from schemas.frames import Failed, Trial
 from schemas.record import CellRecord, Skipped
 
-FIGURES = [  # measured figures of a row, without its settings
+FIGURES = [  # figures of a row, not its settings
     field.name
     for field in msgspec.structs.fields(CellMetrics)
     if field.default is None and field.name not in ("reason", "prompt_tokens", "new_tokens")
@@ -142,7 +142,7 @@ def test_a_failed_baseline_gives_no_ratios_either(outcome: Failed | Skipped) -> 
         (Skipped(reason="the budget is spent"), "skipped: the budget is spent"),
     ],
 )
-def test_a_row_without_figures_says_why(outcome: Failed | Skipped, reason: str) -> None:
+def test_a_row_without_figures_has_a_reason(outcome: Failed | Skipped, reason: str) -> None:
     """Even if it got as far as a trial: a partial measurement is not a measurement."""
     row = measure_cell(make_cell(outcome=outcome))
     assert row.reason == reason
@@ -156,7 +156,7 @@ def test_unread_figures_are_none_not_zero() -> None:
     assert row.reason is None
 
 
-def test_no_trials_no_rate() -> None:
+def test_without_trials_there_is_no_rate() -> None:
     assert end_to_end_tok_s([]) is None
 
 

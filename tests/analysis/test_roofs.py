@@ -1,4 +1,4 @@
-"""Bytes, arithmetic and shares of the roofs, calculated by hand and compared with figures from an H100."""
+"""Bytes, operations and shares of the roofs, calculated by hand and compared with figures from an H100."""
 
 from typing import Any
 

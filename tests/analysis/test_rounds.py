@@ -39,7 +39,7 @@ def measured(precision: str, tok_s: float, **fields: object) -> CellRecord:
 
 
 def run_of(speed: Callable[[str, int, int], float], order: Callable[[int], list[str]], rounds: int) -> Run:
-    """A run in which `speed` of precision, round and place in time is what was measured."""
+    """A run whose measured speeds are `speed(precision, round, position in time)`."""
     cells, at = [], 0
     for round_ in range(rounds):
         for name in order(round_):
@@ -76,7 +76,7 @@ def test_precise_plans_the_most_rounds_but_budgets_for_the_fewest() -> None:
 
 
 def test_cells_of_remaining_rounds_are_listed_once(capsys: pytest.CaptureFixture[str]) -> None:
-    """Its first round is done, and of the second one cell."""
+    """The first round is complete, and the second has one cell."""
     plan = plan_of(precision=PRECISIONS, rounds=3, decode=["eager"])
     left = plan._replace(cells=plan.cells[4:])
     print_plan(left, Estimate(0, 0, 5, []))
@@ -122,7 +122,7 @@ def test_fp16_compared_with_itself_is_the_noise_floor() -> None:
     assert [key_of(cell).name for cell in typical_run(run).cells] == ["fp16", "int8"]
 
 
-def test_one_round_says_that_it_has_no_interval() -> None:
+def test_one_round_is_reported_without_an_interval() -> None:
     run = run_of(lambda name, *_: 50 if name == "int8" else 100, lambda _: ["fp16", "int8"], 1)
     analysis = analyze_run(run)
     rows = analysis.rows
@@ -148,10 +148,10 @@ def test_a_run_is_precise_if_every_interval_is_narrow() -> None:
     assert not is_precise(make_run(), 0.5)
 
 
-# A drift
+# Drift
 
 
-def test_interleaving_cancels_a_drift_that_blocks_would_not() -> None:
+def test_interleaving_cancels_drift_unlike_blocks() -> None:
     """The machine slows down by 1 % from each cell to the next; both precisions are equally fast."""
 
     def drifting(_name: str, _round: int, at: int) -> float:
@@ -166,7 +166,7 @@ def test_interleaving_cancels_a_drift_that_blocks_would_not() -> None:
     assert [each.verdict for each in found] == ["slower"]
 
 
-# Through the front door
+# A real run
 
 
 @pytest.mark.slow

@@ -1,6 +1,6 @@
-"""Memory over time: the series are those of the records, and the plot shows them on one scale.
+"""Memory over time: the series agree with the records, and the plot shows them on one scale.
 
-Data first, from runs on an H100 that the README quotes; then each form is drawn and opened again.
+First the data, from runs on an H100 that the README quotes; then every format is drawn and read back.
 """
 
 import builtins
@@ -81,7 +81,7 @@ def test_cells_of_one_worker_share_a_clock(seven_b: Run) -> None:
     assert fp16.cells[0].start_s == 0
     assert fp16.cells[0].end_s == fp16.cells[1].start_s == pytest.approx(35.12, abs=0.01)
     assert fp16.cells[1].end_s == fp16.end_s == pytest.approx(37.65, abs=0.01)
-    # The worker's own phases are in both cells' records, but appear once here.
+    # The worker's startup phases are in both cells' records, but appear once here.
     phases = [span.phase for span in fp16.phases]
     assert phases[:3] == ["start", "context", "load"]
     assert phases.count("load") == 1
@@ -89,7 +89,7 @@ def test_cells_of_one_worker_share_a_clock(seven_b: Run) -> None:
     assert phases.count("prefill") == phases.count("decode") == 4
 
 
-def test_series_have_every_recorded_reading(recorded: Run) -> None:
+def test_series_contain_every_recorded_reading(recorded: Run) -> None:
     for line in drawn(recorded):
         cells = [cell for cell in recorded.cells if cell.precision == line.precision]
         edges = {one.phase.at_ns: one for cell in cells for one in cell.edges}
@@ -129,7 +129,7 @@ def test_torchs_highest_peak_is_that_of_the_table(recorded: Run) -> None:
         assert line.highest_bytes == max(point.held_bytes or 0 for point in line.sampled)
 
 
-def test_known_figures_of_the_h100(seven_b: Run) -> None:
+def test_known_figures_of_an_h100(seven_b: Run) -> None:
     fp16, int8, *_ = drawn(seven_b)
     (load,) = [span for span in int8.phases if span.phase == "load"]
     (from_phases,) = [phase for phase in phase_memory(seven_b.cells[2]) if phase.phase == "load"]
@@ -224,7 +224,7 @@ def test_a_png_shows_curves(get_run: Callable[[], Run]) -> None:
 
 
 def texts(page: bytes) -> list[str]:
-    """Of an HTML page that is well-formed XML too."""
+    """Texts of an HTML page that is also well-formed XML."""
     root = ElementTree.fromstring(page)
     return [text.strip() for text in root.itertext() if text.strip()]
 

@@ -13,11 +13,10 @@ import msgspec
 import pytest
 from commands import command, environment, run
 from conftest import ROOT, Qbench
-from golden_text import Golden
+from golden_text import Golden, without_names
 from hypothesis import given
 from hypothesis import strategies as st
-from plans import without_names
-from worker_runs import copy_packages, make_job, run_worker
+from worker_runs import copy_packages, cpu_job, run_worker
 
 from orchestrator.records.store import read_run
 from schemas.frames import Failed, Phase
@@ -56,7 +55,7 @@ def calibrated(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Ca
 
 
 @pytest.mark.slow
-def test_one_command_calibrates_and_says_where_the_result_is(golden: Golden, calibrated: Calibrated) -> None:
+def test_one_command_calibrates_and_prints_the_folder(golden: Golden, calibrated: Calibrated) -> None:
     done = calibrated.first
     assert done.returncode == 0, done.stderr
     golden(done.stderr)
@@ -136,7 +135,7 @@ BAD = {
 
 
 @pytest.mark.parametrize(("script", "arguments", "named"), BAD.values(), ids=BAD)
-def test_what_can_not_be_calibrated(
+def test_calibration_is_refused_with_a_reason(
     golden: Golden, qbench: Qbench, tmp_path: Path, script: str, arguments: list[str], named: str
 ) -> None:
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
@@ -160,12 +159,12 @@ main(Backend(load=None, prepare=lambda job, report: None, is_prepared=is_prepare
 
 
 @pytest.mark.slow
-def test_weights_are_only_looked_for_once_their_model_is_converted(tmp_path: Path) -> None:
-    """This model can't even be converted, so nothing may look for its weights."""
+def test_calibrated_weights_are_looked_for_only_after_conversion(tmp_path: Path) -> None:
+    """This model can't even be converted, so its calibrated weights must not be looked for."""
     lent = copy_packages(tmp_path / "lent")
     (lent / "workers" / "impatient.py").write_text(IMPATIENT_WORKER)
     (tmp_path / "broken.gguf").write_bytes(b"GGUF" + bytes(100))
-    job = make_job("impatient", tmp_path / "broken.gguf", tmp_path / "cache")
+    job = cpu_job("impatient", tmp_path / "broken.gguf", tmp_path / "cache")
     run = run_worker(job, "workers.impatient", lent)
     assert [frame.name for frame in run.all(Phase)] == ["start", "prepare"]
     assert "the converted model" not in run.one(Failed).message
@@ -184,19 +183,19 @@ def job_with(content: bytes, folder: str) -> Job:
     path = Path(folder, "text.txt")
     path.write_bytes(content)
     text = CalibrationText(path=str(path), sha256=hashlib.sha256(content).hexdigest())
-    return msgspec.structs.replace(make_job("awq", Path(folder), Path(folder)), calibration=text)
+    return msgspec.structs.replace(cpu_job("awq", Path(folder), Path(folder)), calibration=text)
 
 
 @given(length=st.integers(MIN_SAMPLES * BLOCK_TOKENS, 40_000))
 def test_samples_are_blocks_spread_over_the_text_in_order(length: int) -> None:
     text = "".join(chr(0x1000 + index) for index in range(length))  # every token encodes its position
     with tempfile.TemporaryDirectory() as folder:
-        taken = samples(job_with(text.encode(), folder), letters)  # type: ignore[arg-type]
+        chosen = samples(job_with(text.encode(), folder), letters)  # type: ignore[arg-type]
     whole = length // BLOCK_TOKENS
-    starts = [block[0] - 0x1000 for block in taken]
-    assert len(taken) == min(whole, MAX_SAMPLES)
+    starts = [block[0] - 0x1000 for block in chosen]
+    assert len(chosen) == min(whole, MAX_SAMPLES)
     assert all(start % BLOCK_TOKENS == 0 for start in starts)
-    assert all(block == list(range(block[0], block[0] + BLOCK_TOKENS)) for block in taken)
+    assert all(block == list(range(block[0], block[0] + BLOCK_TOKENS)) for block in chosen)
     gaps = {after - before for before, after in pairwise(starts)}
     assert max(gaps) - min(gaps) <= BLOCK_TOKENS
     assert starts[0] == 0
@@ -220,7 +219,7 @@ def test_a_text_that_changed_during_the_run_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_included_text_is_the_default(tmp_path: Path) -> None:
-    job = make_job("awq", tmp_path, tmp_path)
+    job = cpu_job("awq", tmp_path, tmp_path)
     assert text_sha256(job) == hashlib.sha256(OWN_TEXT.read_bytes()).hexdigest()
     first = samples(job, letters)[0]  # type: ignore[arg-type]
     assert OWN_TEXT.read_text().startswith("".join(map(chr, first)))

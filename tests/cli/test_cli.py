@@ -1,4 +1,4 @@
-"""The commands as a user runs them: what they print where, their exit status, and the files they leave."""
+"""The commands as a user runs them: output on stdout and stderr, exit status, and files."""
 
 import csv
 import json
@@ -18,10 +18,9 @@ import msgspec
 import psutil
 import pytest
 from analyses import rows_of
-from commands import COLOUR, command, environment, run, run_on_terminal
+from commands import COLOR, command, environment, run, run_on_terminal
 from conftest import Qbench
-from golden_text import Golden
-from plans import without_names
+from golden_text import Golden, without_names
 
 import orchestrator
 from orchestrator.precisions.catalog import find_precisions
@@ -68,7 +67,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(golden: Golden, qbench: Qben
     assert list(tmp_path.iterdir()) == []
 
 
-# Invalid input: one line, which names the option, the value and a fix
+# Invalid input: one line with the option, the value and a fix
 
 P = ("-p", "fp16")
 RANDOM = (*P, "--model", "random:qwen2.5-0.5b")
@@ -108,7 +107,7 @@ BAD = {
 }
 BAD_IN_OTHER_WORDS = {
     "python that is something else": ([*RANDOM, "--python", "awq=./not-python"], "/not-python: "),
-    # The words are click's
+    # click's own messages
     "unknown option": ([*P, "--new-token", "3"], "--new-tokens"),
     "stray word": ([*P, "fp32"], "fp32"),
 }
@@ -146,7 +145,7 @@ def test_bad_input(
 
 
 @pytest.mark.parametrize(("arguments", "named"), BAD_IN_OTHER_WORDS.values(), ids=BAD_IN_OTHER_WORDS)
-def test_bad_input_in_other_words(
+def test_bad_input_reported_by_click(
     qbench: Qbench, folder_of_traps: Path, arguments: list[str], named: str
 ) -> None:
     assert named in bad_input_line(qbench("orchestrate", *arguments))
@@ -180,7 +179,7 @@ def test_an_unknown_format_is_refused_with_the_known_ones(qbench: Qbench, folder
 
 
 def without_figures(text: str) -> str:
-    """For golden texts: without what depends on the machine's speed."""
+    """`text` without figures that depend on the machine's speed."""
     return re.sub(r"[\d.,]+ (tok/s|s|min \d+ s)\b", r"N \1", text)
 
 
@@ -195,7 +194,7 @@ class Measured(NamedTuple):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the runs of this module are made; holds two prompts, one a line."""
+    """The folder of this module's runs, with a file of two prompts."""
     folder = tmp_path_factory.mktemp("cli")
     (folder / "prompts.txt").write_text("What is a hash table?\nName a river.\n")
     return folder
@@ -239,7 +238,7 @@ def test_progress_goes_to_stderr_in_plain_lines(golden: Golden, measured: Measur
 
 
 @pytest.mark.slow
-def test_the_run_folder_holds_the_raw_facts(measured: Measured, model_options: list[str]) -> None:
+def test_the_run_folder_contains_the_raw_data(measured: Measured, model_options: list[str]) -> None:
     plan, environment_ = measured.run.plan, measured.run.environment
     assert plan.command[0] == "qbench-orchestrate"
     assert plan.command[-len(model_options) :] == model_options
@@ -264,7 +263,7 @@ def test_the_run_folder_holds_the_raw_facts(measured: Measured, model_options: l
 
 
 @pytest.mark.slow
-def test_each_record_holds_what_its_figures_follow_from(measured: Measured) -> None:
+def test_each_record_contains_the_data_of_its_figures(measured: Measured) -> None:
     for cell, dtype in zip(measured.run.cells, ("float16", "float32"), strict=True):
         assert cell.outcome == Done(
             at_ns=cell.outcome.at_ns if isinstance(cell.outcome, Done) else 0,
@@ -330,7 +329,7 @@ def test_the_report_agrees_with_the_records_in_four_formats(qbench: Qbench, meas
         (in_md,) = [line for line in forms["md"].splitlines() if line.startswith(f"| {name} ")]
         (in_table,) = [line for line in forms["table"].splitlines() if line.split()[:1] == [name]]
         assert [cell.strip() for cell in in_md.strip("|").split("|")] == in_table.split()
-        assert in_table in measured.done.stdout  # what the run itself printed
+        assert in_table in measured.done.stdout  # the run printed the same
 
 
 @pytest.mark.slow
@@ -406,7 +405,7 @@ def test_a_failed_cell_is_a_row_and_the_next_is_measured(half_failed: Measured) 
 
 
 @pytest.mark.slow
-def test_stdout_holds_only_the_json(half_failed: Measured) -> None:
+def test_stdout_has_only_the_json(half_failed: Measured) -> None:
     summary = json.loads(half_failed.done.stdout)
     fp32, fp16 = summary["rows"]
     assert fp32["decode_tok_s"] is None
@@ -432,7 +431,7 @@ def test_modes_are_rows_and_verbose_shows_what_ran(
 ) -> None:
     options = ["-p", "fp16", "-p", "int8", "-m", str(lively), "--new-tokens", "6", "--depth", "0,8"]
     done = qbench("orchestrate", *options, "--decode", "generate,eager,graph", "--verbose", "--out", "run")
-    assert done.returncode == 1  # a graph was asked for, and there is no GPU
+    assert done.returncode == 1  # a graph was requested, and there is no GPU
     table, notes = done.stdout.split("•", 1)
     table, best = table.split("best mode", 1)
     assert "tok/s, e" in best or "tok/s, g" in best
@@ -467,9 +466,34 @@ def test_modes_are_rows_and_verbose_shows_what_ran(
     assert eager.loaded.costs.linear_parameters == 294_912
 
 
+HUNG_WORKER = '''\
+# /// script
+# requires-python = ">=3.11"
+# dependencies = []
+# [tool.qbench]
+# precision = "hung"
+# label = "Hung"
+# bits_per_weight = 16
+# devices = ["cpu"]
+# ///
+"""Never loads its model."""
+
+import time
+
+from workers.harness.main import main
+from workers.protocol.backend import Backend
+
+if __name__ == "__main__":
+    main(Backend(lambda job: time.sleep(600)))
+'''
+
+
 @pytest.mark.slow
 def test_a_timeout_is_a_row(golden: Golden, qbench: Qbench, model_options: list[str], tmp_path: Path) -> None:
-    done = qbench("orchestrate", *P, *model_options, "--timeout", "1", "--out", "run")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "hung.py").write_text(HUNG_WORKER)
+    options = ["--workers", "mine", "-p", "hung", "--timeout", "5", "--out", "run"]
+    done = qbench("orchestrate", *model_options, *options)
     assert done.returncode == 1
     (cell,) = read_run(tmp_path / "run").cells
     assert isinstance(cell.outcome, Failed)
@@ -479,11 +503,11 @@ def test_a_timeout_is_a_row(golden: Golden, qbench: Qbench, model_options: list[
 
 
 @pytest.mark.slow
-def test_notes_say_what_the_budget_cut(
+def test_notes_name_what_the_budget_cut(
     golden: Golden, qbench: Qbench, model_options: list[str], tmp_path: Path
 ) -> None:
     """Imports alone exceed the budget: the first cell still has a figure, the second has none."""
-    options = ["--budget", "1", "--new-tokens", "64", "--out", "run"]
+    options = ["--budget", "0.01", "--new-tokens", "64", "--out", "run"]
     done = qbench("orchestrate", *P, "-p", "fp32", *model_options, *options)
     assert done.returncode == 0
     fp16, fp32 = read_run(tmp_path / "run").cells
@@ -503,7 +527,7 @@ def descendants(process: "subprocess.Popen[str]") -> list[psutil.Process]:
 
 
 def wait_until_ended(processes: list[psutil.Process], seconds: float) -> list[psutil.Process]:
-    """Those still alive after that time; a zombie counts as ended, since its new parent will wait for it."""
+    """Processes still alive after this time. A zombie has ended; its new parent will wait for it."""
 
     def alive() -> list[psutil.Process]:
         return [each for each in processes if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]
@@ -530,12 +554,12 @@ def read_until(stream: IO[str], wanted: str) -> None:
 def running(
     arguments: list[str], cwd: Path, cache: Path
 ) -> Iterator[tuple["subprocess.Popen[str]", list[psutil.Process]]]:
-    """A run of three precisions once its second worker is running, and that worker's processes."""
+    """A run of three precisions whose second worker has started, and that worker's processes."""
     names = ["-p", "fp16", "-p", "fp32", "-p", "bf16"]
     process = subprocess.Popen(
         command("orchestrate", *names, "--new-tokens", "16", "--out", "run", *arguments),
         cwd=cwd,
-        env=environment(cache, TMPDIR=str(cwd)),  # a killed parent does not remove its links
+        env=environment(cache, TMPDIR=str(cwd)),  # since a killed parent does not remove its links
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -563,7 +587,7 @@ def test_an_interrupt_stops_the_workers_and_keeps_finished_cells(
     number: signal.Signals, model_options: list[str], tmp_path: Path, cache: Path
 ) -> None:
     with running(model_options, tmp_path, cache) as (process, workers):
-        time.sleep(1)  # it is probably importing torch
+        time.sleep(1)  # so that it is probably importing torch
         process.send_signal(number)
         stdout, stderr = process.communicate(timeout=60)
         assert wait_until_ended(workers, 30) == []
@@ -595,7 +619,7 @@ def test_a_killed_parent_leaves_no_worker_and_a_readable_run(
 
 
 @pytest.mark.slow
-def test_a_terminal_has_a_live_line_without_colours_under_no_color(
+def test_a_terminal_has_a_live_line_without_colors_under_no_color(
     model_options: list[str], tmp_path: Path, cache: Path
 ) -> None:
     argv = command("orchestrate", *P, "--new-tokens", "2", "--out", "run", *model_options)
@@ -606,7 +630,7 @@ def test_a_terminal_has_a_live_line_without_colours_under_no_color(
     assert "RSS " in shown
     assert "1.00×" in shown
     assert ANY_ESCAPE in shown  # the live line is redrawn
-    assert not re.search(COLOUR, shown)
+    assert not re.search(COLOR, shown)
 
 
 @pytest.mark.slow
@@ -628,7 +652,7 @@ def test_a_report_fits_a_narrow_terminal(
     assert max(map(len, table)) <= 80
     assert "…" not in shown
     (row,) = [line for line in table if line.split()[:1] == ["fp16"]]
-    assert len(row.split()) == 10  # no column left out, and no figure broken in two
+    assert len(row.split()) == 10  # no column is omitted, and no figure is wrapped
 
 
 @pytest.mark.slow
@@ -639,7 +663,7 @@ def test_a_report_on_a_terminal(measured: Measured, cache: Path, place: Path) ->
         assert status == 0
         assert "fp32" in shown
         if "NO_COLOR" in more:
-            assert not re.search(COLOUR, shown)
+            assert not re.search(COLOR, shown)
         if more.get("TERM") == "dumb":
             assert ANY_ESCAPE not in shown
 

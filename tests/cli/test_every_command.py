@@ -1,4 +1,4 @@
-"""What all five commands share: `-h`, `--version`, and one line about an error that nobody foresaw."""
+"""What all five commands share: `-h`, `--version`, and one line about unexpected errors."""
 
 import inspect
 import os
@@ -23,7 +23,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 SCRIPTS = [script.removeprefix("qbench-") for script in PROJECT["scripts"]]
 ISSUES = PROJECT["urls"]["Issues"]
 
-# How each command is brought to call a function that `break_everything` breaks.
+# Arguments with which each command calls a function that `break_everything` breaks.
 CALLS = {
     "orchestrate": ["--list"],
     "worker": ["--list"],
@@ -65,12 +65,12 @@ def test_help_texts(golden: Golden, command: click.Command) -> None:
     )
 
 
-# Errors that nobody foresaw
+# Unexpected errors
 
 
 @pytest.fixture
 def break_everything(tmp_path: Path) -> dict[str, str]:
-    """Environment variables under which the commands meet an error that has nothing to do with input."""
+    """Environment variables under which the commands fail with an error that isn't due to input."""
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "sitecustomize.py").write_text(
         "import os\n"
@@ -94,7 +94,7 @@ def log_named_in(done: "subprocess.CompletedProcess[str]") -> Path:
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_an_unforeseen_error_is_one_line_and_a_log(
+def test_an_unexpected_error_is_one_line_and_a_log(
     qbench: Qbench, break_everything: dict[str, str], cache: Path, script: str
 ) -> None:
     done = qbench(script, *CALLS[script], env=break_everything)
@@ -135,7 +135,7 @@ def test_debug_shows_the_traceback_instead(
     assert not (tmp_path / "cache").exists()
 
 
-def test_bad_input_is_no_internal_error(qbench: Qbench) -> None:
+def test_bad_input_is_not_an_internal_error(qbench: Qbench) -> None:
     plain, debugged = qbench("report", "absent"), qbench("report", "absent", "--debug")
     assert (plain.returncode, debugged.returncode) == (2, 2)
     assert debugged.stderr == plain.stderr

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, Qbench
-from golden_text import Golden
+from golden_text import Golden, without_names
 from msgspec.structs import replace
-from plans import plan_of, without_names
+from plans import plan_of
 
 from orchestrator.cli.plan_file import PlanFile, line_of, overlay
 from orchestrator.errors import BadInput

@@ -37,7 +37,7 @@ def test_invalid_ranges(golden: Golden) -> None:
 
 
 @given(st.integers(0, 1000), st.integers(0, 50), st.integers(1, 100))
-def test_an_additive_range_ends_where_it_says(first: int, steps: int, by: int) -> None:
+def test_an_additive_range_never_exceeds_its_end(first: int, steps: int, by: int) -> None:
     values = parse_range(f"{first}-{first + steps * by}+{by}")
     assert values == list(range(first, first + steps * by + 1, by))
     assert len(values) <= MOST_VALUES

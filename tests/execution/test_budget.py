@@ -1,4 +1,4 @@
-"""A budget is divided fairly: never more than there is, and what one cell leaves goes to the later ones."""
+"""A budget is divided fairly: shares never exceed it, and what one cell leaves goes to the later ones."""
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -43,10 +43,12 @@ def test_overspending_takes_from_later_cells() -> None:
     budget.spend(20)
     share_s = budget.next_share_s()
     assert share_s is not None
-    assert share_s < 0  # so that cell is left out
+    assert share_s < 0  # so that cell is skipped
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is no failure
+@settings(
+    deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)  # a busy machine must not fail the test
 @given(st.floats(1, 1e5), st.lists(st.floats(0, 1), min_size=1, max_size=8))
 def test_cells_that_keep_to_their_shares_never_exceed_the_budget(total_s: float, used: list[float]) -> None:
     budget, spent_s = Budget(total_s, len(used)), 0.0

@@ -1,4 +1,4 @@
-"""A run on a GPU, without a GPU: a fake NVML, and workers that claim to use the GPU it simulates.
+"""A run on a simulated GPU: a fake NVML, and fake workers that claim to use its GPU.
 
 Everything between is real: the parent's NVML session through pynvml, the worker processes and their pipes,
 the sampler's thread, and the resulting records, tables and warnings.
@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from analyses import warnings_of
 from commands import command, environment, run
-from fake_nvml import GPU_UUID, ONE_GPU, FakeNvml, fake_nvml_fixture  # noqa: F401
-from played_worker import WHOLE_LIFE, play
+from fake_nvml import GPU_UUID, FakeNvml
+from fake_worker import FULL_RUN, run_fake_worker
 from sample_records import MIB, make_run
 
 from orchestrator.analysis.memory.phases import phase_memory
@@ -37,7 +37,7 @@ done()
 
 
 def test_each_phase_edge_has_both_views_of_memory(fake_nvml: FakeNvml, tmp_path: Path) -> None:
-    cell = play(fake_nvml, tmp_path, WHOLE_LIFE)
+    cell = run_fake_worker(fake_nvml, tmp_path, FULL_RUN)
     assert isinstance(cell.outcome, Done)
     assert cell.baseline_device_bytes == 1_000_000
     assert [edge.reading for edge in cell.edges[:2]] == [None, None]  # before Ready, the GPU is unknown
@@ -59,14 +59,14 @@ def test_each_phase_edge_has_both_views_of_memory(fake_nvml: FakeNvml, tmp_path:
 
 
 def test_figures_follow_from_edges_and_samples(fake_nvml: FakeNvml, tmp_path: Path) -> None:
-    cell = play(fake_nvml, tmp_path, WHOLE_LIFE)
+    cell = run_fake_worker(fake_nvml, tmp_path, FULL_RUN)
     row = measure_cell(cell)
     assert (row.loaded_bytes, row.footprint_bytes) == (900 * MIB, 900 * MIB)
     assert (row.peak_bytes, row.nvml_peak_bytes) == (1020 * MIB, 1600 * MIB)
     phases = {phase.phase: phase for phase in phase_memory(cell)}
     assert phases["load"].outside_torch_bytes == 500 * MIB
     assert phases["load"].device_bytes == 1600 * MIB
-    assert phases["load"].sampled_peak_bytes == 9000 * MIB  # seen by the samples alone, between two edges
+    assert phases["load"].sampled_peak_bytes == 9000 * MIB  # seen only by samples, between two edges
     assert len(cell.samples) >= 4
     assert {sample.process_bytes for sample in cell.samples} == {None}
     assert cell.sampler is not None
@@ -78,13 +78,13 @@ def test_a_launchers_worker_is_found_by_the_pid_it_reports(fake_nvml: FakeNvml, 
     launcher = tmp_path / "python"
     launcher.write_text(f'#!/bin/sh\n"{sys.executable}" "$@"\nexit $?\n')
     launcher.chmod(0o755)
-    cell = play(fake_nvml, tmp_path, WHOLE_LIFE, str(launcher))
+    cell = run_fake_worker(fake_nvml, tmp_path, FULL_RUN, str(launcher))
     assert measure_cell(cell).nvml_peak_bytes == 1600 * MIB
 
 
 def test_a_hidden_pid_gives_a_reason_and_a_warning(fake_nvml: FakeNvml, tmp_path: Path) -> None:
-    hidden = WHOLE_LIFE.replace("512 * MIB)", "None)").replace(", 8900 * MIB", "").replace(", 1500 * MIB", "")
-    cell = play(fake_nvml, tmp_path, hidden.replace(", 1600 * MIB", ""))
+    hidden = FULL_RUN.replace("512 * MIB)", "None)").replace(", 8900 * MIB", "").replace(", 1500 * MIB", "")
+    cell = run_fake_worker(fake_nvml, tmp_path, hidden.replace(", 1600 * MIB", ""))
     readings = [edge.reading for edge in cell.edges if edge.reading]
     assert len(readings) == 5
     for reading in readings:
@@ -99,7 +99,7 @@ def test_a_hidden_pid_gives_a_reason_and_a_warning(fake_nvml: FakeNvml, tmp_path
 
 
 def test_a_gpu_lost_midway_gives_a_reason_and_the_cell_ends(fake_nvml: FakeNvml, tmp_path: Path) -> None:
-    cell = play(fake_nvml, tmp_path, LOST_MIDWAY)
+    cell = run_fake_worker(fake_nvml, tmp_path, LOST_MIDWAY)
     assert isinstance(cell.outcome, Done)
     assert len(cell.trials) == 1
     load, *later = [edge.reading for edge in cell.edges if edge.reading]
@@ -113,9 +113,9 @@ def test_a_gpu_lost_midway_gives_a_reason_and_the_cell_ends(fake_nvml: FakeNvml,
     assert any("the GPU is lost" in line for line in warnings_of(make_run(cell)))
 
 
-def test_what_was_observed_before_a_kill_is_kept(fake_nvml: FakeNvml, tmp_path: Path) -> None:
-    life = "show(600 * MIB, 512 * MIB)\nready()\nenter('load', 0, 0)\nos.kill(os.getpid(), 9)\n"
-    cell = play(fake_nvml, tmp_path, life)
+def test_observations_before_a_kill_are_kept(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+    script = "show(600 * MIB, 512 * MIB)\nready()\nenter('load', 0, 0)\nos.kill(os.getpid(), 9)\n"
+    cell = run_fake_worker(fake_nvml, tmp_path, script)
     assert isinstance(cell.outcome, Failed)
     assert "SIGKILL" in cell.outcome.message
     assert cell.ready is not None
@@ -125,14 +125,14 @@ def test_what_was_observed_before_a_kill_is_kept(fake_nvml: FakeNvml, tmp_path: 
 
 
 def test_a_worker_killed_at_a_phase_edge_is_a_row(fake_nvml: FakeNvml, tmp_path: Path) -> None:
-    """It exits before the parent can answer: the acknowledgement has no reader."""
-    life = "say('phase', name='load', at_ns=1)\nos.kill(os.getpid(), 9)\n"
-    cell = play(fake_nvml, tmp_path, life)
+    """It exits before the parent can answer, so the acknowledgement has no reader."""
+    script = "say('phase', name='load', at_ns=1)\nos.kill(os.getpid(), 9)\n"
+    cell = run_fake_worker(fake_nvml, tmp_path, script)
     assert isinstance(cell.outcome, Failed)
     assert "SIGKILL" in cell.outcome.message
 
 
-# Through the command, with a real CPU build of torch
+# With the command and a real CPU build of torch
 
 
 @pytest.fixture
@@ -146,7 +146,7 @@ def test_auto_chooses_the_gpu(gpu_environment: dict[str, str], tmp_path: Path) -
     argv = command("orchestrate", "-p", "fp16", "--model", "random:qwen2.5-0.5b", "--dry-run")
     done = run(argv, tmp_path, gpu_environment)
     assert "random-qwen2.5-0.5b on cuda:0" in done.stdout
-    assert "budget" not in done.stdout  # by default only a CPU has one
+    assert "budget" not in done.stdout  # only a CPU has a default
 
 
 def test_a_missing_second_gpu_is_bad_input(gpu_environment: dict[str, str], tmp_path: Path) -> None:
@@ -194,4 +194,4 @@ def test_a_torch_that_sees_no_gpu_is_a_failed_row(
     assert "sees no CUDA GPU" in eager.outcome.message
     assert "--device cpu" in str(eager.outcome.hint)
     assert "fp16: unsupported: torch" in done.stdout
-    assert "NVML peak MiB" in done.stdout  # the columns of a GPU, since a GPU was asked for
+    assert "NVML peak MiB" in done.stdout  # the columns of a GPU, since one was requested

@@ -1,4 +1,4 @@
-"""The device's peaks: measured by a real worker process, kept with the run, next to the published ones."""
+"""The device's peaks: measured by a real worker process, saved with the run, compared with published ones."""
 
 import subprocess
 import sys
@@ -72,7 +72,7 @@ def failure_of(record: PeaksRecord) -> Failed:
 
 @pytest.fixture(scope="module")
 def on_cpu() -> PeaksRecord:
-    """Measured on this machine by a new process that has no torch, as the real parent."""
+    """Measured on this machine by a new process without torch, like the real parent."""
     done = subprocess.run([sys.executable, "-c", ALONE], cwd=ROOT, capture_output=True, timeout=TIMEOUT_S)
     assert done.returncode == 0, done.stderr.decode()
     return msgspec.json.decode(done.stdout, type=PeaksRecord)
@@ -93,7 +93,7 @@ def broken(tmp_path: Path) -> Callable[[str], Path]:
 
 
 class Metronome(Device):
-    """A CPU on which every interval between two marks takes the same time, by a clock of its own."""
+    """A CPU with a simulated clock, on which all intervals between two marks are equally long."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, interval_s: float) -> None:
         super().__init__("cpu")
@@ -107,7 +107,7 @@ class Metronome(Device):
 
 
 class Interval:
-    """Two marks, as far apart as the metronome says."""
+    """The metronome's interval between two marks."""
 
     def __init__(self, interval_s: float) -> None:
         self.interval_s = interval_s
@@ -139,7 +139,7 @@ def test_every_dtype_has_a_rate_or_a_reason(on_cpu: PeaksRecord) -> None:
 
 
 @pytest.mark.slow
-def test_the_record_says_how_long_it_took(on_cpu: PeaksRecord) -> None:
+def test_the_record_has_its_duration(on_cpu: PeaksRecord) -> None:
     peaks = outcome_of(on_cpu)
     assert peak_rates.TIME_BOX_S * 3 < peaks.measured_s < on_cpu.wall_s
 
@@ -180,7 +180,7 @@ def test_a_device_of_any_speed_is_measured_in_seconds(
     assert len(peaks.matrix_flop_per_s) == (len(DTYPES) if interval_s < 1 else 0)
 
 
-def test_what_a_device_does_not_support_is_missing_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unsupported_dtypes_are_missing_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise RuntimeError("scaled products need compute capability 8.9\nand a trace")
 
@@ -249,11 +249,11 @@ def test_a_gpu_that_torch_does_not_see_is_a_failure(tmp_path: Path) -> None:
     assert "no CUDA GPU" in (tmp_path / "peaks.log").read_text()
 
 
-# Kept and used
+# Saved and used
 
 
 @pytest.mark.parametrize("record", [MEASURED, FAILED])
-def test_peaks_come_back_with_the_run(record: PeaksRecord, tmp_path: Path) -> None:
+def test_peaks_are_read_with_the_run(record: PeaksRecord, tmp_path: Path) -> None:
     run = make_run()
     folder = RunFolder.create(tmp_path, run.plan, run.environment)
     assert read_run(tmp_path).peaks is None
@@ -295,7 +295,7 @@ def test_an_unknown_gpu_has_no_published_figures(name: str) -> None:
 
 
 @pytest.mark.gpu
-def test_an_h100_comes_near_its_data_sheet(tmp_path: Path) -> None:
+def test_an_h100_is_close_to_its_data_sheet(tmp_path: Path) -> None:
     if "H100 80GB HBM3" not in torch.cuda.get_device_name():
         pytest.skip("the figures are an H100's")
     with lent_packages() as lent:

@@ -1,7 +1,7 @@
-"""Interrupted runs that are resumed: finished cells stay, the others are measured, once.
+"""Interrupted runs are resumed: finished cells are kept, and the others are measured once.
 
-Real processes and real signals. The workers are in a folder for `--workers`: they imitate cells without
-torch, so that only the device's peaks take time.
+Real processes and real signals. The workers, in a folder for `--workers`, imitate cells without torch, so
+that only measuring the device's peaks needs time.
 """
 
 import io
@@ -41,8 +41,8 @@ from schemas.job import Workload
 from schemas.options import Options
 from schemas.record import MemoryReading, Run, RunPlan, Skipped
 
-# A worker that finishes its cells at once, except the one that PLAY_HOLD names, in which it waits forever.
-PLAY = '''\
+# A worker that finishes every cell immediately, except the one named by PLAY_HOLD, in which it waits forever.
+WORKER = '''\
 # /// script
 # requires-python = ">=3.11"
 # dependencies = []
@@ -75,7 +75,6 @@ while line.strip():
     enter("setup")
     if os.environ.get("PLAY_HOLD") == f"{job['precision']} {job['workload']['depth']}":
         sys.exit(sys.stdin.read())
-    time.sleep(float(os.environ.get("PLAY_S", "0")))
     steps = int(os.environ.get("PLAY_STEPS", "2"))
     say("trial", index=0, batch_size=1, prompt_tokens=8, new_tokens=3, prefill_s=0.1, decode_s=0.2,
         token_s=[0.1] * steps, enqueue_s=0.1, token_ids=[1, 2, 3])
@@ -90,17 +89,17 @@ CELLS = [f"{name} {depth}" for name in NAMES for depth in DEPTHS]
 
 @pytest.fixture(autouse=True, scope="module")
 def same_commit() -> Iterator[None]:
-    """A run is refused once the checkout changes, which an edit or a commit during the tests would do."""
+    """A run isn't resumed with another commit, so editing or committing during the tests would break them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("QBENCH_COMMIT", "0123456789ab")
         yield
 
 
 def write_workers(folder: Path) -> Path:
-    """Two precisions, in the folder that is returned."""
+    """Write the files of two precisions below `folder`, and return it."""
     (folder / "mine").mkdir(parents=True)
     for name in NAMES:
-        text = PLAY.replace("NAME", name).replace("MSGSPEC", msgspec.__version__)
+        text = WORKER.replace("NAME", name).replace("MSGSPEC", msgspec.__version__)
         text = text.replace("PYTHON", ".".join(map(str, sys.version_info[:3])))
         (folder / "mine" / f"{name.replace('-', '_')}.py").write_text(text)
     return folder
@@ -128,11 +127,11 @@ def started(
     process = subprocess.Popen(
         arguments or argv(),
         cwd=cwd,
-        env=environment(cache, TMPDIR=str(cwd), **variables),  # where a killed parent leaves its links
+        env=environment(cache, TMPDIR=str(cwd), **variables),  # a killed parent leaves its links there
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # A shell may have made its children ignore Ctrl-C.
+        # The shell may have set SIGINT to be ignored.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stderr is not None
@@ -209,7 +208,7 @@ def test_killed_while_the_peaks_are_measured(place: Path, cache: Path) -> None:
 
 @pytest.mark.slow
 def test_killed_in_the_middle_of_a_write(place: Path, cache: Path) -> None:
-    """The kernel kills a process that writes beyond a limit, here in the middle of the second record."""
+    """Linux kills a process that writes beyond a limit, here in the middle of the second record."""
     (place / "deadly").mkdir()
     (place / "deadly/sitecustomize.py").write_text(
         "import signal\nsignal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # Python ignores it by default\n"
@@ -235,7 +234,7 @@ def test_killed_in_the_middle_of_a_write(place: Path, cache: Path) -> None:
 def test_ctrl_c_prints_the_command_that_resumes(place: Path, cache: Path) -> None:
     with started(place, cache, "[2/4] play-a (depth 8): started", PLAY_HOLD="play-a 8") as process:
         process.send_signal(signal.SIGINT)
-        _, printed = process.communicate(timeout=300)  # else it hangs, however busy the machine is
+        _, printed = process.communicate(timeout=300)  # only a hang exceeds it, even on a busy machine
     assert process.returncode == 130
     last = printed.splitlines()[-1]
     assert last == "interrupted; to continue: qbench-orchestrate --resume run"
@@ -257,7 +256,7 @@ def test_a_running_run_cannot_be_resumed(place: Path, cache: Path, golden: Golde
     assert resume(place, cache).returncode == 0  # the lock ended with the process
 
 
-# Resumed: one interrupted run, of which every test has a copy
+# Resumed: every test gets a copy of one interrupted run
 
 
 @pytest.fixture(scope="module")
@@ -326,7 +325,7 @@ STABLE = CHANGED.keys() - {"obstacle", "platform", "version"}
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CHANGED)
-def test_a_change_is_refused_and_named(copied: Path, cache: Path, name: str, golden: Golden) -> None:
+def test_a_change_is_refused_by_name(copied: Path, cache: Path, name: str, golden: Golden) -> None:
     file, old, new, facts = CHANGED[name]
     change(copied / file, old, new)
     before = contents(copied / "run")
@@ -434,13 +433,13 @@ def test_an_estimate_reads_each_earlier_run_once_and_no_samples(
 
 
 @pytest.mark.slow
-def test_a_resumed_run_is_read_to_begin_with_and_for_its_summary(
+def test_a_resumed_run_is_read_at_the_start_and_for_its_summary(
     copied: Path, cache: Path, recording: dict[str, str]
 ) -> None:
     done = run(command("orchestrate", "--resume", "run"), copied, environment(cache, **recording))
     assert done.returncode == 0, done.stderr
     assert measured_in(copied / "run") == CELLS
-    # To begin with, then for a torn last line once the folder is reserved, and for the summary.
+    # At the start, for a torn last line once the folder is reserved, and for the summary.
     assert reads(recording) == {"records": 3, "samples": len(CELLS)}
 
 
@@ -469,7 +468,7 @@ def cells_of(place: Path, rounds: int, names: tuple[str, ...] = ("fp16", "play-b
 
 
 class Interrupting(Watcher):
-    """Acts out a Ctrl-C while this cell is measured, counted from 0 over all parts of the run."""
+    """Simulates a Ctrl-C while this cell is measured, counted from 0 over all parts of the run."""
 
     def __init__(self, cell: int) -> None:
         super().__init__(Console(file=StringIO()), 9)
@@ -495,7 +494,7 @@ def begin_in(place: Path, plan: Plan) -> RunFolder:
 
 
 def continue_run(folder: RunFolder, plan: Plan, watcher: Watcher | None = None) -> Run:
-    """Run what is left of a plan, up to where the watcher interrupts it."""
+    """Run the rest of a plan, until the watcher interrupts it."""
     begun = read_run(folder.path, samples=False)
     with suppress(KeyboardInterrupt):
         left = left_of(plan, begun.cells)
@@ -514,7 +513,7 @@ def test_samples_without_a_record_are_removed(place: Path) -> None:
 
 
 def test_records_added_by_another_process_are_not_measured_again(place: Path, golden: Golden) -> None:
-    """It held the folder until just before this one reserved it."""
+    """The other process held the folder until just before this one reserved it."""
     plan = plan_of(cells_of(place, 2))
     folder = begin_in(place, plan)
     begun = read_run(folder.path)
@@ -541,14 +540,14 @@ def test_the_remaining_budget_is_divided_among_the_remaining_cells(place: Path) 
 def test_a_spent_budget_stays_spent(place: Path) -> None:
     plan = plan_of(cells_of(place, 2), budget_s=1e-3)
     folder = begin_in(place, plan)
-    folder.append(continue_run(begin_in(place / "other", plan), plan).cells[0])  # which overspent
+    folder.append(continue_run(begin_in(place / "other", plan), plan).cells[0])  # it overspent
     left_out = [cell.outcome for cell in continue_run(folder, plan).cells[1:]]
     assert left_out == [Skipped(reason="the budget of 0.001 s is spent")] * 3
     assert not list((folder.path / "logs").iterdir())
 
 
 @pytest.mark.parametrize(("cell", "rounds"), [(3, 5), (11, 6)])
-def test_precise_finishes_the_round_in_progress_and_stops_no_sooner_than_without_an_interrupt(
+def test_precise_finishes_its_round_and_stops_as_without_an_interrupt(
     place: Path, cell: int, rounds: int
 ) -> None:
     """Both speeds are the same in every round, so five are enough; without `precise` they are not."""

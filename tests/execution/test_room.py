@@ -33,7 +33,7 @@ def job(precision: str = "fp16", aa_control: bool = False, round_: int = 0, **lo
         (job(aa_control=True), "in an earlier process "),
     ],
 )
-def test_what_is_at_least_as_large_does_not_fit(larger: Job, limit: str, golden: Golden) -> None:
+def test_a_workload_at_least_as_large_does_not_fit(larger: Job, limit: str, golden: Golden) -> None:
     why = why_no_room(larger, [job("awq"), job()])
     assert why is not None
     assert why.startswith(limit)
@@ -51,7 +51,7 @@ def test_what_is_at_least_as_large_does_not_fit(larger: Job, limit: str, golden:
         job(batch_size=32, prompt_tokens=4096),  # may be longer or shorter than the natural prompts
     ],
 )
-def test_what_is_smaller_or_different_may_fit(other: Job) -> None:
+def test_a_smaller_or_different_workload_may_fit(other: Job) -> None:
     assert why_no_room(other, [job()]) is None
 
 
@@ -71,7 +71,7 @@ def test_a_workload_was_too_large_only_if_the_model_was_loaded() -> None:
     assert not ran_out(make_cell())
 
 
-# Through the front door
+# A real run
 
 WORKER = '''\
 # /// script
@@ -83,7 +83,7 @@ WORKER = '''\
 # bits_per_weight = 32
 # devices = ["cpu"]
 # ///
-"""Tight: memory for four rows and no more."""
+"""Tight: enough memory for four rows, but not for more."""
 
 from schemas.job import Job
 from workers.protocol.backend import Backend, LoadedModel
@@ -98,7 +98,7 @@ def load(job: Job) -> LoadedModel:
 
     def check(module, given, named):
         if named["input_ids"].shape[0] > 4:
-            Device.works = lambda self: STILL_WORKS
+            Device.is_usable = lambda self: STILL_USABLE
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
     loaded = load_transformers_model(job, torch.float32)
@@ -123,12 +123,12 @@ def outcomes(cells: list[CellRecord]) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("still_works", [True, False])
+@pytest.mark.parametrize("still_usable", [True, False])
 def test_smaller_workloads_are_still_measured(
-    still_works: bool, tiny_llama: Path, tmp_path: Path, cache: Path
+    still_usable: bool, tiny_llama: Path, tmp_path: Path, cache: Path
 ) -> None:
     (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "tight.py").write_text(WORKER.replace("STILL_WORKS", str(still_works)))
+    (tmp_path / "mine" / "tight.py").write_text(WORKER.replace("STILL_USABLE", str(still_usable)))
     options = ["--workers", "mine", "-p", "tight", "-m", str(tiny_llama), "--device", "cpu", "--out", "run"]
     options += ["--batch-size", "8,1,16,4", "--new-tokens", "2", "--warmup", "0", "--rounds", "2"]
     done = run(command("orchestrate", *options), tmp_path, environment(cache))
@@ -143,7 +143,7 @@ def test_smaller_workloads_are_still_measured(
     assert failed.kind == "out-of-memory"
     pids = [cell.ready.pid for cell in measured.cells if isinstance(cell.ready, Ready)]
     assert len(pids) == 5
-    assert (pids[0] == pids[1]) == still_works
+    assert (pids[0] == pids[1]) == still_usable
     assert pids[1] == pids[2] != pids[3] == pids[4]
     assert "• tight (batch 8): out-of-memory: CUDA out of memory. Tried to allocate 2 GiB" in done.stdout
     assert "• tight (batch 16): skipped, batch 8 ran out of memory" in done.stdout

@@ -23,7 +23,7 @@ from schemas.job import DecodeMode, Workload
 from schemas.options import Options, Sweep
 from schemas.record import CellRecord, Run, RunPlan
 
-# Sends frames as a worker does, without torch, job by job; the decode mode says which failure to act out.
+# Sends a worker's frames without torch, job by job; the decode mode selects the failure to simulate.
 WORKER = """
 import json, os, sys, time
 
@@ -65,7 +65,7 @@ MODES: list[DecodeMode] = ["eager", "graph", "compile", "generate", "eager"]
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    """Where runs are made: a folder with the worker in it."""
+    """The folder of the runs, with the worker's file."""
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/play.py").write_text(WORKER)
     return tmp_path
@@ -141,7 +141,7 @@ def test_every_cell_but_the_first_waits_for_the_cooldown(place: Path) -> None:
     assert second.began_ns - first.edges[-1].phase.at_ns > 0.5e9
 
 
-def test_only_what_was_requested_can_fail_a_run(place: Path) -> None:
+def test_only_requested_cells_can_fail_a_run(place: Path) -> None:
     run(place, ["eager", "graph"])
     measured = read_run(place / "run")
     assert exit_status(measured) == 0  # no decode mode was named, and not every precision can do each

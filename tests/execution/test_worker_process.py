@@ -1,4 +1,4 @@
-"""Whatever a worker sends, the parent makes frames of it; whatever it does, no process of it is left.
+"""The parent turns any output of a worker into frames, and never leaves one of its processes running.
 
 The workers here are small scripts, run as real processes that write to real pipes.
 """
@@ -59,7 +59,7 @@ def hear(script: str, log: Path | None = None, timeout_s: float = PATIENCE_S) ->
 
 
 def failure_of(script: str) -> Failed:
-    """What the parent makes of a worker that sent neither Done nor Failed."""
+    """The failure reported for a worker that sent neither Done nor Failed."""
     *_, last = hear(script)
     assert isinstance(last, Failed)
     return last
@@ -111,7 +111,7 @@ def test_a_workers_own_failure_is_passed_on() -> None:
 def test_an_invalid_frame_is_a_crash(line: bytes, golden: Golden) -> None:
     failed = failure_of(f"sys.stdout.buffer.write({line!r} + bytes([10]))\nsys.stdout.flush()\ndone()")
     assert failed.kind == "crashed"
-    golden(failed.message.partition(":")[0])  # then what msgspec says
+    golden(failed.message.partition(":")[0])  # followed by msgspec's message
 
 
 def test_an_exit_without_a_result_reports_the_status(golden: Golden) -> None:
@@ -145,7 +145,7 @@ def test_a_hang_ends_at_its_deadline_and_its_children_with_it(
         *ticks, last = worker.frames(timeout_s=1, tick_s=0.25)
         assert time.monotonic() - started_s >= 1
         assert ticks == [None] * len(ticks)
-        assert len(ticks) <= 4  # at most one tick late; on a busy machine a tick takes longer
+        assert len(ticks) <= 4  # fewer on a busy machine, where ticks take longer
         assert not is_gone(grandchild)
     assert isinstance(last, Failed)
     assert last.kind == "timeout"
@@ -190,7 +190,7 @@ def test_a_worker_waits_at_a_phase_edge_until_it_is_acknowledged() -> None:
         assert isinstance(next(frame for frame in frames if frame), Done)
 
 
-def test_an_acknowledgement_to_a_dead_worker_is_no_error() -> None:
+def test_acknowledging_a_dead_worker_is_not_an_error() -> None:
     with start('say("phase", name="start", at_ns=5)') as worker:
         frames = list(worker.frames(PATIENCE_S))
         worker.acknowledge()
@@ -265,7 +265,7 @@ def test_a_long_job_that_is_not_read_does_not_delay_the_deadline(monkeypatch: py
         *_, last = worker.frames(timeout_s=1)
     assert isinstance(last, Failed)
     assert last.kind == "timeout"
-    assert time.monotonic() - started_s < 300  # not until the worker ends by itself
+    assert time.monotonic() - started_s < 300  # before the worker would have exited
 
 
 def test_a_crash_is_reported_while_a_child_still_holds_the_pipe(monkeypatch: pytest.MonkeyPatch) -> None:

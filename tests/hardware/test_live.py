@@ -1,4 +1,4 @@
-"""Watching a program that does not use qbench: real processes, a fake NVML, a stand-in for torch."""
+"""Watching a program that does not use qbench: real processes, a fake NVML, a fake torch."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import psutil
 import pytest
-from fake_nvml import ONE_GPU, FakeNvml, fake_nvml_fixture  # noqa: F401
+from fake_nvml import ONE_GPU, FakeNvml
 from golden_text import Golden
 
 from orchestrator.errors import BadInput
@@ -34,18 +34,25 @@ state = {ONE_GPU!r} + f"process {{os.getpid()}} {600 * MIB}\\n"
 Path(os.environ["FAKE_NVML_STATE"]).write_text(state)
 import torch
 print(sys.argv[1:], os.environ.get("CUSTOMIZED"), flush=True)
-time.sleep(2.5)
+deadline_s = time.monotonic() + 60
+while not Path(__file__).with_name("observed").exists() and time.monotonic() < deadline_s:
+    time.sleep(0.05)
 """
 
-# What a user's command does: open NVML, watch, print. argv: target.
+# What a user's command does: open NVML, watch, print. argv: target, and a file to create once there are two
+# readings with every figure that can be known.
 WATCHER = """
 import sys
+from pathlib import Path
 import msgspec
 from orchestrator.hardware.live import watch
 from orchestrator.hardware.nvml import Nvml
+target, observed = sys.argv[1:]
 with Nvml.open() as nvml:
-    for reading in watch(sys.argv[1], nvml):
+    for index, reading in enumerate(watch(target, nvml)):
         print(msgspec.json.encode(reading).decode(), flush=True)
+        if index and reading.process_bytes and (reading.allocated_bytes or target.isdecimal()):
+            Path(observed).touch()
 """
 
 
@@ -56,25 +63,26 @@ def program(tmp_path: Path) -> Path:
     return tmp_path / "program.py"
 
 
-def watched(fake: FakeNvml, target: str, **variables: str) -> tuple[list[LiveReading], str]:
+def watched(fake: FakeNvml, target: str, folder: Path, **variables: str) -> tuple[list[LiveReading], str]:
+    """Readings of a program, in `folder` if it has a file, and what it printed."""
     root = Path(__file__).parents[2]
     done = subprocess.run(
-        [sys.executable, "-c", WATCHER, target],
+        [sys.executable, "-c", WATCHER, target, folder / "observed"],
         cwd=root,
         env=fake.env() | variables,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    said = [line for line in done.stdout.splitlines() if not line.startswith("{")]
-    told = [line for line in done.stdout.splitlines() if line.startswith("{")]
-    return [msgspec.json.decode(line, type=LiveReading) for line in told], "\n".join(said)
+    lines = done.stdout.splitlines()
+    readings = [msgspec.json.decode(line, type=LiveReading) for line in lines if line.startswith("{")]
+    return readings, "\n".join(line for line in lines if not line.startswith("{"))
 
 
 def test_nvml_and_torch_figures_of_an_unmodified_program(fake_nvml: FakeNvml, program: Path) -> None:
-    readings, said = watched(fake_nvml, f"{sys.executable} {program} --epochs 3")
-    assert "['--epochs', '3'] None" in said
+    readings, printed = watched(fake_nvml, f"{sys.executable} {program} --epochs 3", program.parent)
+    assert "['--epochs', '3'] None" in printed
     last = readings[-1]
     assert last.process_bytes == 600 * MIB
     assert (last.allocated_bytes, last.reserved_bytes) == (300 * MIB, 450 * MIB)
@@ -88,8 +96,8 @@ def test_the_users_own_sitecustomize_still_runs(fake_nvml: FakeNvml, program: Pa
     own = tmp_path / "own"
     own.mkdir()
     (own / "sitecustomize.py").write_text("import os\nos.environ['CUSTOMIZED'] = 'yes'\n")
-    readings, said = watched(fake_nvml, f"{sys.executable} {program}", PYTHONPATH=str(own))
-    assert "[] yes" in said
+    readings, printed = watched(fake_nvml, f"{sys.executable} {program}", program.parent, PYTHONPATH=str(own))
+    assert "[] yes" in printed
     assert readings[-1].reserved_bytes == 450 * MIB
 
 
@@ -97,14 +105,14 @@ def test_a_program_already_running_has_no_torch_figures(fake_nvml: FakeNvml, pro
     with subprocess.Popen([sys.executable, program], env=fake_nvml.env(), stdout=subprocess.PIPE) as running:
         assert running.stdout
         running.stdout.readline()
-        readings, _ = watched(fake_nvml, str(running.pid))
+        readings, _ = watched(fake_nvml, str(running.pid), program.parent)
     assert readings[-1].process_bytes == 600 * MIB
     assert readings[-1].allocated_bytes is None
     assert readings[-1].outside_torch_bytes is None
 
 
-def test_a_program_that_uses_no_gpu_has_a_reason(golden: Golden, fake_nvml: FakeNvml) -> None:
-    readings, _ = watched(fake_nvml, f"{sys.executable} -c 'import time; time.sleep(1.5)'")
+def test_a_program_that_uses_no_gpu_has_a_reason(golden: Golden, fake_nvml: FakeNvml, tmp_path: Path) -> None:
+    readings, _ = watched(fake_nvml, f"{sys.executable} -c 'import time; time.sleep(1.5)'", tmp_path)
     assert readings
     assert readings[-1].process_bytes is None
     golden(str(readings[-1].reason))
@@ -113,13 +121,19 @@ def test_a_program_that_uses_no_gpu_has_a_reason(golden: Golden, fake_nvml: Fake
 def test_the_command_prints_what_changes_and_the_peaks(fake_nvml: FakeNvml, program: Path) -> None:
     command = Path(sys.executable).with_name("qbench-memory")
     target = f"{sys.executable} {program}"
-    done = subprocess.run(
-        [command, "--live", target], env=fake_nvml.env(), capture_output=True, text=True, timeout=60
-    )
-    assert done.returncode == 0, done.stderr
     figures = "NVML process 600, torch allocated 300, torch reserved 450, outside torch 150"
-    assert done.stdout.count(f"s  {figures}\n") == 1
-    assert done.stdout.splitlines()[-1] == f"peak, MiB: {figures}"
+    with subprocess.Popen(
+        [command, "--live", target], env=fake_nvml.env(), stdout=subprocess.PIPE, text=True
+    ) as watching:
+        assert watching.stdout
+        printed = []
+        for line in watching.stdout:
+            printed.append(line.rstrip("\n"))
+            if line.endswith(f"s  {figures}\n"):
+                program.with_name("observed").touch()
+    assert watching.returncode == 0
+    assert [line.endswith(f"s  {figures}") for line in printed].count(True) == 1
+    assert printed[-1] == f"peak, MiB: {figures}"
 
 
 def first(readings: Iterator[LiveReading]) -> LiveReading:

@@ -1,6 +1,6 @@
 """MIG slices, old drivers, and GPUs that CUDA and NVML number differently.
 
-Through the fake driver library, with real parents and workers, as in test_gpu_story.
+With the fake driver library, and real parents and workers, as in test_gpu_story.
 """
 
 from pathlib import Path
@@ -9,25 +9,23 @@ from typing import Any
 import msgspec
 import pytest
 from analyses import warnings_of
-from fake_nvml import (  # noqa: F401
+from fake_nvml import (
     GPU_UUID,
     ONE_GPU,
     FakeNvml,
-    answer_of,
-    fake_nvml_fixture,
     nvml_answer,
 )
+from fake_worker import FULL_RUN, run_fake_worker
 from golden_text import Golden
-from played_worker import WHOLE_LIFE, play
 from sample_records import H100, MIB, make_cell, make_ready, make_run
 
 from schemas.environment import Gpu
 from schemas.frames import Done
 from schemas.record import CellRecord, MemoryReading, Run
 
-SLICE, NEIGHBOUR = (f"MIG-{number}1111111-2222-3333-4444-555555555555" for number in (7, 8))
+SLICE, NEIGHBOR = (f"MIG-{number}1111111-2222-3333-4444-555555555555" for number in (7, 8))
 ONE_SLICE = ONE_GPU + f"slice {SLICE}\ntotal 10000000000\nused 2000000\n"
-TWO_SLICES = ONE_SLICE + f"slice {NEIGHBOUR}\ntotal 20000000000\nused 3000000\n"
+TWO_SLICES = ONE_SLICE + f"slice {NEIGHBOR}\ntotal 20000000000\nused 3000000\n"
 
 
 def readings(cell: CellRecord) -> dict[str, MemoryReading]:
@@ -35,7 +33,7 @@ def readings(cell: CellRecord) -> dict[str, MemoryReading]:
 
 
 def in_run(cell: CellRecord, **gpu: Any) -> Run:
-    """A run of one cell, on a GPU like the one that the fake library plays."""
+    """A run of one cell, on a GPU like the fake library's."""
     run = make_run(cell)
     played = msgspec.structs.replace(H100, **({"uuid": GPU_UUID} | gpu))
     environment = msgspec.structs.replace(run.environment, gpus=[played])
@@ -49,9 +47,9 @@ def in_run(cell: CellRecord, **gpu: Any) -> Run:
         pytest.param(ONE_GPU + "mig 1\n", GPU_UUID, None, GPU_UUID, id="MIG mode without a slice"),
         pytest.param(TWO_SLICES, "GPU-" + SLICE[4:], None, SLICE, id="torch reports the slice"),
         pytest.param(ONE_SLICE, GPU_UUID, None, SLICE, id="only one slice"),
-        pytest.param(TWO_SLICES, GPU_UUID, NEIGHBOUR, NEIGHBOUR, id="named by the variable"),
+        pytest.param(TWO_SLICES, GPU_UUID, NEIGHBOR, NEIGHBOR, id="named by the variable"),
         pytest.param(TWO_SLICES, GPU_UUID, f"0,{SLICE}", SLICE, id="named next to a number"),
-        pytest.param(TWO_SLICES, GPU_UUID, f"{SLICE},{NEIGHBOUR}", GPU_UUID, id="two are named"),
+        pytest.param(TWO_SLICES, GPU_UUID, f"{SLICE},{NEIGHBOR}", GPU_UUID, id="two are named"),
         pytest.param(TWO_SLICES, GPU_UUID, "MIG-gone", GPU_UUID, id="the named slice is gone"),
         pytest.param(TWO_SLICES, GPU_UUID, None, GPU_UUID, id="ambiguous"),
     ],
@@ -70,7 +68,7 @@ def test_a_slice_has_its_own_memory_and_the_whole_gpus_clocks(fake_nvml: FakeNvm
         "[nvml.processes(uuid) for uuid in nvml.uuids()], nvml.state(nvml.uuids()[1], False), nvml.gpus()]"
     )
     uuids, sizes, processes, state, gpus = nvml_answer(fake_nvml, expression)
-    assert uuids == [GPU_UUID, SLICE, NEIGHBOUR]
+    assert uuids == [GPU_UUID, SLICE, NEIGHBOR]
     assert sizes == [1_000_000, 2_000_000, 3_000_000]
     assert processes == [[], [], [[17, 5]]]
     assert state["sm_clock_mhz"] == 1980
@@ -94,15 +92,15 @@ def test_a_worker_in_a_slice_is_measured_there(
     in_slice = f"""
 def show_slice(used, process):
     line = f"used {{used}}\\nprocess {{os.getpid()}} {{process}}\\n"
-    show(7, None, {whole!r} + "slice {SLICE}\\n" + line + "slice {NEIGHBOUR}\\n")
+    show(7, None, {whole!r} + "slice {SLICE}\\n" + line + "slice {NEIGHBOR}\\n")
 
 def ready_in_slice():
     say("ready", pid=os.getpid(), at_ns=time.monotonic_ns(), python="3.12", versions={{"torch": "2"}},
         device="cuda:0", device_name="Fake H100 MIG 1g.10gb", device_uuid={GPU_UUID!r},
         cuda_visible_devices={SLICE!r}, cuda_device_order="PCI_BUS_ID")
 """
-    life = WHOLE_LIFE.replace("show(", "show_slice(").replace("ready()", "ready_in_slice()")
-    cell = play(fake_nvml, tmp_path, in_slice + life)
+    script = FULL_RUN.replace("show(", "show_slice(").replace("ready()", "ready_in_slice()")
+    cell = run_fake_worker(fake_nvml, tmp_path, in_slice + script)
     assert isinstance(cell.outcome, Done)
     assert cell.ready is not None
     assert (cell.ready.cuda_visible_devices, cell.ready.cuda_device_order) == (SLICE, "PCI_BUS_ID")
@@ -128,7 +126,7 @@ def test_a_driver_that_includes_its_own_reservation_gives_a_warning(
 ) -> None:
     fake_nvml.write(ONE_GPU + "memory_info_version 1\n")
     show_old = 'def show_old(used, process):\n    show(used, process, "memory_info_version 1\\n")\n'
-    cell = play(fake_nvml, tmp_path, show_old + WHOLE_LIFE.replace("show(", "show_old("))
+    cell = run_fake_worker(fake_nvml, tmp_path, show_old + FULL_RUN.replace("show(", "show_old("))
     assert cell.baseline_device_bytes == 501_000_000
     assert readings(cell)["decode"].device_bytes == 1700 * MIB + 500_000_000
     assert warnings_of(in_run(cell)) == []

@@ -1,14 +1,14 @@
-"""NVML through pynvml's real ctypes path into a fake driver library.
+"""NVML, called through pynvml into a fake driver library.
 
-Every test runs a fresh Python process, because a process loads `libnvidia-ml.so.1` only once. Its script puts
-the result into `answer`, which is returned as JSON.
+Every test runs a fresh Python process, because a process loads `libnvidia-ml.so.1` only once. Its script
+assigns the result to `answer`, which is returned as JSON.
 """
 
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fake_nvml import (  # noqa: F401
+from fake_nvml import (
     COUNTERS,
     GPU_UUID,
     ONE_GPU,
@@ -16,7 +16,6 @@ from fake_nvml import (  # noqa: F401
     STATE,
     FakeNvml,
     answer_of,
-    fake_nvml_fixture,
     nvml_answer,
 )
 from golden_text import Golden
@@ -171,7 +170,7 @@ with Nvml.open() as nvml:
         ),
     ],
 )
-def test_what_limits_the_clocks_is_named(fake_nvml: FakeNvml, lines: str, limits: list[str]) -> None:
+def test_clock_limits_are_named(fake_nvml: FakeNvml, lines: str, limits: list[str]) -> None:
     fake_nvml.write(ONE_GPU + lines)
     assert nvml_answer(fake_nvml, "nvml.state(UUID, counters=False).clock_limits") == limits
 
@@ -190,7 +189,7 @@ def test_memory_is_read_even_if_the_state_is_refused(fake_nvml: FakeNvml, code: 
 
 
 def test_a_call_newer_than_the_driver_gives_none(fake_nvml: FakeNvml) -> None:
-    """pynvml raises an error then that is not a subclass of NVMLError."""
+    """In that case pynvml raises an error that is not a subclass of NVMLError."""
     script = """\
 import pynvml
 
@@ -246,10 +245,10 @@ def test_why_nvml_is_unavailable(golden: Golden, fake_nvml: FakeNvml, state: str
 
 
 def test_without_a_driver_library(golden: Golden, fake_nvml: FakeNvml, tmp_path: Path) -> None:
-    (tmp_path / "libnvidia-ml.so.1").touch()  # invalid and found first, so a real one is not loaded
+    (tmp_path / "libnvidia-ml.so.1").touch()  # invalid, and found before any real one
     without = replace(fake_nvml, library_folder=tmp_path)
     golden(why_unavailable(without))
 
 
-def test_nothing_here_imports_torch(fake_nvml: FakeNvml) -> None:
+def test_nvml_does_not_import_torch(fake_nvml: FakeNvml) -> None:
     assert nvml_answer(fake_nvml, "'torch' in sys.modules") is False

@@ -1,6 +1,6 @@
-"""The memory sampler: samples, edges, what it costs, and when it stops.
+"""The memory sampler: samples, edges, its cost, and its end.
 
-Through the fake driver library, in fresh processes, as in test_nvml.
+With the fake driver library, in fresh processes, as in test_nvml.
 """
 
 import json
@@ -9,14 +9,13 @@ from typing import Any
 import msgspec
 import pytest
 from analyses import warnings_of
-from fake_nvml import (  # noqa: F401
+from fake_nvml import (
     COUNTERS,
     ONE_GPU,
     START_WATCHED,
     STATE,
     FakeNvml,
     answer_of,
-    fake_nvml_fixture,
 )
 from golden_text import Golden
 from sample_records import edge, make_cell, make_run, torch_memory
@@ -66,7 +65,7 @@ with Nvml.open() as nvml:
     answers = answer_of(fake_nvml, script)
     assert [stats["source"] for stats in answers] == ["nvml", "resident-set"]
     for stats in answers:
-        assert 2 <= stats["samples"] <= 21
+        assert 2 <= stats["samples"] <= stats["wall_s"] / 0.1 + 1
         assert stats["period_s"] >= 0.1
         assert 0 < stats["cpu_s"] < 0.05 * stats["wall_s"]
 
@@ -101,18 +100,15 @@ with worker, MemorySampler(ResidentSetSource(worker.pid), period_s=0.02) as samp
     worker.kill()
     os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)
     zombie = sampler.edge()
-    time.sleep(0.1)
-    seen = len(sampler.samples)
-    time.sleep(0.1)
+    wait_until(lambda: all(thread.name != "memory-sampler" for thread in threading.enumerate()))
     worker.wait()
     least_bytes = min(sample.process_bytes for sample in sampler.samples)
-    answer = [zombie, sampler.edge(), len(sampler.samples) - seen, least_bytes]
+    answer = [zombie, sampler.edge(), least_bytes]
 """
-    zombie, gone, more_samples, least_bytes = answer_of(fake_nvml, START_WATCHED + script)
+    zombie, gone, least_bytes = answer_of(fake_nvml, START_WATCHED + script)
     assert zombie["reason"] == gone["reason"]
     golden(gone["reason"])
     assert zombie["process_bytes"] is None
-    assert more_samples == 0
     assert least_bytes > 0
 
 

@@ -1,6 +1,6 @@
 """Memory on the GPU that is not the worker's: other processes, hidden pids, and what earlier workers left.
 
-Each is a flag in the record and a sentence in the report, never a zero. Through the fake driver library, with
+Each is a flag in the record and a sentence in the report, never a zero. With the fake driver library, and
 real parents and workers, as in test_gpu_story.
 """
 
@@ -13,16 +13,13 @@ from typing import Any
 import msgspec
 import pytest
 from analyses import memory_of, warnings_of
-from fake_nvml import (  # noqa: F401
-    GPU_UUID,
+from fake_nvml import (
     ONE_GPU,
     FakeNvml,
     answer_of,
-    fake_nvml_fixture,
-    nvml_answer,
 )
+from fake_worker import FULL_RUN, PARENT, ROOT, WORKER, run_fake_worker
 from golden_text import Golden
-from played_worker import PARENT, ROOT, WHOLE_LIFE, WORKER, play
 from sample_records import MIB, edge, make_cell, make_ready, make_run
 
 from orchestrator.analysis.memory.phases import phase_memory
@@ -40,8 +37,8 @@ def test_other_processes_are_listed_with_their_memory(
     golden: Golden, fake_nvml: FakeNvml, tmp_path: Path
 ) -> None:
     others = f"process 17 {50 * MIB}\\nprocess 18 none\\n"
-    life = WHOLE_LIFE.replace(LAST_SHOWN, f'show(1700 * MIB, 1600 * MIB, "{others}")')
-    cell = play(fake_nvml, tmp_path, life)
+    script = FULL_RUN.replace(LAST_SHOWN, f'show(1700 * MIB, 1600 * MIB, "{others}")')
+    cell = run_fake_worker(fake_nvml, tmp_path, script)
     seen = readings(cell)
     assert seen["warmup"].others == []
     expected = [ForeignProcess(pid=17, used_bytes=50 * MIB), ForeignProcess(pid=18)]
@@ -56,7 +53,7 @@ def test_other_processes_are_listed_with_their_memory(
 def test_child_processes_of_the_worker_are_not_listed_as_others(fake_nvml: FakeNvml, tmp_path: Path) -> None:
     helper = 'import subprocess\nhelper = subprocess.Popen(["sleep", "30"])\n'
     shown = 'show(1700 * MIB, 1600 * MIB, f"process {helper.pid} 5000\\nprocess 17 1\\n")'
-    cell = play(fake_nvml, tmp_path, helper + WHOLE_LIFE.replace(LAST_SHOWN, shown))
+    cell = run_fake_worker(fake_nvml, tmp_path, helper + FULL_RUN.replace(LAST_SHOWN, shown))
     assert readings(cell)["decode"].others == [ForeignProcess(pid=17, used_bytes=1)]
 
 
@@ -96,9 +93,9 @@ def test_one_warning_per_cell_about_other_processes(golden: Golden, others: list
 def test_with_hidden_pids_there_is_only_an_estimate(
     golden: Golden, fake_nvml: FakeNvml, tmp_path: Path
 ) -> None:
-    life = WHOLE_LIFE.replace("show(", "show_hidden(")
+    script = FULL_RUN.replace("show(", "show_hidden(")
     hidden = 'def show_hidden(used, process):\n    show(used, None, "process 17 5\\n")\n'
-    cell = play(fake_nvml, tmp_path, hidden + life)
+    cell = run_fake_worker(fake_nvml, tmp_path, hidden + script)
     for reading in readings(cell).values():
         assert (reading.process_bytes, reading.others) == (None, None)  # 17 may be the worker itself
     assert memory_of(cell).nvml_peak_bytes is None
@@ -125,7 +122,6 @@ THREE_WORKERS = (
     PARENT.partition("with Nvml.open()")[0]
     + """
 import os, threading
-from orchestrator.execution.idle_gpu import IdleGpu
 
 def empty_the_gpu(text):
     state = Path(os.environ["FAKE_NVML_STATE"])
@@ -148,12 +144,12 @@ print(msgspec.json.encode(records).decode())
 )
 
 
-def play_several(
-    fake: FakeNvml, folder: Path, life: str, workers: int, patience_s: float, empties: bool = False
+def run_several(
+    fake: FakeNvml, folder: Path, script: str, workers: int, patience_s: float, empties: bool = False
 ) -> list[CellRecord]:
     (folder / "workers").mkdir()
     (folder / "workers" / "__init__.py").touch()
-    (folder / "workers" / "play.py").write_text(WORKER + life)
+    (folder / "workers" / "fake.py").write_text(WORKER + script)
     start, end = THREE_WORKERS.split("records = []")
     fields = {"patience_s": patience_s, "workers": workers, "empties": empties, "idle_state": ONE_GPU}
     script = start + "records = []" + end.format(**fields)
@@ -166,7 +162,7 @@ def play_several(
 def test_leftover_memory_is_waited_for_once_and_recorded(
     golden: Golden, fake_nvml: FakeNvml, tmp_path: Path
 ) -> None:
-    first, second, third = play_several(fake_nvml, tmp_path, WHOLE_LIFE, workers=3, patience_s=2)
+    first, second, third = run_several(fake_nvml, tmp_path, FULL_RUN, workers=3, patience_s=2)
     assert first.leftover is None
     assert second.leftover is not None
     assert third.leftover is not None
@@ -180,7 +176,7 @@ def test_leftover_memory_is_waited_for_once_and_recorded(
 
 
 def test_memory_that_is_freed_late_is_not_leftover(fake_nvml: FakeNvml, tmp_path: Path) -> None:
-    both = play_several(fake_nvml, tmp_path, WHOLE_LIFE, workers=2, patience_s=10, empties=True)
+    both = run_several(fake_nvml, tmp_path, FULL_RUN, workers=2, patience_s=10, empties=True)
     assert [cell.leftover for cell in both] == [None, None]
     assert [cell.baseline_device_bytes for cell in both] == [1_000_000, 1_000_000]
 
@@ -219,7 +215,7 @@ with Nvml.open() as nvml:
     ],
 )
 def test_an_empty_gpu_is_not_waited_for(fake_nvml: FakeNvml, state: str, noted: bool) -> None:
-    # Waiting would exceed the time that `answer_of` allows.
+    # Waiting would exceed the time limit of `answer_of`.
     assert leftover_of(fake_nvml, state, patience_s=600, noted=noted) is None
 
 

@@ -1,4 +1,4 @@
-"""The time that a plan will take, based on earlier runs; no figure without such runs."""
+"""The estimated time of a plan, based on earlier runs; without such runs there is no estimate."""
 
 from pathlib import Path
 from typing import Any
@@ -60,11 +60,11 @@ def test_the_same_plan_takes_as_long_as_before(golden: Golden) -> None:
 
 def test_a_worker_starts_once_per_round_for_all_its_cells() -> None:
     run = make_run(cell(), cell(new_tokens=10, is_later=True))
-    alone = estimated(plan(), run).known_s - 7
+    without_start_s = estimated(plan(), run).known_s - 7
     both = estimated(plan(new_tokens=[5, 10]), run)
     gap_s = 50 - 22
     assert both.known_s == pytest.approx(7 + 2 * (15 + gap_s))
-    assert alone == pytest.approx(15 + gap_s)
+    assert without_start_s == pytest.approx(15 + gap_s)
     assert estimated(plan(rounds=3), run).known_s == pytest.approx(3 * (22 + gap_s))
 
 
@@ -99,7 +99,7 @@ def test_the_median_of_the_nearest_size_counts() -> None:
         replace(make_run(cell()), environment=replace(HERE, cpu="another")),
     ],
 )
-def test_what_was_not_measured_here_has_no_figure(other: Run) -> None:
+def test_cells_not_measured_on_this_machine_have_no_estimate(other: Run) -> None:
     found = estimated(plan(), other)
     assert (found.known, found.cells, found.unknown) == (0, 1, ["fp16"])
     assert estimated(plan(budget=90), other).budget_s == 90

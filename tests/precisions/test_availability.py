@@ -1,4 +1,4 @@
-"""Why a precision can't run here: one line each, with the command that helps if there is one."""
+"""Reasons why a precision can't run here: one line each, with a command that helps if there is one."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""The bundle holds what the workers need beyond the GPU machine's own packages, and stays small."""
+"""The bundle contains what workers need beyond the GPU machine's own packages, and stays small."""
 
 import json
 import sys
@@ -30,7 +30,7 @@ for name in ("torchao/_C_cutlass_90a.abi3.so", "torchao/utils.py", "test/test_ut
 
 @pytest.fixture
 def arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The file in which the fake uv leaves its arguments."""
+    """The file that the fake uv writes its arguments to."""
     (tmp_path / "fake").mkdir()
     program = tmp_path / "fake/uv"
     program.write_text(FAKE_UV)
@@ -39,13 +39,13 @@ def arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return program.with_name("arguments.json")
 
 
-def test_it_follows_the_headers_and_leaves_out_what_the_machine_has() -> None:
+def test_it_has_the_headers_packages_but_not_those_of_the_machine() -> None:
     names = {Requirement(need).name for need in bundled_requirements()}
     assert {"msgspec", "bitsandbytes", "torchao", "autoawq", "gguf", "hqq", "gemlite"} <= names
     assert not names & {"torch", "transformers", "accelerate"}
 
 
-def test_it_keeps_what_the_gpu_machine_can_use(tmp_path: Path, arguments: Path) -> None:
+def test_it_keeps_files_that_the_gpu_machine_can_use(tmp_path: Path, arguments: Path) -> None:
     folder = tmp_path / "bundle"
     assert write_bundle(folder) == 3000
     kept = {path.name for path in folder.rglob("*") if path.is_file()}
@@ -68,7 +68,7 @@ def test_an_oversized_bundle_fails_and_names_the_largest_file(
     golden(str(caught.value).replace(str(tmp_path), "FOLDER"))
 
 
-def test_a_folder_in_use_is_left_alone(tmp_path: Path, arguments: Path) -> None:
+def test_a_folder_with_other_files_is_unchanged(tmp_path: Path, arguments: Path) -> None:
     (tmp_path / "mine.txt").write_text("kept")
     with pytest.raises(BadInput) as caught:
         write_bundle(tmp_path)

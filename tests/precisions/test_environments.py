@@ -1,7 +1,7 @@
-"""Environments for one precision each, as a user makes, uses and drops them, from an index of tiny wheels.
+"""Environments for single precisions, as a user makes, uses and drops them, from an index of tiny wheels.
 
-The wheels are made here, so that no network is needed and the index can be changed. Others are installed in a
-folder on PYTHONPATH, where the parent finds them.
+The wheels are built here, so that no network is needed and the index can be changed. The parent's packages
+are installed in a folder on PYTHONPATH.
 """
 
 import fcntl
@@ -92,7 +92,7 @@ def sha256(path: Path) -> str:
 
 
 class Place(NamedTuple):
-    """A user's folder with worker files, an index of wheels, packages of the parent's, and a cache."""
+    """A user's folder with worker files, an index of wheels, the parent's packages, and a cache."""
 
     folder: Path
 
@@ -133,7 +133,7 @@ class Place(NamedTuple):
         (self.folder / "workers/locks/mine.txt").write_text(text)
 
     def give_parent(self, wheel: Path) -> None:
-        """Install a wheel where the parent finds it."""
+        """Install a wheel among the parent's packages."""
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(self.parents)
 
@@ -152,7 +152,7 @@ class Place(NamedTuple):
         return done
 
     def refused(self, *arguments: str, reason: str = "", **variables: str) -> str:
-        """The one line that ends a command: the reason that uv gave is above, and there is no traceback."""
+        """The line that ends a command, after the reason that uv gave. There is no traceback."""
         done = self.qbench("worker", *arguments, **variables)
         assert done.returncode == 2, done.stdout + done.stderr
         assert done.stdout == ""
@@ -161,16 +161,16 @@ class Place(NamedTuple):
         return self.shown(done.stderr.splitlines()[-1])
 
     def listed(self) -> str:
-        """What the list says of the precision below the table."""
+        """The list's line about the precision, below the table."""
         done = self.qbench("worker", "--list")
         return self.shown("\n".join(line for line in done.stdout.splitlines() if line.startswith("mine: ")))
 
     def shown(self, text: str) -> str:
-        """A text without what differs between machines."""
+        """`text` without what differs between machines."""
         return re.sub(r"\S+/bin/python[\d.]*", "PYTHON", text.replace(str(self.folder), "PLACE"))
 
     def interpreter(self) -> str:
-        """Which Python the precision would run under."""
+        """The Python that the precision would run under."""
         options = ["-p", "mine", "--dry-run", "-m", "random:qwen2.5-0.5b", "--device", "cpu"]
         done = self.qbench("orchestrate", *options)
         assert done.returncode == 0, done.stderr
@@ -178,13 +178,13 @@ class Place(NamedTuple):
         return line
 
     def ask(self, code: str) -> Any:
-        """What an expression is in the environment, in a Python started as a worker's is."""
+        """Value of an expression in the environment, in a Python started the way a worker is."""
         program = f"import json, os, sys, importlib.util as u\nprint(json.dumps({code}))"
         argv = [self.home / "venv/bin/python", "-P", "-c", program]
         return json.loads(subprocess.check_output(argv, env=environment(self.cache), cwd=self.folder))
 
     def installed(self) -> set[str]:
-        """The packages that are installed in the environment, and not only found from there."""
+        """Packages that are installed in the environment itself, not those it reuses."""
         (site,) = self.home.glob("venv/lib/python*/site-packages")
         return {path.name.partition("-")[0] for path in site.glob("*.dist-info")}
 
@@ -195,7 +195,7 @@ class Place(NamedTuple):
         return self.lock.read_text().splitlines()[1:]
 
     def left(self) -> list[str]:
-        """What is in the cache of the precision's environments, but for the file that reserves it."""
+        """Contents of the cache of environments, without the lock file."""
         return sorted(path.name for path in self.home.iterdir() if path.name != ".lock")
 
 
@@ -207,7 +207,7 @@ def make_place(folder: Path) -> Place:
     make_wheel(place.index, "qprobe", "1.0")
     make_wheel(place.index, "qprobe", "2.0", "qneed>=1")
     make_wheel(place.index, "qneed", "1.5")
-    make_wheel(place.index, "setuptools", "999.0")  # in case the one here is older than torch wants
+    make_wheel(place.index, "setuptools", "999.0")  # in case the installed one is older than torch requires
     return place
 
 
@@ -216,7 +216,7 @@ def place(tmp_path: Path) -> Place:
     return make_place(tmp_path)
 
 
-# An environment, seen from all sides
+# One environment in all respects
 
 
 class Made(NamedTuple):
@@ -235,7 +235,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     return Made(place, place.make())
 
 
-def test_making_it_can_be_followed(made: Made) -> None:
+def test_making_it_prints_progress(made: Made) -> None:
     assert made.done.stdout == f"mine has its own environment: {made.place.home}\n"
     assert f"making an environment for mine: {made.place.home}\n" in made.done.stderr
     assert " + qprobe==2.0" in made.done.stderr
@@ -275,7 +275,7 @@ def test_it_is_used_unless_another_python_is_named(made: Made, golden: Golden) -
     golden(made.place.shown(done.stdout))
 
 
-def test_the_list_says_who_has_one(made: Made) -> None:
+def test_the_list_names_precisions_with_an_environment(made: Made) -> None:
     done = made.place.qbench("orchestrate", "--list")
     rows = {line.split()[0]: line for line in done.stdout.splitlines() if line.strip()}
     assert rows["mine"].split()[2:5] == ["yes", "its", "own"]
@@ -306,10 +306,10 @@ def test_one_run_measures_conflicting_pins_each_in_its_own_environment(made: Mad
     assert [trial.token_ids for trial in mine.trials] == [trial.token_ids for trial in theirs.trials]
 
 
-# What is reused
+# Reused packages
 
 
-def test_what_fits_is_reused_with_what_it_needs(place: Place) -> None:
+def test_a_compatible_package_is_reused_with_its_dependencies(place: Place) -> None:
     wheels = place.folder / "wheels"
     wheels.mkdir()
     place.give_parent(make_wheel(wheels, "qbig", "2.0+cu130", "qsmall>=1"))
@@ -328,7 +328,7 @@ def test_what_fits_is_reused_with_what_it_needs(place: Place) -> None:
     assert versions == ["2.0+cu130", "1.1", "3.0", "3.0"]
 
 
-def test_a_package_that_cant_work_with_the_parents_is_installed_and_the_parents_is_untouched(
+def test_an_incompatible_package_is_installed_and_the_parents_is_untouched(
     place: Place,
 ) -> None:
     wheels = place.folder / "wheels"
@@ -338,7 +338,7 @@ def test_a_package_that_cant_work_with_the_parents_is_installed_and_the_parents_
     before = {path: path.stat().st_mtime_ns for path in place.parents.rglob("*")}
     make_wheel(place.index, "qsmall", "2.0")
     make_wheel(place.index, "qbig", "2.1", "qsmall>=2")
-    place.write("qbig", "qsmall==2.0")  # the parent's qbig would do, if it could do with this qsmall
+    place.write("qbig", "qsmall==2.0")  # the parent's qbig would fit, but doesn't accept this qsmall
     place.make()
     assert place.installed() == {"qbig", "qsmall"}
     place.drop()
@@ -364,7 +364,7 @@ def test_a_header_that_needs_another_torch_gets_it(place: Place) -> None:
     assert place.reused() == [pin for pin in place.reused() if pin.startswith("msgspec==")]
 
 
-def test_builds_do_not_use_what_is_reused(place: Place) -> None:
+def test_builds_do_not_use_reused_packages(place: Place) -> None:
     """While uv resolves, the parent's packages are wheels without modules, and could not build anything."""
     finished = make_wheel(place.folder, "built", "1.0")
     project = '[build-system]\nrequires = ["qbackend"]\nbuild-backend = "qbackend"\n'
@@ -381,9 +381,7 @@ def test_builds_do_not_use_what_is_reused(place: Place) -> None:
     assert place.ask("__import__('built').VERSION") == "1.0"
 
 
-def test_one_whose_reused_package_is_gone_or_changed_is_outdated_and_made_again(
-    place: Place, golden: Golden
-) -> None:
+def test_an_environment_with_a_changed_reused_package_is_outdated(place: Place, golden: Golden) -> None:
     place.give_parent(place.index / "qprobe-1.0-py3-none-any.whl")
     place.write("qprobe")
     place.make()
@@ -398,7 +396,7 @@ def test_one_whose_reused_package_is_gone_or_changed_is_outdated_and_made_again(
     assert place.installed() == {"qneed"}
 
 
-# Failures leave nothing
+# Failures leave nothing behind behind
 
 
 def test_a_package_that_does_not_exist(place: Place, golden: Golden) -> None:
@@ -408,7 +406,7 @@ def test_a_package_that_does_not_exist(place: Place, golden: Golden) -> None:
     golden(place.listed())
 
 
-def test_packages_that_do_not_fit_together(place: Place, golden: Golden) -> None:
+def test_conflicting_packages(place: Place, golden: Golden) -> None:
     place.write("qprobe==2.0", "qneed==1.0")
     make_wheel(place.index, "qneed", "1.0")
     make_wheel(place.index, "qprobe", "2.0", "qneed>=1.5")
@@ -425,7 +423,7 @@ def test_a_python_that_is_not_installed(place: Place, golden: Golden) -> None:
 
 @pytest.fixture
 def silent_index() -> Iterator[socket.socket]:
-    """An index that accepts every connection and never answers."""
+    """An index that accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield server
 
@@ -439,7 +437,7 @@ def runs(process: psutil.Process) -> bool:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_an_interrupt_leaves_nothing_that_looks_like_an_environment(
+def test_an_interrupt_leaves_no_partial_environment(
     place: Place, silent_index: socket.socket, number: signal.Signals
 ) -> None:
     place.write("qprobe==1.0")
@@ -493,7 +491,7 @@ def test_a_cache_that_is_not_writable(place: Place, golden: Golden) -> None:
 # Outdated, dropped, made again
 
 
-def test_one_for_another_header_is_outdated_and_not_used(place: Place, golden: Golden) -> None:
+def test_an_environment_for_another_header_is_outdated_and_not_used(place: Place, golden: Golden) -> None:
     place.write("qprobe==1.0")
     place.make()
     place.write("qprobe==2.0")
@@ -503,7 +501,7 @@ def test_one_for_another_header_is_outdated_and_not_used(place: Place, golden: G
     golden(place.shown(line))
     assert "qprobe is not installed" in dry.stdout
     assert place.shown(line) in place.listed().splitlines()
-    # Until the new one is finished the old one stays.
+    # The old one stays until the new one is finished.
     (place.index / "qprobe-2.0-py3-none-any.whl").rename(place.folder / "aside.whl")
     place.refused("--make-env", "mine", reason="qprobe==2.0")
     assert place.ask("__import__('qprobe').VERSION") == "1.0"
@@ -514,7 +512,7 @@ def test_one_for_another_header_is_outdated_and_not_used(place: Place, golden: G
     assert place.qbench("orchestrate", *options).stderr == ""
 
 
-def test_one_whose_python_is_gone_is_outdated(place: Place, golden: Golden) -> None:
+def test_an_environment_without_its_python_is_outdated(place: Place, golden: Golden) -> None:
     place.write("qprobe==1.0")
     place.make()
     python = place.home / "venv/bin/python"
@@ -525,11 +523,11 @@ def test_one_whose_python_is_gone_is_outdated(place: Place, golden: Golden) -> N
     assert place.ask("__import__('qprobe').VERSION") == "1.0"
 
 
-def test_a_dropped_one_is_gone_and_its_lock_makes_it_again(place: Place, golden: Golden) -> None:
+def test_a_dropped_environment_can_be_made_again_from_its_lock(place: Place, golden: Golden) -> None:
     (place.index / "qprobe-2.0-py3-none-any.whl").unlink()
     place.write("qprobe")
     place.make()
-    shutil.rmtree(place.folder / "workers")  # it can be dropped without its worker
+    shutil.rmtree(place.folder / "workers")  # even without its worker
     (place.folder / "workers").mkdir()
     golden(place.shown(place.drop().stdout))
     assert place.left() == ["lock.txt"]
@@ -538,7 +536,7 @@ def test_a_dropped_one_is_gone_and_its_lock_makes_it_again(place: Place, golden:
     make_wheel(place.index, "qprobe", "3.0")
     place.make()
     assert place.ask("__import__('qprobe').VERSION") == "1.0"
-    # Both at once: without the lock it is made with what is newest.
+    # With both files dropped, it is made with the newest versions.
     place.lock.unlink()
     assert place.qbench("worker", "--drop-env", "mine", "--make-env", "mine").returncode == 0
     assert place.ask("__import__('qprobe').VERSION") == "3.0"
@@ -561,13 +559,13 @@ def test_an_archive_with_another_hash_is_refused(place: Place, golden: Golden) -
     place.drop()
     with zipfile.ZipFile(place.index / "qprobe-1.0-py3-none-any.whl", "a") as archive:
         archive.writestr("evil.py", "")
-    # uv's cache has the file that was hashed.
+    # uv's cache has the file with the right hash.
     empty = str(place.folder / "empty")
     golden(place.refused("--make-env", "mine", reason="Hash mismatch", UV_CACHE_DIR=empty))
     assert place.left() == ["lock.txt"]
 
 
-def test_a_lock_next_to_the_worker_decides_but_for_what_is_reused(place: Place, golden: Golden) -> None:
+def test_a_lock_next_to_the_worker_decides_except_for_reused_packages(place: Place, golden: Golden) -> None:
     place.give_parent(make_wheel(place.folder, "qbig", "2.13.0+cu130"))
     place.write("qbig>=2.6", "qprobe")
     digest = sha256(place.index / "qprobe-1.0-py3-none-any.whl")
@@ -615,7 +613,7 @@ def test_a_requirement_without_a_hash_is_refused(place: Place, golden: Golden) -
     golden(place.refused("--make-env", "mine", reason="hash"))
 
 
-# From the real index
+# From PyPI
 
 
 def test_a_package_from_pypi(place: Place) -> None:

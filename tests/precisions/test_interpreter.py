@@ -1,4 +1,4 @@
-"""A worker runs under the Python it was given, with our two packages and nothing else of the parent's."""
+"""A worker runs under its assigned Python, with our two packages and nothing else of the parent's."""
 
 import json
 import os
@@ -24,7 +24,7 @@ from orchestrator.precisions.interpreter import (
 
 @pytest.fixture(scope="module")
 def bare_python(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The python of a fresh environment that holds no package at all."""
+    """The Python of a new environment without any package."""
     folder = tmp_path_factory.mktemp("bare")
     venv.create(folder, with_pip=False, symlinks=True)
     return str(folder / "bin" / "python")
@@ -74,7 +74,7 @@ def test_a_path_that_does_not_exist_is_refused(golden: Golden) -> None:
     golden(str(caught.value))
 
 
-def test_the_command_that_installs_is_pip_if_it_is_there_else_uv(bare_python: str, tmp_path: Path) -> None:
+def test_the_install_command_is_pip_if_available_or_else_uv(bare_python: str, tmp_path: Path) -> None:
     assert find_interpreter(bare_python).pip_command() == f"uv pip install --python {bare_python}"
     venv.create(tmp_path / "venv", symlinks=True)
     (site,) = tmp_path.glob("venv/lib/python*/site-packages")
@@ -97,7 +97,7 @@ def test_the_command_that_installs_is_pip_if_it_is_there_else_uv(bare_python: st
 def test_an_unusable_python_is_refused(
     script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, golden: Golden
 ) -> None:
-    if "tail" in script:  # it never answers
+    if "tail" in script:  # it hangs
         monkeypatch.setattr(module, "ANSWER_TIMEOUT_S", 0.2)
     with pytest.raises(BadInput) as caught:
         find_interpreter(program(tmp_path / "python", script))
@@ -105,7 +105,7 @@ def test_an_unusable_python_is_refused(
     golden(caught.value.problem)
 
 
-def test_lent_packages_are_ours_and_gone_afterwards() -> None:
+def test_lent_packages_are_ours_and_only_borrowed() -> None:
     with lent_packages() as lent:
         assert sorted(os.listdir(lent)) == ["schemas", "workers"]
         assert (lent / "schemas" / "job.py").is_file()
@@ -141,10 +141,10 @@ def test_the_parents_keeps_its_inherited_path_but_not_the_working_directory(
     assert environment["PYTHONPATH"] == os.pathsep.join(["/lent", str(tmp_path / ".bundle")])
 
 
-def test_a_lent_worker_runs_under_a_bare_python_next_to_the_users_own_folders(
+def test_a_lent_worker_runs_under_a_bare_python_despite_the_users_folders(
     bare_python: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The working directory has a `workers/` of the user's; the bare Python has no site-packages."""
+    """The working directory has the user's own `workers/`; the bare Python has no site-packages."""
     for package in ("workers", "schemas"):
         (tmp_path / package).mkdir()
         (tmp_path / package / "__init__.py").write_text("raise SystemExit('the wrong package was imported')")

@@ -1,4 +1,4 @@
-"""A worker file in a folder of the user's is a precision, with no edit to the project."""
+"""A worker file in a user's folder is a precision, without changes to the project."""
 
 import re
 import subprocess
@@ -14,8 +14,8 @@ from orchestrator.precisions.catalog import WORKERS_FOLDER
 from orchestrator.records.store import read_run
 from schemas.frames import AnyFrame, Done, Ready
 
-# As in docs/precisions.md, plus what a user may well add: a second module next to it, and something to
-# prepare, which is done in a separate process.
+# The documented example, plus what a user may add: a second module next to it, and a preparation, which runs
+# in a separate process.
 WORKER = '''\
 # /// script
 # requires-python = ">=3.11"
@@ -68,7 +68,7 @@ if __name__ == "__main__":
 def write_worker(folder: Path, file: str = "fp32.py", **changes: str) -> Path:
     """Write WORKER and its second module, each key of `changes` replaced by its value.
 
-    The file has the name of one of ours, which must not matter.
+    The file has the same name as one of ours, which must not matter.
     """
     text = WORKER
     for old, new in changes.items():
@@ -118,7 +118,7 @@ def error_line(done: "subprocess.CompletedProcess[str]", place: Path) -> str:
 
 
 def own_words(line: str) -> str:
-    """The line without what Python and packaging say, each version in other words."""
+    """The line without the messages of Python and packaging, whose wording depends on the version."""
     return re.sub(r"(is not Python|can't be read|block): (?!Expected `|Invalid specifier).*", r"\1: …", line)
 
 
@@ -139,7 +139,7 @@ def test_a_file_that_cant_be_imported_or_read(qbench: Qbench, tmp_path: Path, go
     golden(error_line(qbench("worker", "--workers", dotted, "mine"), tmp_path))
 
 
-def test_two_of_its_files_cant_share_a_name(
+def test_two_files_cant_share_a_precision_name(
     qbench: Qbench, mine: Path, tmp_path: Path, golden: Golden
 ) -> None:
     write_worker(mine, "other.py")
@@ -168,7 +168,11 @@ def test_it_runs_next_to_ours(mine: Path, tiny_llama: Path, tmp_path: Path) -> N
     assert [trial.token_ids for trial in own.trials] == [trial.token_ids for trial in ours.trials]
     assert (cache / "mine.txt").read_text() == "prepared"
     assert own.ready
-    assert set(own.ready.versions) == {"torch", "transformers", "jinja2"}  # measured with, header or not
+    assert set(own.ready.versions) == {
+        "torch",
+        "transformers",
+        "jinja2",
+    }  # used for measuring, even if the header omits them
 
 
 @pytest.mark.slow

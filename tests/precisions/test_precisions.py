@@ -99,7 +99,9 @@ def test_a_broken_header_is_reported_with_its_file(
         find_precisions(path.parent)
     assert str(caught.value).startswith(f"{path}: ")
     problem = str(caught.value).removeprefix(f"{path}: ")
-    golden(re.sub(r"(is not (Python|TOML)): .*", r"\1: …", problem))  # Python's words differ between versions
+    golden(
+        re.sub(r"(is not (Python|TOML)): .*", r"\1: …", problem)
+    )  # Python's wording depends on the version
 
 
 def test_two_workers_cannot_share_a_name(tmp_path: Path, golden: Golden) -> None:

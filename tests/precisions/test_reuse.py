@@ -1,4 +1,4 @@
-"""Which lines of a lock are left out, because the parent has that version."""
+"""Lines of a lock that are omitted because the parent has that version."""
 
 from orchestrator.precisions.reuse import split_lock
 
@@ -17,7 +17,7 @@ qtypo=1.0
 """
 
 
-def test_only_what_the_parent_has_in_the_pinned_version_is_left_out() -> None:
+def test_only_packages_that_the_parent_has_in_the_pinned_version_are_omitted() -> None:
     installed = {"qtorch": "2.13.0+cu130", "q-same": "1.0", "qsix": "1.17.0", "qdirect": "1.0", "qmore": "1"}
     missing, reused = split_lock(LOCK, installed)
     assert reused == ["qtorch==2.13.0+cu130", "q-same==1.0"]
@@ -25,7 +25,7 @@ def test_only_what_the_parent_has_in_the_pinned_version_is_left_out() -> None:
         "--index-url https://example.org/simple",
         "qsix==1.16.0 --hash=sha256:cc",
         "qdirect @ https://example.org/qdirect-1.0.whl#sha256=dd --hash=sha256:dd",
-        "qtypo=1.0",  # for uv to refuse
+        "qtypo=1.0",  # so that uv refuses it
     ]
 
 

@@ -1,12 +1,11 @@
-"""A precision under another Python: it has its own packages, is lent ours, and a mix is flagged.
+"""A precision under another Python: it has its own packages, borrows ours, and mixed versions are flagged.
 
-The other environment is a real one. It finds torch and its dependencies through a `.pth` file, which saves
+The other environment is real, but finds torch and its dependencies through a `.pth` file, which saves
 installing a gigabyte. `.pth` files in the folders that it names are not followed, so an editable install of
 qbench is invisible to it.
 """
 
 import json
-import subprocess
 import sys
 import venv
 from importlib.metadata import distribution, distributions, version
@@ -14,8 +13,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from commands import command, environment, run
 from golden_text import Golden
-from worker_runs import ROOT, environment
+from worker_runs import ROOT
 
 from orchestrator.records.store import read_run
 from schemas.frames import Done
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 OTHER_TRANSFORMERS = "5.18.999"
 """Newer than any that the workers' headers exclude, and never released."""
 
-# Runs when any Python of the environment starts, and reports at its exit what it was and had imported.
+# Runs when a Python of the environment starts, and reports its path and imports when it exits.
 PROBE = """\
 import atexit, json, os, sys
 
@@ -67,7 +67,7 @@ class Outcome(NamedTuple):
     run: Run
     printed: str
     probes: list[dict[str, Any]]
-    """What the worker's Python reported at its exit."""
+    """Reports of the worker's Python at its exit."""
 
 
 @pytest.fixture(scope="module")
@@ -76,20 +76,10 @@ def outcome(other_python: Path, tiny_llama: Path, tmp_path_factory: pytest.TempP
     place = tmp_path_factory.mktemp("second")
     (place / "leaked").mkdir()
     (place / "prompts.txt").write_text("Why is the sky blue?\nName a river.\n")
-    done = subprocess.run(
-        [
-            *(Path(sys.executable).with_name("qbench-orchestrate"), "-p", "fp32", "-p", "int8"),
-            *("--python", f"fp32={other_python}", "--model", tiny_llama, "--new-tokens", "10"),
-            *("--device", "cpu", "--prompts", "prompts.txt", "--out", "run"),
-        ],
-        cwd=place,
-        env=environment(
-            QBENCH_CACHE=str(place / "cache"), PYTHONPATH=str(place / "leaked"), VIRTUAL_ENV="/parents/own"
-        ),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    named = ["-p", "fp32", "-p", "int8", "--python", f"fp32={other_python}", "--model", tiny_llama]
+    options = ["--new-tokens", "10", "--device", "cpu", "--prompts", "prompts.txt", "--out", "run"]
+    variables = {"PYTHONPATH": str(place / "leaked"), "VIRTUAL_ENV": "/parents/own"}
+    done = run(command("orchestrate", *named, *options), place, environment(place / "cache", **variables))
     log = (place / "run/logs/fp32.log").read_text()
     probes = [
         json.loads(line.removeprefix("PROBE ")) for line in log.splitlines() if line.startswith("PROBE ")

@@ -1,4 +1,4 @@
-"""A run with gzipped records and samples is read, reported and compared like any other, and not resumed."""
+"""A run with gzipped records and samples is read, reported and compared like any other, but not resumed."""
 
 import gzip
 import shutil
@@ -66,9 +66,7 @@ def test_records_are_read_without_their_folder(archived: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("command", [report, show_memory], ids=["report", "memory"])
-def test_commands_print_what_they_print_of_the_plain_run(
-    command: object, plain: Path, archived: Path
-) -> None:
+def test_commands_print_the_same_as_for_the_plain_run(command: object, plain: Path, archived: Path) -> None:
     expected = invoke(command, plain).stdout
     shown = invoke(command, archived).stdout
     assert RUN.cells[0].precision in expected

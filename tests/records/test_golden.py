@@ -1,8 +1,8 @@
-"""An old record still decodes, and gives the same figures as when it was made.
+"""An old record still decodes, and gives the same figures as when it was measured.
 
 `golden/h100-random-0.5b` is a run on an H100 80GB: random weights in the shapes of Qwen2.5-0.5B, measured
-with version 0.1.0. Only its paths were neutralized. The figures below are facts of that run; a failing test
-means that old runs are read differently now.
+with version 0.1.0. Only its paths were anonymized. The figures below are facts of that run: a failing test
+means that old records are now read differently.
 """
 
 import json
@@ -38,12 +38,12 @@ def rows(run: Run) -> dict[str, CellMetrics]:
 
 @pytest.fixture(scope="module")
 def phases(run: Run) -> list[tuple[str, PhaseMemory]]:
-    """Every phase of every cell in which torch held a CUDA context."""
+    """Every phase of every cell in which torch had a CUDA context."""
     found = [(cell.precision, phase) for cell in run.cells for phase in phase_memory(cell)]
     return [(name, phase) for name, phase in found if phase.reserved_bytes is not None]
 
 
-def test_it_decodes_whole(run: Run) -> None:
+def test_the_whole_record_decodes(run: Run) -> None:
     assert [cell.precision for cell in run.cells] == ["fp16", "int8", "int8-t0", "awq"]
     assert all(isinstance(cell.outcome, Done) for cell in run.cells)
     assert [len(cell.trials) for cell in run.cells] == [6, 1, 1, 1]
@@ -59,7 +59,7 @@ def test_footprints(rows: dict[str, CellMetrics]) -> None:
     assert saved == {"fp16": 0, "int8": 0.36, "int8-t0": 0.36, "awq": 0.54}
 
 
-def test_footprint_is_the_weights_and_little_else(rows: dict[str, CellMetrics]) -> None:
+def test_the_footprint_is_little_more_than_the_weights(rows: dict[str, CellMetrics]) -> None:
     for row in rows.values():
         assert row.loaded_bytes == pytest.approx(row.weight_bytes, rel=0.01)
 
@@ -69,13 +69,13 @@ def test_speeds_agree_with_the_raw_times(run: Run, rows: dict[str, CellMetrics])
         tokens = sum(len(trial.token_s) for trial in cell.trials)
         decode_s = sum(trial.decode_s for trial in cell.trials)
         assert rows[cell.precision].decode_tok_s == pytest.approx(tokens / decode_s)
-        # CUDA events and the wall are two clocks that timed the same steps.
+        # CUDA events and the host's clock timed the same steps.
         assert sum(sum(trial.token_s) for trial in cell.trials) == pytest.approx(decode_s, rel=0.02)
     assert (rows["fp16"].decode_tok_s or 0) > (rows["int8-t0"].decode_tok_s or 0)
     assert (rows["int8-t0"].decode_tok_s or 0) > (rows["int8"].decode_tok_s or 0)
 
 
-def test_nvml_sees_all_that_torch_reserved_and_the_context_besides(
+def test_nvml_sees_torchs_reserved_memory_and_the_context(
     phases: list[tuple[str, PhaseMemory]],
 ) -> None:
     assert len(phases) == 4 * 5  # context, load, warm-up, prefill, decode
@@ -89,7 +89,7 @@ def test_nvml_sees_all_that_torch_reserved_and_the_context_besides(
         assert 400 * MIB < phase.outside_torch_bytes < 900 * MIB, (name, phase.phase)
 
 
-def test_edges_were_read_by_both_sides_at_one_instant(run: Run) -> None:
+def test_edges_were_read_by_both_sides_at_the_same_time(run: Run) -> None:
     for cell in run.cells:
         for edge in cell.edges:
             if edge.reading is not None and edge.phase.torch is not None:
@@ -119,7 +119,7 @@ def test_the_table(run: Run, capsys: pytest.CaptureFixture[str], golden: Golden)
     assert "int8: 1 of 20 trials" in shown
 
 
-def test_markdown_and_json_hold_the_same(run: Run, rows: dict[str, CellMetrics]) -> None:
+def test_markdown_and_json_agree(run: Run, rows: dict[str, CellMetrics]) -> None:
     markdown = as_markdown(run).splitlines()
     table = [line for line in markdown if line.startswith("|")]
     assert len(table) == 2 + len(rows)
@@ -141,6 +141,6 @@ def test_the_memory_table(run: Run, capsys: pytest.CaptureFixture[str], golden: 
     assert len(tables) == 4
 
 
-def test_it_names_no_folder_of_the_machine_it_was_made_on() -> None:
+def test_it_names_no_folder_of_the_machine_that_measured_it() -> None:
     for file in GOLDEN.rglob("*.json*"):
         assert '"/' not in file.read_text(), file

@@ -1,4 +1,4 @@
-"""One notion of the same cell: equality, file names, rows and baselines all follow from its key."""
+"""The identity of a cell: equality, file names, rows and baselines all follow from its key."""
 
 import ast
 import json
@@ -48,7 +48,7 @@ jobs = st.builds(
 
 
 def cell_facts(job: Job) -> tuple[object, ...]:
-    """What a cell is, spelled out: the reference that keys are checked against."""
+    """What identifies a cell, spelled out as a reference for keys."""
     load = job.workload
     size = (load.prompt_tokens, load.depth, load.batch_size, load.new_tokens)
     return job.precision, load.decode, size, job.round, job.aa_control
@@ -75,7 +75,7 @@ def test_rounds_share_a_row(job: Job, round_: int) -> None:
 
 
 @given(jobs)
-def test_a_baseline_differs_in_precision_alone(job: Job) -> None:
+def test_a_baseline_differs_only_in_precision(job: Job) -> None:
     key = key_of(job)
     assert key.baseline == key_of(replace(job, precision=BASELINE, aa_control=False))
     assert key.baseline.is_baseline

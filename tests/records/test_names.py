@@ -1,4 +1,4 @@
-"""What cells are called among the cells of their run."""
+"""Names of cells, as short as the other cells of their run allow."""
 
 from typing import Any
 
@@ -31,7 +31,7 @@ def test_the_only_workload_has_no_label() -> None:
     assert workload_labels([DEEP]) == {DEEP: ""}
 
 
-def test_every_dimension_has_its_words(golden: Golden) -> None:
+def test_every_dimension_has_a_label(golden: Golden) -> None:
     golden(workload_labels([DEEP, WorkloadKey(prompt_tokens=1, batch_size=8, new_tokens=2048)]).values())
 
 

@@ -1,7 +1,7 @@
 """Records of three earlier states of the schema are still read, reported and compared.
 
-Each run in `tests/golden/` was measured on an H100 and is cut to a few cells. What each lacks says how old it
-is; a fact that a record lacks is unknown, and never a reason to refuse the record.
+Each run in `tests/golden/` was measured on an H100 and is cut to a few cells. Missing fields show how old it
+is; they are unknown, and never a reason to refuse the record.
 """
 
 import gzip
@@ -24,7 +24,7 @@ from schemas.record import Run
 
 
 class OldRun(NamedTuple):
-    """A run, what its records lack, and what must still be found in it."""
+    """A run, the fields that its records lack, and facts that must still be read."""
 
     name: str
     lacks: set[str]
@@ -63,7 +63,7 @@ RUNS = [
     OldRun("h100-joint-7b", set(), "fp16-graph-n24.jsonl.gz", 4, [38, 23, 59, 22]),
 ]
 FIELDS = RUNS[0].lacks
-"""That came one after the other, in records, jobs and workloads."""
+"""Fields added one after another, in records, jobs and workloads."""
 
 
 @pytest.fixture(params=RUNS, ids=lambda run: run.name)
@@ -93,7 +93,7 @@ def test_they_are_read_with_their_samples(old: OldRun) -> None:
     assert [len(cell.samples) for cell in done] == old.samples
 
 
-def test_what_a_record_lacks_takes_its_default(old: OldRun) -> None:
+def test_missing_fields_have_their_defaults(old: OldRun) -> None:
     job = old.read().cells[0].job
     assert job
     defaults = {

@@ -156,7 +156,7 @@ def test_records_without_their_folder_are_a_run_of_an_unknown_machine(
     golden(machine.gpu_reason)
 
 
-def test_a_file_of_another_name_does_not_stand_for_its_folder(folder: RunFolder) -> None:
+def test_a_file_with_another_name_does_not_stand_for_its_folder(folder: RunFolder) -> None:
     folder.append(FP16)
     shutil.copy(folder.path / "records.jsonl", folder.path / "theirs.jsonl")
     assert read_records(folder.path / "theirs.jsonl").environment.cpu_count is None
@@ -236,7 +236,7 @@ def test_a_plan_in_another_format_is_bad_input(folder: RunFolder, golden: Golden
 
 
 def test_every_appended_cell_survives_a_kill(tmp_path: Path) -> None:
-    """A writer is killed at full speed: every cell it reported is there, and none is incomplete."""
+    """A writer is killed while it writes: every cell that it reported is there, and none is incomplete."""
     writer = start(APPEND_FOREVER, tmp_path / "run")
     assert writer.stdout is not None
     for line in writer.stdout:

@@ -1,6 +1,6 @@
-"""The sentences below the table, on figures from an H100; and none if nothing is known.
+"""Sentences below the table, on figures from an H100; without figures there are none.
 
-The sentences are golden texts; tests here assert the cells that they name, and their figures.
+The sentences are golden texts; the tests assert which cells they name, and their figures.
 """
 
 from typing import Any
@@ -53,7 +53,7 @@ def half_b_eager() -> CellRecord:
 
 
 def half_b_int8(copies: int = 168, **fields: Any) -> CellRecord:
-    """Each of its 168 linear layers copies its outliers from the GPU, and waits for them."""
+    """Each of its 168 linear layers copies outliers from the GPU, and waits for the copy."""
     facts = {"tok_s": 8, "busy_ms": 4.31, "launches": 1990, "costs": QWEN_HALF_B}
     cell = h100_cell("int8", "eager", weight_bytes=HALF_B_INT8_BYTES, **(facts | fields))
     assert cell.profile
@@ -88,7 +88,7 @@ def assert_says(line: str | None, *facts: str) -> None:
     assert [fact for fact in facts if fact not in line] == []
 
 
-# A cell on its own
+# A single cell
 
 
 def test_a_cell_near_the_memory_roof(golden: Golden) -> None:
@@ -185,16 +185,16 @@ def test_the_remedy_is_a_row_of_the_run(golden: Golden) -> None:
 
 @pytest.mark.parametrize("outcome", [NO_CAPTURE, Skipped(reason="budget")], ids=["failed", "skipped"])
 def test_a_graph_row_without_figures_is_no_remedy(outcome: Failed | Skipped, golden: Golden) -> None:
-    alone = explained(half_b_int8(), failed("int8", outcome))[0]
+    single = explained(half_b_int8(), failed("int8", outcome))[0]
     with_fp16 = explained(half_b_int8(), failed("int8", outcome), fp16_graph())[0]
-    golden([alone, with_fp16])
-    assert "see " not in alone + with_fp16
+    golden([single, with_fp16])
+    assert "see " not in single + with_fp16
 
 
 # A cell compared with FP16
 
 
-def test_slower_in_gpu_time_too(golden: Golden) -> None:
+def test_slower_in_gpu_time_as_well(golden: Golden) -> None:
     line = compared(awq_graph(), fp16_graph())
     assert line
     golden(line)

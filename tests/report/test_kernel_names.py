@@ -1,4 +1,4 @@
-"""Kernels' names as torch's profiler gives them, and what a sentence makes of them."""
+"""Kernel names as torch's profiler reports them, and as sentences show them."""
 
 import pytest
 from hypothesis import given
@@ -45,5 +45,5 @@ def test_short_kernel_names(name: str, short: str) -> None:
 
 
 @given(st.text(alphabet="abK<>():, _2", min_size=1, max_size=120))
-def test_any_name_is_made_short(name: str) -> None:
+def test_any_name_is_shortened(name: str) -> None:
     assert len(short_kernel_name(name)) <= 40

@@ -1,10 +1,10 @@
-"""Each figure is computed once for a report, however many tables, notes and sentences show it."""
+"""A report computes each figure once, no matter how many tables, notes and sentences show it."""
 
 import shutil
 from pathlib import Path
 
 import pytest
-from analyses import counted
+from call_counts import calls_by_name
 from click.testing import CliRunner
 from sample_records import H100_PEAKS, MIB, edge, h100_cell, make_job, make_run, torch_memory
 
@@ -64,7 +64,7 @@ def test_a_report_computes_each_figure_once(folder: Path, form: str) -> None:
     once = (typical_run, comparisons, noise_floor, compare_all, bootstrap, best_modes, divergences)
     per_row = (phase_memory, decode_pace, prefill_pace)
     arguments = [str(folder), "--format", form, "--verbose"]
-    with counted(*once, *per_row) as calls:
+    with calls_by_name(*once, *per_row) as calls:
         result = CliRunner().invoke(report, arguments, standalone_mode=False)
     assert result.exception is None
     assert "int8" in result.output
@@ -74,7 +74,7 @@ def test_a_report_computes_each_figure_once(folder: Path, form: str) -> None:
 @pytest.mark.parametrize("form", [[], ["--json"]], ids=["table", "json"])
 def test_a_memory_report_computes_each_figure_once_per_row(folder: Path, form: list[str]) -> None:
     per_row = (phase_memory, ledgers, peak_gap)
-    with counted(typical_run, *per_row) as calls:
+    with calls_by_name(typical_run, *per_row) as calls:
         result = CliRunner().invoke(show_memory, [str(folder), *form], standalone_mode=False)
     assert result.exception is None
     assert "int8 graph" in result.output
@@ -84,7 +84,7 @@ def test_a_memory_report_computes_each_figure_once_per_row(folder: Path, form: l
 def test_a_comparison_computes_the_figures_of_each_run_once(folder: Path, tmp_path: Path) -> None:
     """The first run is compared with both others."""
     runs = [shutil.copytree(folder, tmp_path / name) for name in "abc"]
-    with counted(groups_of, typical_run, best_modes, qualities, decode_pace) as calls:
+    with calls_by_name(groups_of, typical_run, best_modes, qualities, decode_pace) as calls:
         result = CliRunner().invoke(compare, list(map(str, runs)), standalone_mode=False)
     assert result.exception is None
     assert "int8" in result.output

@@ -1,4 +1,4 @@
-"""Warnings below the table; and none if there is nothing to warn about."""
+"""Warnings below the table, and runs that have none."""
 
 import msgspec
 import pytest
@@ -41,18 +41,21 @@ def test_a_row_whose_versions_differ_from_the_baseline_names_both(package: str, 
     assert line.startswith(f"int8 ran with {package} 2.0 (fp16: 1.0): ")
 
 
-def test_two_packages_of_a_row_share_a_line() -> None:
+def test_two_packages_of_a_row_share_a_line(golden: Golden) -> None:
     base = make_cell("fp16", ready=make_ready(torch="1", transformers="5", bitsandbytes="1"))
     other = make_cell("int8", ready=make_ready(torch="2", transformers="6", bitsandbytes="2"))
     (line,) = warnings_of(make_run(base, other))
-    assert line.startswith("int8 ran with torch 2 (fp16: 1) and transformers 6 (fp16: 5): ")
+    assert line.startswith("int8 ")
+    golden(line)
 
 
 @pytest.mark.parametrize("package", ["torch", "transformers"])
-def test_without_a_baseline_a_mix_of_versions_names_the_rows(package: str) -> None:
+def test_without_a_baseline_a_mix_of_versions_names_the_rows(package: str, golden: Golden) -> None:
     versions = {"bf16": "1.0", "int8": "2.0", "awq": "1.0"}
     cells = [make_cell(name, ready=make_ready(**{package: each})) for name, each in versions.items()]
-    assert warnings_of(make_run(*cells)) == [f"{package} differs between rows: 1.0 in bf16, awq; 2.0 in int8"]
+    (line,) = warnings_of(make_run(*cells))
+    assert line.startswith(package)
+    golden(line)
 
 
 def test_other_packages_may_differ_and_workers_without_versions_are_ignored() -> None:
@@ -84,10 +87,12 @@ def test_a_first_trial_cut_short_reports_its_tokens(golden: Golden) -> None:
     assert "1 of 1 trials, 9 of 128 tokens" in line  # the only trial, and incomplete
 
 
-def test_a_skipped_cell_is_named_but_a_failed_one_is_left_to_the_notes() -> None:
+def test_a_skipped_cell_is_named_but_a_failed_one_is_left_to_the_notes(golden: Golden) -> None:
     skipped = make_cell("int8", outcome=Skipped(reason="the budget of 5 s is spent"), job=None, trials=[])
     failed = make_cell("awq", outcome=Failed(kind="error", message="boom"), trials=[])
-    assert warnings_of(make_run(skipped, failed)) == ["int8: skipped, the budget of 5 s is spent"]
+    (line,) = warnings_of(make_run(skipped, failed))
+    assert line.startswith("int8: ")
+    golden(line)
 
 
 def hidden_run(uuid: str | None) -> Run:
@@ -98,8 +103,11 @@ def hidden_run(uuid: str | None) -> Run:
     return make_run(make_cell(edges=edges, ready=make_ready(uuid)))
 
 
-def test_hidden_pids_are_reported_once_per_precision() -> None:
-    assert warnings_of(hidden_run("GPU-1")) == [f"fp16: NVML process bytes are missing: {HIDDEN}"]
+def test_hidden_pids_are_reported_once_per_precision(golden: Golden) -> None:
+    (line,) = warnings_of(hidden_run("GPU-1"))
+    assert line.startswith("fp16: ")
+    assert line.endswith(HIDDEN)
+    golden(line)
 
 
 def test_a_missing_resident_set_is_not_a_warning() -> None:

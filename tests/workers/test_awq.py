@@ -1,6 +1,6 @@
-"""AWQ weights are prepared once, by a recipe that can be copied to another machine, and aren't damaged.
+"""AWQ weights are prepared once, correctly, and from a recipe that can be copied between machines.
 
-The worker prepares them in a separate process; recipes are found by content.
+The worker prepares them in a separate process; recipes are named by content.
 """
 
 import json
@@ -18,7 +18,7 @@ import torch
 from golden_text import Golden
 from safetensors import safe_open
 from safetensors.torch import load_file
-from worker_runs import WorkerRun, make_job, run_worker
+from worker_runs import WorkerRun, cpu_job, run_worker
 
 from orchestrator.cache import cache_folder
 from orchestrator.errors import BadInput
@@ -107,7 +107,7 @@ class Prepared(msgspec.Struct):
 def prepared(tiny_llama: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     """A first run of the tiny model in an empty cache; its result is copied to the cache of other tests."""
     empty = tmp_path_factory.mktemp("awq-cache")
-    job = make_job("awq", tiny_llama, empty, new_tokens=4, warmup=0)
+    job = cpu_job("awq", tiny_llama, empty, new_tokens=4, warmup=0)
     assert not is_prepared(job)
     run = run_worker(job)
     shutil.copytree(empty, cache, dirs_exist_ok=True)
@@ -150,18 +150,18 @@ def test_recipe_names_follow_content_not_location(
     for file in tiny_llama.iterdir():
         (moved / file.name).write_bytes(file.read_bytes())
     name = recipe_file(prepared.job).name
-    assert recipe_file(make_job("awq", moved, tmp_path)).name == name
-    assert recipe_file(make_job("awq", tiny_qwen2, tmp_path)).name != name
+    assert recipe_file(cpu_job("awq", moved, tmp_path)).name == name
+    assert recipe_file(cpu_job("awq", tiny_qwen2, tmp_path)).name != name
     weights = bytearray((moved / "model.safetensors").read_bytes())
     weights[-1] ^= 1
     (moved / "model.safetensors").write_bytes(weights)
-    assert recipe_file(make_job("awq", moved, tmp_path)).name != name
+    assert recipe_file(cpu_job("awq", moved, tmp_path)).name != name
 
 
 @pytest.mark.slow
 def test_the_recipe_records_how_it_was_made(prepared: Prepared) -> None:
     metadata = metadata_of(recipe_file(prepared.job))
-    assert metadata["model"] == "awq"  # the name in the test's job
+    assert metadata["model"] == "awq"  # cpu_job names the model after the precision
     assert metadata["group_size"] == "128"
     note = read_note(packed_folder(prepared.job))
     text = f"{note.samples} blocks of {BLOCK_TOKENS} tokens of qbench's calibration.txt"
@@ -189,9 +189,9 @@ def test_a_copied_recipe_makes_calibration_unnecessary(prepared: Prepared, tmp_p
     run = run_worker(job)
     assert run.one(Done)
     assert {frame.message for frame in run.all(Progress)} == {"packing layer"}
-    ours, theirs = (load_file(packed_folder(each) / "model.safetensors") for each in (job, prepared.job))
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    original, copied = (load_file(packed_folder(each) / "model.safetensors") for each in (job, prepared.job))
+    assert original.keys() == copied.keys()
+    assert all(torch.equal(original[name], copied[name]) for name in original)
 
 
 @pytest.mark.slow
@@ -199,7 +199,7 @@ def test_a_users_checkpoint_needs_no_preparation(
     prepared: Prepared, tiny_llama: Path, tmp_path: Path
 ) -> None:
     own = str(packed_folder(prepared.job))
-    run = run_worker(make_job("awq", tiny_llama, tmp_path / "cache", checkpoint=own, new_tokens=4, warmup=0))
+    run = run_worker(cpu_job("awq", tiny_llama, tmp_path / "cache", checkpoint=own, new_tokens=4, warmup=0))
     assert run.one(Done)
     assert "prepare" not in phase_names(run)
     assert not (tmp_path / "cache").exists()
@@ -208,7 +208,7 @@ def test_a_users_checkpoint_needs_no_preparation(
 @pytest.mark.slow
 def test_widths_that_cannot_be_grouped_fail_the_row(tmp_path: Path) -> None:
     config_folder(tmp_path, hidden_size=100, intermediate_size=256, num_attention_heads=4, model_type="llama")
-    run = run_worker(make_job("awq", tmp_path, tmp_path / "cache"))
+    run = run_worker(cpu_job("awq", tmp_path, tmp_path / "cache"))
     assert "[100, 256]" in run.one(Failed).message
     assert run.status == 1
 
@@ -278,7 +278,7 @@ def test_calibrating_on_a_cpu_restores_the_weights(tiny_llama: Path) -> None:
     harm = run_script(CALIBRATE, tiny_llama)
     fixed, unfixed = harm["fixed"], harm["unfixed"]
     assert fixed["weights"] == 0
-    assert unfixed["weights"] > 0.1  # once AutoAWQ fixes this, our fix can go
+    assert unfixed["weights"] > 0.1  # once AutoAWQ fixes this, remove our fix
     assert fixed["logits"] < 0.35
     assert unfixed["logits"] > 2 * fixed["logits"], harm
 
@@ -291,12 +291,12 @@ def embedded_job(tmp_path: Path) -> Job:
     """A job for the embedded model, with what its recipe depends on but without its 98 MB."""
     config_folder(tmp_path, **SMOLLM2)
     (tmp_path / "SOURCE_SHA256").write_text(GGUF_SHA256 + "\n")
-    return make_job("awq", tmp_path, tmp_path / "cache")
+    return cpu_job("awq", tmp_path, tmp_path / "cache")
 
 
 @pytest.fixture
 def shipped(embedded_job: Job) -> Path:
-    """The recipe of the embedded model, as a worker finds it."""
+    """The embedded model's recipe, located the way a worker does."""
     return recipe_file(embedded_job)
 
 
@@ -379,7 +379,7 @@ def embedded() -> Path:
 
 @pytest.mark.slow
 def test_the_shipped_recipe_keeps_the_embedded_models_quality(embedded: Path, cache: Path) -> None:
-    job = make_job("awq", embedded, cache, prompts=["What is the capital of France?"], new_tokens=9, warmup=0)
+    job = cpu_job("awq", embedded, cache, prompts=["What is the capital of France?"], new_tokens=9, warmup=0)
     run = run_worker(job)
     assert "Paris" in (run.one(Done).sample_text or "")
     messages = {frame.message for frame in run.all(Progress)}

@@ -10,7 +10,7 @@ import bitsandbytes
 import pytest
 import torch
 from golden_text import Golden
-from small_models import side_by_side, small_model
+from small_models import concatenated, small_model
 from torch._dynamo.utils import counters
 from torch._inductor.runtime.benchmarking import benchmarker
 from torch._inductor.utils import run_and_get_code
@@ -63,7 +63,7 @@ def test_small_batches_compile_to_reductions(rows: int, gemv: bool) -> None:
 
 @pytest.mark.parametrize("device", [GPU, CPU], ids=["gpu", "cpu"])
 def test_the_autograd_cache_is_bypassed(device: Device) -> None:
-    """It could return products compiled with other decompositions."""
+    """The cache could return products compiled with other decompositions."""
     layer = torch.nn.Linear(64, 48)
     counters.clear()
     with torch.inference_mode():
@@ -193,7 +193,7 @@ def in_four_bits(model: PreTrainedModel) -> None:
 
 
 def graphs_compiled(model: PreTrainedModel, kind: str = "plain") -> int:
-    """Number of graphs that torch.compile makes of a step of `model`, whose logits must not change."""
+    """Number of graphs that torch.compile makes of a step of `model`; checks that its logits don't change."""
     graphs = []
 
     def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> torch.fx.GraphModule:
@@ -219,7 +219,7 @@ def test_equal_layers_are_compiled_once(kind: str) -> None:
     if kind == "bitsandbytes":
         in_four_bits(model)
     if kind == "merged":
-        merge_linears(model, torch.nn.Linear, side_by_side)
+        merge_linears(model, torch.nn.Linear, concatenated)
     assert graphs_compiled(model, kind) == 2  # the step, and a layer
     assert all("forward" not in vars(layer) for layer in model.modules())
 
@@ -253,7 +253,7 @@ def test_graph_breaks_inside_a_layer_are_counted() -> None:
 
 
 def test_onednn_patterns_are_disabled_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Which products they would replace can only be seen on a GPU."""
+    """The products that they would replace only exist on a GPU."""
     enabled = []
 
     def compile_fx(graph: torch.fx.GraphModule, *_: object, **__: object) -> Callable[..., object]:

@@ -1,7 +1,7 @@
 """Decode modes: the same tokens from each, several cells from one worker, and clear refusals.
 
-The model is small but lively: its answers depend on everything before them, so that a wrong position, mask or
-cache changes the tokens.
+The answers of these small models depend on the whole prompt, so that a wrong position, mask or cache changes
+the tokens.
 """
 
 import importlib
@@ -14,7 +14,7 @@ import torch
 from golden_text import Golden
 from small_models import small_model
 from transformers import PreTrainedModel
-from worker_runs import SharedWorkers, make_job, run_jobs
+from worker_runs import SharedWorkers, cpu_job, run_jobs
 
 from orchestrator.precisions.catalog import find_precisions
 from schemas.frames import Done, Failed, Loaded, Phase, SetUp, Trial, WarmedUp
@@ -55,7 +55,7 @@ def with_workload(job: Job, **fields: object) -> Job:
 def test_all_modes_give_the_same_tokens(
     batch_size: int, ask: SharedWorkers, lively: Path, cache: Path
 ) -> None:
-    job = make_job("fp32", lively, cache, prompts=UNEQUAL, batch_size=batch_size)
+    job = cpu_job("fp32", lively, cache, prompts=UNEQUAL, batch_size=batch_size)
     answers = tokens(job, ask)
     assert answers["compile"] == answers["eager"] == answers["generate"]
     assert len(answers["eager"]) == 3 // batch_size
@@ -67,10 +67,10 @@ def test_context_in_the_cache_acts_like_context_in_the_prompt(
     ask: SharedWorkers, lively: Path, cache: Path
 ) -> None:
     jobs = [
-        make_job("fp32", lively, cache, prompts=UNEQUAL, depth=21, batch_size=3, decode=mode)
+        cpu_job("fp32", lively, cache, prompts=UNEQUAL, depth=21, batch_size=3, decode=mode)
         for mode in ("eager", "compile")
     ]
-    shallow = make_job("fp32", lively, cache, prompts=UNEQUAL, batch_size=3)
+    shallow = cpu_job("fp32", lively, cache, prompts=UNEQUAL, batch_size=3)
     eager, compiled, without = (ask(job).one(Trial).token_ids for job in [*jobs, shallow])
     assert eager == compiled
     assert eager != without
@@ -90,7 +90,7 @@ def test_context_in_the_cache_acts_like_context_in_the_prompt(
 
 @pytest.mark.slow
 def test_a_worker_loads_once_and_survives_a_refusal(lively: Path, cache: Path, golden: Golden) -> None:
-    job = make_job("fp32", lively, cache)
+    job = cpu_job("fp32", lively, cache)
     first, refused, again = run_jobs([job, with_workload(job, decode="graph"), job])
     assert len(first.all(Loaded)) == 1
     assert not again.all(Loaded)
@@ -104,7 +104,7 @@ def test_a_worker_loads_once_and_survives_a_refusal(lively: Path, cache: Path, g
 
 @pytest.mark.slow
 def test_compilation_is_timed_separately(ask: SharedWorkers, lively: Path, cache: Path) -> None:
-    run = ask(make_job("fp32", lively, cache, decode="compile"))
+    run = ask(cpu_job("fp32", lively, cache, decode="compile"))
     setup = run.one(SetUp)
     assert setup.compile_s is not None
     assert 0 < setup.compile_s <= setup.setup_s
@@ -112,14 +112,14 @@ def test_compilation_is_timed_separately(ask: SharedWorkers, lively: Path, cache
     assert setup.cache_tokens is not None
     assert setup.cache_tokens % 16 == 0
     at_ns = {phase.name: phase.at_ns for phase in run.all(Phase)}
-    assert setup.setup_s <= (at_ns["warmup"] - at_ns["setup"]) / 1e9  # so it is over before any trial
+    assert setup.setup_s <= (at_ns["warmup"] - at_ns["setup"]) / 1e9  # so it finished before any trial
 
 
 @pytest.mark.slow
 def test_layers_that_the_compiler_cannot_trace_are_called_eagerly(
     ask: SharedWorkers, tiny_llama: Path, cache: Path
 ) -> None:
-    job = make_job("awq", tiny_llama, cache)
+    job = cpu_job("awq", tiny_llama, cache)
     longer = with_workload(job, new_tokens=job.workload.new_tokens + 1)
     eager, compiled, again = map(ask, (job, with_workload(job, decode="compile"), longer))
     assert compiled.one(SetUp).graph_breaks == 0
@@ -134,7 +134,7 @@ def test_layers_that_the_compiler_cannot_trace_are_called_eagerly(
 def test_without_a_compiler_only_compile_is_refused(
     lively: Path, cache: Path, tmp_path: Path, golden: Golden
 ) -> None:
-    jobs = [make_job("fp32", lively, cache, decode=mode) for mode in ("compile", "eager")]
+    jobs = [cpu_job("fp32", lively, cache, decode=mode) for mode in ("compile", "eager")]
     empty = tmp_path / "bin"
     empty.mkdir()
     no_compiler = {
@@ -151,7 +151,7 @@ def test_without_a_compiler_only_compile_is_refused(
 
 @pytest.mark.slow
 def test_warm_up_continues_until_two_trials_agree(ask: SharedWorkers, lively: Path, cache: Path) -> None:
-    job = make_job("fp32", lively, cache)
+    job = cpu_job("fp32", lively, cache)
     runs = map(ask, (job, with_workload(job, warmup=0), with_workload(job, warmup=7)))
     grown, none, seven = (run.one(WarmedUp) for run in runs)
     assert 2 <= len(grown.trial_s) <= 1 + warmup.MAX_EXTRA_TRIALS
@@ -167,7 +167,7 @@ def test_warm_up_continues_until_two_trials_agree(ask: SharedWorkers, lively: Pa
 def test_quantized_formats_only_diverge_at_near_ties(
     precision: str, ask: SharedWorkers, lively: Path, cache: Path
 ) -> None:
-    job = make_job(precision, lively, cache, prompts=UNEQUAL)
+    job = cpu_job(precision, lively, cache, prompts=UNEQUAL)
     answers = tokens(job, ask)
     assert answers["generate"] == answers["eager"]
     loaded = importlib.import_module(find_precisions()[precision].module).load(job)
@@ -199,7 +199,7 @@ def test_two_trials_agree_within_2_percent(trial_s: list[float], expected: bool 
 
 
 def test_every_prompt_shape_runs_before_trials_are_timed() -> None:
-    """Triton tunes its kernels per number of rows, which takes seconds in the first prefill."""
+    """Triton tunes its kernels for each number of rows, which needs seconds in the first prefill."""
     met: list[tuple[tuple[int, ...], Limits]] = []
     batches = [Batch(torch.zeros(1, width, dtype=torch.long), None) for width in (8, 8, 5, 7, 5)]
     warmup.run_other_shapes(lambda batch, limits: met.append((batch.ids.shape, limits)), batches)

@@ -1,5 +1,4 @@
-"""Small batches times 8-bit weights: how work is divided, which rows are routed here, and on a GPU the
-numbers."""
+"""Small batches times 8-bit weights: how work is divided, which rows are routed here, and results."""
 
 import math
 
@@ -81,7 +80,7 @@ def test_a_launch_is_planned_once_per_shape(monkeypatch: pytest.MonkeyPatch) -> 
     for dtype in (torch.int8, torch.int8, torch.float8_e4m3fn, torch.int8):
         eight_bit_product(torch.randn(2, 256).bfloat16(), stored[dtype], torch.ones(32))
     eight_bit_kernel.launcher.cache_clear()
-    assert plans == [(2, 2), (2, 2)]  # one for each dtype, which have kernels of their own
+    assert plans == [(2, 2), (2, 2)]  # one for each dtype, since each has its own kernel
     assert [(args[4], args[5]) for args in launched] == [(2, 32)] * 4
 
 

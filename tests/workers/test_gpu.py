@@ -1,4 +1,4 @@
-"""On a real GPU: the methods of the seed benchmark in both decode modes, and NVML next to torch.
+"""On a real GPU: the main precisions in two decode modes, and NVML compared with torch.
 
 Skipped unless run with `pytest -m gpu`.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from analyses import memory_of, rows_of
 from conftest import ROOT
-from worker_runs import make_job, run_jobs
+from worker_runs import cpu_job, run_jobs
 
 from orchestrator.analysis.conditions import trial_conditions
 from orchestrator.analysis.memory.phases import phase_memory
@@ -43,7 +43,7 @@ def measured(run: Run) -> list[CellRecord]:
     return [cell for cell in run.cells if isinstance(cell.outcome, Done)]
 
 
-def test_all_methods_of_the_seed_run_in_both_modes(run: Run) -> None:
+def test_the_main_precisions_run_in_both_modes(run: Run) -> None:
     outcomes = {key_of(cell).name: cell.outcome for cell in run.cells}
     assert list(outcomes) == [name for each in PRECISIONS for name in (each, f"{each} graph")]
     refused = outcomes.pop("int8 graph")
@@ -82,7 +82,7 @@ def test_all_modes_give_the_same_tokens(batch_size: int, depth: int, lively: Pat
     modes = ["eager", "graph", "compile", *([] if depth else ["generate"])]
     prompts = ["Name a river.", "Why is the sky blue, and not green, when the sun is high?", "Go"]
     jobs = [
-        make_job(
+        cpu_job(
             "fp32",
             lively,
             cache,

@@ -1,5 +1,7 @@
-"""HQQ's integers, scales and zero points, quantized while a model loads. gemlite can't be imported without a
-GPU."""
+"""HQQ's integers, scales and zero points, quantized while a model loads.
+
+Without a GPU gemlite can't be imported, so plain linear layers replace its layers.
+"""
 
 from pathlib import Path
 
@@ -7,7 +9,7 @@ import pytest
 import torch
 from golden_text import Golden
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-from worker_runs import make_job
+from worker_runs import cpu_job
 
 from workers.generation.device import Device
 from workers.harness.inventory import take_inventory
@@ -17,7 +19,7 @@ from workers.quantization.hqq_model import HqqConfig, choose_group_size, load_hq
 
 
 def plain_layer(integers: torch.Tensor, scales: torch.Tensor, zero_points: torch.Tensor) -> torch.nn.Module:
-    """The weights that a kernel would multiply by, as a linear layer."""
+    """A linear layer with the dequantized weights."""
     rows, columns = integers.shape
     layer = torch.nn.Linear(columns, rows, bias=False, device="meta")
     grouped = integers.view(len(scales), -1).to(scales.dtype)
@@ -27,7 +29,7 @@ def plain_layer(integers: torch.Tensor, scales: torch.Tensor, zero_points: torch
 
 
 def loaded(folder: Path, cache: Path) -> LoadedModel:
-    return load_hqq_model(make_job("hqq", folder, cache), plain_layer)
+    return load_hqq_model(cpu_job("hqq", folder, cache), plain_layer)
 
 
 def test_zero_points_are_fitted_to_the_weights() -> None:
@@ -75,7 +77,7 @@ def test_random_weights_are_quantized_as_they_are_drawn(
 ) -> None:
     config = AutoConfig.from_pretrained(tiny_llama)
     monkeypatch.setattr("workers.models.random_model.random_config", lambda _: config)
-    model = load_hqq_model(make_job("hqq", "tiny", cache), plain_layer).model
+    model = load_hqq_model(cpu_job("hqq", "tiny", cache), plain_layer).model
     assert sum(hasattr(each, "group_size") for each in model.modules()) == 14
     assert not any(tensor.is_meta for tensor in [*model.parameters(), *model.buffers()])
 

@@ -1,5 +1,4 @@
-"""Small batches times INT4 weights: how work is divided, which rows are routed here, and on a GPU the
-numbers."""
+"""Small batches times INT4 weights: how work is divided, which rows are routed here, and results."""
 
 import math
 

@@ -39,7 +39,7 @@ def test_scales_of_scales_are_counted() -> None:
     loaded = take_inventory(LoadedModel(model, None), Device("cpu"))
     blocks = LINEAR_PARAMETERS // 64
     layers = 14
-    # Per layer: a table of 16 values, an offset, a table of 256 values for the scales of the scales.
+    # Per layer: a codebook of 16 values, an offset, and a codebook of 256 values for the quantized scales.
     tables = layers * 4 * (16 + 1) + layers * 4 * 256
     of_scales = 4 * 2 * (4 * 1 + 3 * 2)
     assert loaded.weight_bytes["uint8"] == LINEAR_PARAMETERS // 2 + blocks
@@ -86,4 +86,4 @@ def test_a_formats_own_settings_are_recorded() -> None:
     model.config.quantization_config = TorchAoConfig(Int8WeightOnlyConfig())
     settings = take_inventory(LoadedModel(model, None), Device("cpu")).settings
     assert settings["granularity"] == "PerRow(dim=-1)"
-    assert "group_size" not in settings  # which is unset
+    assert "group_size" not in settings  # it is unset

@@ -11,7 +11,7 @@ import torch
 from accelerate.utils import set_module_tensor_to_device
 from golden_text import Golden
 from packaging.requirements import Requirement
-from worker_runs import make_job
+from worker_runs import cpu_job
 
 from orchestrator.precisions.catalog import find_precisions
 from schemas.job import Job
@@ -26,7 +26,7 @@ GROUP_SIZE = 128
 
 @pytest.fixture
 def job(tiny_llama: Path, tmp_path: Path) -> Job:
-    return make_job("awq-marlin", tiny_llama, tmp_path)
+    return cpu_job("awq-marlin", tiny_llama, tmp_path)
 
 
 def no_report(message: str, done: int, total: int) -> None:
@@ -73,7 +73,7 @@ def test_without_autoawq_the_calibrating_command_is_suggested(
 
 
 def test_both_awq_precisions_share_their_weights(tiny_llama: Path, cache: Path) -> None:
-    folders = {awq_cache.packed_folder(make_job(name, tiny_llama, cache)) for name in ("awq", "awq-marlin")}
+    folders = {awq_cache.packed_folder(cpu_job(name, tiny_llama, cache)) for name in ("awq", "awq-marlin")}
     assert len(folders) == 1
     needs = {
         need.name: str(need.specifier) for need in map(Requirement, find_precisions()["awq"].requirements)
@@ -93,17 +93,17 @@ def test_gptq_checkpoints_are_cached_by_content(
 ) -> None:
     versions = {"gptqmodel": "7.6.0"}
     monkeypatch.setattr(importlib.metadata, "version", versions.__getitem__)
-    job = make_job("gptq", tiny_llama, tmp_path)
+    job = cpu_job("gptq", tiny_llama, tmp_path)
     folder = gptq_checkpoint.packed_folder(job)
     assert folder.parent == tmp_path / "gptq"
-    assert gptq_checkpoint.packed_folder(make_job("gptq", tiny_qwen2, tmp_path)) != folder
+    assert gptq_checkpoint.packed_folder(cpu_job("gptq", tiny_qwen2, tmp_path)) != folder
     assert not gptq_checkpoint.is_prepared(job)
     folder.mkdir(parents=True)
     assert gptq_checkpoint.is_prepared(job)
     versions["gptqmodel"] = "7.7.0"
     assert not gptq_checkpoint.is_prepared(job)
-    assert gptq_checkpoint.is_prepared(make_job("gptq", tiny_llama, tmp_path, checkpoint="some/checkpoint"))
-    assert gptq_checkpoint.is_prepared(make_job("gptq", "qwen2.5-0.5b", tmp_path))
+    assert gptq_checkpoint.is_prepared(cpu_job("gptq", tiny_llama, tmp_path, checkpoint="some/checkpoint"))
+    assert gptq_checkpoint.is_prepared(cpu_job("gptq", "qwen2.5-0.5b", tmp_path))
 
 
 def test_random_int4_weights_have_the_requested_deviation() -> None:
@@ -121,7 +121,7 @@ def test_random_int4_weights_have_the_requested_deviation() -> None:
 
 
 def test_packages_cannot_choose_the_allocator(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As gptqmodel would, which sets variables that aren't set."""
+    """gptqmodel would, by setting unset variables."""
     monkeypatch.delenv("PYTORCH_ALLOC_CONF", raising=False)
     monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "backend:native")
     monkeypatch.setenv("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
@@ -133,7 +133,7 @@ def test_packages_cannot_choose_the_allocator(monkeypatch: pytest.MonkeyPatch) -
 
 
 def fill_at_random(layer: torch.nn.Module) -> None:
-    """Like a checkpoint, before it is repacked."""
+    """Fill a layer like a checkpoint does before it is repacked."""
     shift = torch.iinfo(torch.int32).max
     for name, empty in [*layer.named_parameters(), *layer.named_buffers()]:
         values = torch.empty(empty.shape, dtype=empty.dtype, device="cuda:0")

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from small_models import side_by_side, small_model
+from small_models import concatenated, small_model
 from transformers import PreTrainedModel
 
 from workers.kernels.merged_linear import MergedLinear, MergedOutput, merge_linears, merged_setting
@@ -19,7 +19,7 @@ def test_a_merged_model_gives_the_same_logits(model: PreTrainedModel) -> None:
     with torch.no_grad():
         expected = model(ids).logits
         assert merged_setting(model) == {}
-        merge_linears(model, torch.nn.Linear, side_by_side)
+        merge_linears(model, torch.nn.Linear, concatenated)
         assert torch.allclose(model(ids).logits, expected, atol=1e-5)
     assert merged_setting(model) == {"joined": "q_proj+k_proj+v_proj, gate_proj+up_proj"}
     shapes = [(layer.in_features, layer.out_features) for layer in map(linear, merged_layers(model))]
@@ -50,7 +50,7 @@ def test_one_product_serves_all_outputs_and_none_is_kept() -> None:
     calls.clear()
     assert torch.equal(torch.cat([first(x), second(x), third(x)], -1), expected[0])
     assert (len(calls), merged.input, merged.outputs) == (1, None, {})
-    # In another order, of another input, and of one that was changed in place.
+    # In another order, with another input, and with one that was changed in place.
     assert torch.equal(third(x), expected[0][:, 5:])
     assert torch.equal(first(other), expected[1][:, :3])
     assert torch.equal(second(x), expected[0][:, 3:5])
@@ -61,13 +61,13 @@ def test_one_product_serves_all_outputs_and_none_is_kept() -> None:
 def test_layers_with_different_biases_are_not_merged(model: PreTrainedModel) -> None:
     for layer in model.model.layers:
         layer.self_attn.v_proj.bias = None
-    merge_linears(model, torch.nn.Linear, side_by_side)
+    merge_linears(model, torch.nn.Linear, concatenated)
     assert merged_setting(model) == {"joined": "gate_proj+up_proj"}
 
 
 def test_layers_of_another_class_are_not_merged(model: PreTrainedModel) -> None:
     for layer in model.model.layers:
         layer.mlp.up_proj = torch.nn.Identity()
-    merge_linears(model, torch.nn.Linear, side_by_side)
+    merge_linears(model, torch.nn.Linear, concatenated)
     assert merged_setting(model) == {"joined": "q_proj+k_proj+v_proj"}
     assert len(merged_layers(model)) == 2

@@ -1,4 +1,4 @@
-"""Planted outliers are where LLM.int8 looks for them and nowhere else, and nothing overflows."""
+"""Planted outliers appear only in the inputs that LLM.int8 searches, and nothing overflows."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""The tested range of torch: named by every header, and what a torch beyond it costs."""
+"""The tested range of torch: every header has it, and a later torch loses only the compile rows."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 from golden_text import Golden
 from packaging.requirements import Requirement
 from packaging.version import Version
-from worker_runs import copy_packages, make_job, run_jobs
+from worker_runs import copy_packages, cpu_job, run_jobs
 
 from orchestrator.precisions.availability import why_not
 from orchestrator.precisions.catalog import Precision, find_precisions
@@ -32,7 +32,7 @@ def test_every_header_allows_the_tested_versions_and_no_later_minor(name: str) -
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_a_later_torch_is_named_with_the_command_that_replaces_it(device: str) -> None:
+def test_a_later_torch_is_reported_with_the_command_that_replaces_it(device: str) -> None:
     precision = PRECISIONS["int8-wo"]
     installed = {Requirement(need).name: "0.18.0" for need in precision.requirements}
     installed |= {"torch": LATER, "transformers": "5.24.0", "accelerate": "1.15.0", "msgspec": "0.20.0"}
@@ -65,7 +65,7 @@ def test_a_renamed_part_of_torch_fails_the_compile_rows_only(
             "\n    return load_transformers_model(job, torch.float32)\n", HIDE.replace("PART", part)
         )
     )
-    jobs = [make_job("fp32", tiny_llama, cache, decode=mode) for mode in ("eager", "compile", "eager")]
+    jobs = [cpu_job("fp32", tiny_llama, cache, decode=mode) for mode in ("eager", "compile", "eager")]
     first, compiled, again = run_jobs(jobs, lent=lent)
     failed = compiled.one(Failed)
     assert failed.kind == "unsupported"

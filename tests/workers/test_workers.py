@@ -1,7 +1,6 @@
 """Every worker follows the protocol of `schemas.frames`: frames in order, exact counts, and useful failures.
 
-Each test looks at a real worker process, started and fed the way the parent does it, on a tiny model on the
-CPU.
+Each test runs a real worker process the way the parent does, with a tiny model on the CPU.
 """
 
 import errno
@@ -13,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -22,7 +22,7 @@ import torch
 from conftest import build_tiny_model
 from golden_text import Golden
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from worker_runs import PROMPTS, SharedWorkers, WorkerRun, copy_packages, make_job, run_worker, starting
+from worker_runs import PROMPTS, SharedWorkers, WorkerRun, copy_packages, cpu_job, run_worker, starting
 
 from orchestrator.precisions.catalog import find_precisions
 from orchestrator.precisions.interpreter import own_interpreter, worker_command, worker_environment
@@ -51,7 +51,7 @@ CASES = [("tiny_llama", precision) for precision in ON_A_CPU] + [
 def job(request: pytest.FixtureRequest, cache: Path) -> Job:
     """The same small job for every precision."""
     model, precision = request.param
-    return make_job(precision, request.getfixturevalue(model), cache)
+    return cpu_job(precision, request.getfixturevalue(model), cache)
 
 
 @pytest.fixture
@@ -134,7 +134,7 @@ def test_ready_describes_process_and_device(run: WorkerRun) -> None:
 
 
 def test_versions_cover_the_packages_of_the_header(ask: SharedWorkers, tiny_llama: Path, cache: Path) -> None:
-    job = make_job("int8", tiny_llama, cache)
+    job = cpu_job("int8", tiny_llama, cache)
     assert set(ask(job).one(Ready).versions) == set(job.packages) >= {"bitsandbytes"}
 
 
@@ -146,7 +146,7 @@ def test_every_token_is_generated_and_timed(run: WorkerRun) -> None:
         assert len(trial.token_s) == NEW_TOKENS - 1
         assert min(trial.prefill_s, *trial.token_s) > 0
         assert trial.enqueue_s <= trial.decode_s
-        # The span includes the loop's own cost, so they agree, but never exactly.
+        # The span includes the loop's overhead, so they agree, but never exactly.
         assert sum(trial.token_s) == pytest.approx(trial.decode_s, rel=0.02, abs=1e-3)
         assert sum(trial.token_s) <= trial.decode_s
     done = run.one(Done)
@@ -168,7 +168,7 @@ def test_parameters_are_those_of_the_unquantized_model(run: WorkerRun) -> None:
 
 
 def test_the_worker_waits_for_the_parent_at_each_phase(tiny_llama: Path, cache: Path) -> None:
-    job = make_job("fp32", tiny_llama, cache)
+    job = cpu_job("fp32", tiny_llama, cache)
     with starting(job, "workers.fp32") as process:
         assert process.stdin
         assert process.stdout
@@ -176,7 +176,7 @@ def test_the_worker_waits_for_the_parent_at_each_phase(tiny_llama: Path, cache: 
         edge = None
         while edge is None or edge.name != "prefill":
             edge = next_phase(process)
-        time.sleep(1)  # the prefill of a warm tiny model takes some milliseconds
+        time.sleep(1)  # far longer than the prefill of a tiny model
         edge_over_ns = time.monotonic_ns()
         assert next_phase(process).at_ns > edge_over_ns
 
@@ -197,55 +197,61 @@ def next_phase(process: subprocess.Popen[bytes]) -> Phase:
 # Stored weights
 
 
-def test_weights_take_the_bits_their_format_promises(
-    ask: SharedWorkers, tiny_llama: Path, cache: Path
-) -> None:
-    loaded = {
-        name: ask(make_job(name, tiny_llama, cache)).one(Loaded)
-        for name in ("fp32", "fp16", "bf16", "int8", "int8-wo", "int8-dyn", "fp8-wo", "nf4", "fp4", "awq")
-    }
-    parameters = loaded["fp32"].parameters
-    rest = parameters - LINEAR_PARAMETERS  # embeddings, tied to the head, and norms
-    inverse_frequencies = 128
-    assert loaded["fp32"].weight_bytes == {"float32": 4 * parameters + inverse_frequencies}
+FORMATS = ("fp32", "fp16", "bf16", "int8", "int8-wo", "int8-dyn", "fp8-wo", "nf4", "fp4", "awq")
+ROWS = 2 * 1024
+"""Output rows of all quantizable linear layers."""
+OTHER_PARAMETERS = 66_176
+"""Embeddings, tied to the head, and norms."""
+INVERSE_FREQUENCIES = 128
+"""Bytes of the rotary embeddings."""
+
+
+@pytest.fixture
+def loaded(ask: SharedWorkers, tiny_llama: Path, cache: Path) -> dict[str, Loaded]:
+    return {name: ask(cpu_job(name, tiny_llama, cache)).one(Loaded) for name in FORMATS}
+
+
+def test_unquantized_weights_have_the_bits_of_their_format(loaded: dict[str, Loaded]) -> None:
+    parameters = LINEAR_PARAMETERS + OTHER_PARAMETERS
+    assert loaded["fp32"].parameters == parameters
+    assert loaded["fp32"].weight_bytes == {"float32": 4 * parameters + INVERSE_FREQUENCIES}
     for name, dtype in (("fp16", "float16"), ("bf16", "bfloat16")):
-        assert loaded[name].weight_bytes == {dtype: 2 * parameters, "float32": inverse_frequencies}
+        assert loaded[name].weight_bytes == {dtype: 2 * parameters, "float32": INVERSE_FREQUENCIES}
         assert loaded[name].compute_dtype == dtype
-    rows = 2 * 1024
-    scales = 4 * rows
-    assert loaded["int8"].weight_bytes == {
-        "int8": LINEAR_PARAMETERS,
-        "float16": 2 * rest,
-        "float32": scales + inverse_frequencies,
-    }
-    zero_points = rows
+
+
+def test_8_bit_weights_have_the_bits_of_their_format(loaded: dict[str, Loaded]) -> None:
+    scales = {"float32": 4 * ROWS + INVERSE_FREQUENCIES}
+    other = 2 * OTHER_PARAMETERS
+    assert loaded["int8"].weight_bytes == {"int8": LINEAR_PARAMETERS, "float16": other} | scales
+    zero_points = ROWS
     for name in ("int8-wo", "int8-dyn"):
-        assert loaded[name].weight_bytes == {
-            "int8": LINEAR_PARAMETERS + zero_points,
-            "bfloat16": 2 * rest,
-            "float32": scales + inverse_frequencies,
-        }
-    assert loaded["fp8-wo"].weight_bytes == {
-        "float8_e4m3fn": LINEAR_PARAMETERS,
-        "bfloat16": 2 * rest,
-        "float32": scales + inverse_frequencies,
-    }
-    block_scales, tables = 4 * LINEAR_PARAMETERS // 64, 14 * 4 * 16
+        integers = {"int8": LINEAR_PARAMETERS + zero_points}
+        assert loaded[name].weight_bytes == integers | {"bfloat16": other} | scales
+    assert loaded["fp8-wo"].weight_bytes == {"float8_e4m3fn": LINEAR_PARAMETERS, "bfloat16": other} | scales
+
+
+def test_4_bit_weights_have_the_bits_of_their_format(loaded: dict[str, Loaded]) -> None:
+    block_scales, codebooks = 4 * LINEAR_PARAMETERS // 64, 14 * 4 * 16
     for name in ("nf4", "fp4"):
         assert loaded[name].weight_bytes == {
             "uint8": LINEAR_PARAMETERS // 2,
-            "float16": 2 * rest,
-            "float32": block_scales + tables + inverse_frequencies,
+            "float16": 2 * OTHER_PARAMETERS,
+            "float32": block_scales + codebooks + INVERSE_FREQUENCIES,
         }
     groups = LINEAR_PARAMETERS // 128
     assert loaded["awq"].weight_bytes == {
         "int32": LINEAR_PARAMETERS // 2 + groups // 2,
-        "float16": 2 * (rest + groups),
-        "float32": inverse_frequencies,
+        "float16": 2 * (OTHER_PARAMETERS + groups),
+        "float32": INVERSE_FREQUENCIES,
     }
+
+
+def test_stored_bytes_are_known_by_kind_and_all_read_by_a_step(loaded: dict[str, Loaded]) -> None:
     kinds = {name: each.weight_kinds for name, each in loaded.items()}
+    groups = LINEAR_PARAMETERS // 128
     assert kinds["int8"]["matrices int8"] == LINEAR_PARAMETERS
-    assert kinds["int8"]["scales float32"] == scales
+    assert kinds["int8"]["scales float32"] == 4 * ROWS
     assert kinds["awq"]["matrices int32"] == LINEAR_PARAMETERS // 2
     assert kinds["awq"]["zero points int32"] == groups // 2
     assert kinds["awq"]["scales float16"] == 2 * groups
@@ -271,7 +277,7 @@ def test_weights_take_the_bits_their_format_promises(
 def test_every_linear_layer_but_the_head_is_quantized(
     precision: str, quantized: str, ask: SharedWorkers, tiny_llama: Path, cache: Path
 ) -> None:
-    loaded = ask(make_job(precision, tiny_llama, cache)).one(Loaded)
+    loaded = ask(cpu_job(precision, tiny_llama, cache)).one(Loaded)
     assert loaded.linear_classes == {quantized: 14, "Linear": 1}
     assert loaded.unquantized_linears == {"lm_head": 1}
 
@@ -292,7 +298,7 @@ def test_every_linear_layer_but_the_head_is_quantized(
 def test_settings_that_select_kernels_are_recorded(
     precision: str, settings: dict[str, str], ask: SharedWorkers, tiny_llama: Path, cache: Path
 ) -> None:
-    assert settings.items() <= ask(make_job(precision, tiny_llama, cache)).one(Loaded).settings.items()
+    assert settings.items() <= ask(cpu_job(precision, tiny_llama, cache)).one(Loaded).settings.items()
 
 
 @pytest.mark.parametrize(("precision", "threshold"), [("int8", 6.0), ("int8-t0", 0.0)])
@@ -300,7 +306,7 @@ def test_the_two_int8_precisions_differ_in_their_threshold(
     precision: str, threshold: float, tiny_llama: Path, cache: Path
 ) -> None:
     worker = importlib.import_module(find_precisions()[precision].module)
-    model = worker.load(make_job(precision, tiny_llama, cache)).model
+    model = worker.load(cpu_job(precision, tiny_llama, cache)).model
     thresholds = {layer.state.threshold for layer in model.modules() if hasattr(layer, "state")}
     assert thresholds == {threshold}
 
@@ -309,7 +315,7 @@ def test_the_two_int8_precisions_differ_in_their_threshold(
 
 
 def generated(folder: Path, prompts: list[str]) -> list[list[int]]:
-    """What transformers' generate() answers to each prompt alone, at full length."""
+    """Tokens of transformers' generate() for each prompt separately, at full length."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     answers = []
@@ -323,7 +329,7 @@ def generated(folder: Path, prompts: list[str]) -> list[list[int]]:
 
 
 def test_greedy_tokens_are_those_of_generate(ask: SharedWorkers, lively: Path, cache: Path) -> None:
-    trials = ask(make_job("fp32", lively, cache, prompts=UNEQUAL)).all(Trial)
+    trials = ask(cpu_job("fp32", lively, cache, prompts=UNEQUAL)).all(Trial)
     answers = [trial.token_ids for trial in trials]
     assert answers == generated(lively, UNEQUAL)
     assert min(len(set(answer)) for answer in answers) > 3  # a constant answer would prove nothing
@@ -332,8 +338,8 @@ def test_greedy_tokens_are_those_of_generate(ask: SharedWorkers, lively: Path, c
 def test_a_batch_answers_each_prompt_as_if_alone(ask: SharedWorkers, lively: Path, cache: Path) -> None:
     # A trial records only its first row, so each prompt comes first once.
     rotated = [UNEQUAL[(first + place) % 3] for first in range(3) for place in range(3)]
-    alone = ask(make_job("fp32", lively, cache, prompts=UNEQUAL)).all(Trial)
-    together = ask(make_job("fp32", lively, cache, prompts=rotated, batch_size=3)).all(Trial)
+    alone = ask(cpu_job("fp32", lively, cache, prompts=UNEQUAL)).all(Trial)
+    together = ask(cpu_job("fp32", lively, cache, prompts=rotated, batch_size=3)).all(Trial)
     widths = [trial.prompt_tokens for trial in alone]
     assert len(set(widths)) == 3
     assert [(trial.batch_size, trial.prompt_tokens) for trial in together] == [(3, max(widths))] * 3
@@ -343,14 +349,14 @@ def test_a_batch_answers_each_prompt_as_if_alone(ask: SharedWorkers, lively: Pat
 def test_prompts_are_cut_or_repeated_to_the_requested_length(
     ask: SharedWorkers, tiny_llama: Path, cache: Path
 ) -> None:
-    job = make_job("fp32", tiny_llama, cache, prompt_tokens=50, batch_size=2)
+    job = cpu_job("fp32", tiny_llama, cache, prompt_tokens=50, batch_size=2)
     trial = ask(job).one(Trial)
     assert (trial.prompt_tokens, trial.batch_size) == (50, 2)
     tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
     ids = tokenizer(PROMPTS[0]).input_ids
     for length in (1, 5, len(ids), 50, 200):
         (batch,) = make_batches(
-            make_job("fp32", tiny_llama, cache, prompt_tokens=length, batch_size=2), tokenizer, 512
+            cpu_job("fp32", tiny_llama, cache, prompt_tokens=length, batch_size=2), tokenizer, 512
         )
         assert batch.ids.shape == (2, length)
         assert batch.mask is None
@@ -359,7 +365,7 @@ def test_prompts_are_cut_or_repeated_to_the_requested_length(
 
 @pytest.mark.parametrize("precision", ["fp16", "int8-wo", "awq"])
 def test_random_weights_need_no_tokenizer(precision: str, cache: Path) -> None:
-    job = make_job(precision, "qwen2.5-0.5b", cache, prompts=["?"], prompt_tokens=8, new_tokens=2, warmup=0)
+    job = cpu_job(precision, "qwen2.5-0.5b", cache, prompts=["?"], prompt_tokens=8, new_tokens=2, warmup=0)
     run = run_worker(job)
     assert run.one(Done).sample_text is None
     assert [phase.name for phase in run.all(Phase)].count("prepare") == 0
@@ -385,7 +391,7 @@ def test_random_weights_need_no_tokenizer(precision: str, cache: Path) -> None:
 
 
 def test_a_spent_budget_still_yields_a_figure(ask: SharedWorkers, tiny_llama: Path, cache: Path) -> None:
-    job = make_job("fp32", tiny_llama, cache, prompts=UNEQUAL, new_tokens=100, budget_s=0.05)
+    job = cpu_job("fp32", tiny_llama, cache, prompts=UNEQUAL, new_tokens=100, budget_s=0.05)
     run = ask(job)
     trial = run.one(Trial)
     assert trial.cut_short
@@ -398,7 +404,7 @@ def test_a_spent_budget_still_yields_a_figure(ask: SharedWorkers, tiny_llama: Pa
 
 
 def test_printed_text_never_mixes_with_frames(odd_workers: Path, tiny_llama: Path, cache: Path) -> None:
-    run = run_worker(make_job("fp32", tiny_llama, cache), "workers.noisy", odd_workers)
+    run = run_worker(cpu_job("fp32", tiny_llama, cache), "workers.noisy", odd_workers)
     assert run.one(Done).trials_measured == 2
     for source in ("Python", "a descriptor", "C", "a child"):
         assert f"noise of {source}\n" in run.log
@@ -407,20 +413,20 @@ def test_printed_text_never_mixes_with_frames(odd_workers: Path, tiny_llama: Pat
 def test_a_missing_module_comes_with_an_install_command(
     odd_workers: Path, tiny_llama: Path, cache: Path
 ) -> None:
-    failed = failure(run_worker(make_job("fp32", tiny_llama, cache), "workers.lacking", odd_workers))
+    failed = failure(run_worker(cpu_job("fp32", tiny_llama, cache), "workers.lacking", odd_workers))
     assert (failed.kind, failed.hint) == ("missing-package", "pip install no_such_package")
     assert failed.traceback
     assert "workers/lacking.py" in failed.traceback
 
 
 def test_a_missing_package_comes_with_an_install_command(tiny_llama: Path, cache: Path) -> None:
-    job = make_job("fp32", tiny_llama, cache, packages=["torch", "no-such-distribution"])
+    job = cpu_job("fp32", tiny_llama, cache, packages=["torch", "no-such-distribution"])
     failed = failure(run_worker(job))
     assert (failed.kind, failed.hint) == ("missing-package", "pip install no-such-distribution")
 
 
 def test_running_out_of_memory_has_its_own_kind(odd_workers: Path, tiny_llama: Path, cache: Path) -> None:
-    failed = failure(run_worker(make_job("fp32", tiny_llama, cache), "workers.hungry", odd_workers))
+    failed = failure(run_worker(cpu_job("fp32", tiny_llama, cache), "workers.hungry", odd_workers))
     assert failed.kind == "out-of-memory"
     assert failed.message == "CUDA out of memory. Tried to allocate 2 GiB"
 
@@ -428,7 +434,7 @@ def test_running_out_of_memory_has_its_own_kind(odd_workers: Path, tiny_llama: P
 def test_more_than_the_models_context_is_refused(
     ask: SharedWorkers, tiny_llama: Path, cache: Path, golden: Golden
 ) -> None:
-    fits = make_job("fp32", tiny_llama, cache, prompt_tokens=500, prompts=["Go"], new_tokens=12, warmup=0)
+    fits = cpu_job("fp32", tiny_llama, cache, prompt_tokens=500, prompts=["Go"], new_tokens=12, warmup=0)
     assert ask(fits).one(Trial).prompt_tokens == 500
     over = msgspec.structs.replace(fits, workload=msgspec.structs.replace(fits.workload, prompt_tokens=501))
     failed = ask(over).one(Failed)
@@ -440,7 +446,7 @@ def test_more_than_the_models_context_is_refused(
 
 def test_shapes_that_do_not_fit_the_format_are_refused(tmp_path: Path, cache: Path, golden: Golden) -> None:
     folder = build_tiny_model(tmp_path / "narrow", "llama", hidden_size=96, intermediate_size=192)
-    failed = failure(run_worker(make_job("int4-wo", folder, cache)))
+    failed = failure(run_worker(cpu_job("int4-wo", folder, cache)))
     assert failed.kind == "unsupported"
     assert "96 × 192" in failed.message
     golden([failed.message, failed.hint or ""])
@@ -453,7 +459,7 @@ def test_weights_that_cannot_be_read_fail_in_one_line(
     shutil.copytree(tiny_llama, tmp_path / "broken")
     weights = tmp_path / "broken/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:5000])
-    failed = failure(run_worker(make_job(precision, tmp_path / "broken", tmp_path / "cache")))
+    failed = failure(run_worker(cpu_job(precision, tmp_path / "broken", tmp_path / "cache")))
     assert failed.traceback
     left = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
     assert left == []
@@ -461,7 +467,7 @@ def test_weights_that_cannot_be_read_fail_in_one_line(
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU that torch can use")
 def test_a_gpu_that_torch_does_not_see_is_refused(tiny_llama: Path, cache: Path, golden: Golden) -> None:
-    failed = failure(run_worker(make_job("fp32", tiny_llama, cache, device="cuda:0")))
+    failed = failure(run_worker(cpu_job("fp32", tiny_llama, cache, device="cuda:0")))
     assert failed.kind == "unsupported"
     assert "--device cpu" in (failed.hint or "")
     golden([failed.message.replace(torch.__version__, "VERSION"), failed.hint or ""])
@@ -469,7 +475,7 @@ def test_a_gpu_that_torch_does_not_see_is_refused(tiny_llama: Path, cache: Path,
 
 @pytest.mark.parametrize("line", [b"", b"\n", b"{}\n", b"nonsense\n"])
 def test_an_invalid_job_is_a_failure(line: bytes, tiny_llama: Path, cache: Path) -> None:
-    with starting(make_job("fp32", tiny_llama, cache), "workers.fp32") as process:
+    with starting(cpu_job("fp32", tiny_llama, cache), "workers.fp32") as process:
         out, log = process.communicate(line, timeout=60)
     frames = msgspec.json.Decoder(AnyFrame).decode_lines(out)
     assert failure(WorkerRun(frames, process.returncode, process.pid, log.decode())).kind == "error"
@@ -498,7 +504,7 @@ for line in worker.stdout:
 def test_a_worker_ends_with_its_parent(
     module: str, last: str, odd_workers: Path, tiny_llama: Path, cache: Path
 ) -> None:
-    job = msgspec.json.encode(make_job("fp32", tiny_llama, cache)).decode()
+    job = msgspec.json.encode(cpu_job("fp32", tiny_llama, cache)).decode()
     own = own_interpreter()
     start = [worker_command(own, module), worker_environment(own, odd_workers), job]
     with subprocess.Popen(
@@ -512,18 +518,28 @@ def test_a_worker_ends_with_its_parent(
         decoder = msgspec.json.Decoder(AnyFrame)
         frames = map(decoder.decode, parent.stdout)
         assert any(isinstance(frame, Phase) and frame.name == last for frame in frames)
-        time.sleep(1)  # into the sleep that would last ten minutes
-        family = [worker, *worker.children(recursive=True)]
-        assert len(family) == (2 if last == "prepare" else 1)
+        family = family_of(worker, size=2 if last == "prepare" else 1)
         assert all(alive(process) for process in family)
         parent.kill()
-    deadline_s = time.monotonic() + 5
-    while any(map(alive, family)) and time.monotonic() < deadline_s:
-        time.sleep(0.05)
+    wait_until(lambda: not any(map(alive, family)))
     survivors = [process for process in family if alive(process)]
     for process in survivors:
         process.kill()
     assert survivors == []
+
+
+def family_of(worker: psutil.Process, size: int) -> list[psutil.Process]:
+    """A worker and its descendants, once there are as many as expected."""
+    wait_until(lambda: len(worker.children(recursive=True)) >= size - 1)
+    family = [worker, *worker.children(recursive=True)]
+    assert len(family) == size
+    return family
+
+
+def wait_until(condition: Callable[[], bool], limit_s: float = 60) -> None:
+    deadline_s = time.monotonic() + limit_s
+    while not condition() and time.monotonic() < deadline_s:
+        time.sleep(0.05)
 
 
 def alive(process: psutil.Process) -> bool:
@@ -571,5 +587,5 @@ def test_a_cpu_allocation_failure_is_out_of_memory() -> None:
         ("", "RuntimeError"),
     ],
 )
-def test_a_failures_message_is_the_line_that_names_the_error(text: str, message: str) -> None:
+def test_a_failures_message_is_the_line_with_the_error(text: str, message: str) -> None:
     assert describe_failure(RuntimeError(text)).message == message

@@ -8,7 +8,7 @@ pytorch.org 2023). So our decompositions (`workers/generation/decompositions.py`
 rows into reductions. Activations are written to memory before they are multiplied, because a reduction would
 recompute them for every row of the weight. Long sums are split in two: they are few, and only many thread
 blocks keep a GPU evenly busy. Each kernel uses the fastest of a few block shapes. Larger batches use cuBLAS,
-and what is left between its calls is too small to be worth tuning. Decoder layers share their kernels
+and the work between its calls is too small to be worth tuning. Decoder layers share their kernels
 (`workers/generation/repeated_layers.py`).
 
 Measured on one H100 80GB, Qwen2.5-7B: FP16 decodes at 196 tok/s (`results/h100-table-7b`), and at 152 with
@@ -53,7 +53,7 @@ RECOMPILE_LIMIT = 1024
 FLUSH_BYTES = 1 << 28
 """Written by the tuner between two runs of a kernel: 0.1 ms, enough for any host to issue a launch."""
 
-# Options are looked up now rather than in the middle of a compilation, where torch wraps what goes wrong.
+# Missing options raise here rather than in the middle of a compilation, where torch would wrap the error.
 for _config, _option in [
     (dynamo_config, "recompile_limit"),
     (functorch_config, "enable_autograd_cache"),

@@ -21,9 +21,9 @@ def compiled(stepper: StaticStepper, loaded: LoadedModel, batch: Batch) -> Itera
     """Compile and record `stepper`'s step for batches of this shape; usable within the context."""
     device = stepper.device
     compile_function = compiler(device, gemv=batch.ids.shape[0] <= loaded.max_gemv_batch)
-    # Layers with another attention may share keys and values, so they are compiled as part of the step.
-    apart = repeated_layers(loaded.model, compile_function) if stepper.state.grouped else nullcontext()
-    with opaque_linears(loaded.model, loaded.opaque), apart as learn:
+    # Layers with other attention may share keys and values, so they are compiled as part of the step.
+    separate = repeated_layers(loaded.model, compile_function) if stepper.state.grouped else nullcontext()
+    with opaque_linears(loaded.model, loaded.opaque), separate as learn:
         compile_step = partial(CompiledStep, device=device, compile_function=compile_function)
         try:
             yield stepper.record(batch, learn, compile_step)

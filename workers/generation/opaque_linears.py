@@ -1,7 +1,7 @@
 """Linear layers that torch.compile calls without tracing into them.
 
 Quantization libraries reach their kernels through code that the compiler can't follow: autograd functions,
-locks, operators without a fake implementation. Where it tries, the step breaks into many graphs, and a fast
+locks, operators without a fake implementation. If it tries, the step breaks into many graphs, and a fast
 kernel looks slow (Marlin: 12 tok/s instead of 181). Here one custom operator stands for all such layers; the
 compiler knows only its output's shape.
 """
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import torch
 
 _forwards: list[Callable[[torch.Tensor], torch.Tensor]] = []
-"""Of the layers that are opaque now. An operator only takes tensors and numbers, so it gets an index."""
+"""Those of the layers that are opaque now. An operator accepts only tensors and numbers, hence an index."""
 
 
 @torch.library.custom_op("qbench::linear", mutates_args=())

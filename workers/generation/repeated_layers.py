@@ -6,8 +6,8 @@ although they share code and kernels: for Qwen2.5-7B's 28 layers that took 12 to
 trace into, and the first call of a layer compiles the code that all of them share: 2 to 14 s
 (`results/h100-table-7b`).
 
-torch.compile tells layers apart by their index, which selects their part of the cache. So the compiler sees a
-copy of each layer that shares its weights, has index 0, and gets a cache of a single layer.
+torch.compile distinguishes layers by their index, which selects their part of the cache. So the compiler sees
+a copy of each layer that shares its weights, has index 0, and gets a cache of a single layer.
 """
 
 import copy
@@ -25,7 +25,7 @@ from workers.generation.static_cache import SlotLayer
 
 Learn = Callable[[Callable[[], None]], None]
 _layers: "list[RepeatedLayer]" = []
-"""Of the step being compiled. An operator takes tensors and numbers, so it gets an index into this list."""
+"""Those of the step being compiled. An operator accepts only tensors and numbers, so it gets an index."""
 
 
 @torch.library.custom_op("qbench::decoder_layer", mutates_args=())

@@ -1,10 +1,10 @@
 """Greedy generation with prefill and decode timed separately.
 
-Prefill reads the whole prompt at once and is compute-bound; decode makes one token per step, reads every
+Prefill reads the whole prompt at once and is compute-bound; decode generates one token per step, reads every
 weight for it, and is bound by memory bandwidth unless the host can't issue kernels fast enough. A single
 figure for both would describe neither.
 
-End of sequence is ignored: every trial makes exactly as many tokens as requested.
+End of sequence is ignored: every trial generates exactly as many tokens as requested.
 """
 
 import time

@@ -1,1 +1,1 @@
-"""What every precision runs in: the worker's program, measuring, profiling."""
+"""The program that runs every precision: startup, measurement, profiling."""

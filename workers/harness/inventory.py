@@ -99,7 +99,7 @@ def _dtype(stored: Stored) -> str:
 
 
 def _kind(stored: Stored) -> str:
-    """What a stored tensor is for, by its name in the libraries, e.g. `scales float16`."""
+    """Purpose and dtype of a stored tensor, by its name in the libraries, e.g. `scales float16`."""
     last = stored.name.rpartition(".")[2]
     if last in ZERO_POINTS:
         kind = "zero points"

@@ -40,15 +40,9 @@ def main(backend: Backend) -> None:
     """
     began_ns = time.monotonic_ns()
     _die_with_parent()
-    steps = [
-        SetupStep("prepare", source.prepare, source.is_prepared),
-        SetupStep("prepare", backend.prepare, backend.is_prepared),
-        SetupStep("build", backend.build, backend.is_built),
-    ]
     setup_phase = sys.argv[2] if sys.argv[1:2] == ["--setup"] else None
     only_prepare = sys.argv[1:] == ["--prepare"]
-    if only_prepare:
-        steps = [step for step in steps if step.phase == "prepare"]
+    steps = setup_steps(backend, only_prepare)
     channel = Channel.claim_stdio(int(sys.argv[3]) if setup_phase else None)
     try:
         job = decode_job(channel.answers.readline())
@@ -73,6 +67,15 @@ def main(backend: Backend) -> None:
         sys.exit(SENT_ITS_FAILURE if setup_phase else 1)
     if not all_measured:
         sys.exit(1)
+
+
+def setup_steps(backend: Backend, only_prepare: bool) -> list[SetupStep]:
+    steps = [
+        SetupStep("prepare", source.prepare, source.is_prepared),
+        SetupStep("prepare", backend.prepare, backend.is_prepared),
+        SetupStep("build", backend.build, backend.is_built),
+    ]
+    return [step for step in steps if step.phase == "prepare" or not only_prepare]
 
 
 def phases_to_do(steps: list[SetupStep], job: Job) -> list[PhaseName]:

@@ -1,4 +1,4 @@
-"""Measuring, from the import of torch on: load once, then warm up, time and profile each job.
+"""Measures jobs, from the import of torch on: load once, then warm up, time and profile each job.
 
 A job runs untimed trials until two in a row agree, then every batch of prompts once, greedily, then one pass
 under the profiler. A budget shortens the list of trials; only the first trial itself may be cut short, so

@@ -47,7 +47,7 @@ def _decode(generate: Generate, batch: Batch, steps: int, start: Callable[[], No
 
 
 def _traced(run: Callable[[Callable[[], None]], int]) -> KernelTimes:
-    """Kernels from `run`'s call of its argument until it returns, synchronized, the number of its steps."""
+    """Kernels from the time `run` calls its argument until it returns its number of steps, synchronized."""
     tracer = profile(activities=[ProfilerActivity.CUDA])
     steps = run(tracer.start)
     tracer.stop()

@@ -14,7 +14,7 @@ from workers.generation.device import Device
 MEASURED_WITH = ("torch", "transformers")
 """Used by every worker, so their versions are always reported."""
 CUDA_DEFAULTS = {"PYTORCH_ALLOC_CONF": "expandable_segments:False", "CUDA_DEVICE_ORDER": "FASTEST_FIRST"}
-"""What torch and CUDA do if these variables aren't set."""
+"""Defaults of torch and CUDA if these variables aren't set."""
 
 
 def import_packages(packages: Iterable[str]) -> dict[str, str]:

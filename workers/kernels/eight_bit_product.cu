@@ -58,7 +58,7 @@ eight_bit_product(const uint4 *x, const uint4 *w, const float *scales, unsigned 
         asm volatile("cp.async.wait_group %0;" :: "n"(STAGES - 1) : "memory");
         __syncwarp();
         const uint4 *from = ring + i % STAGES * STAGE;
-        // A product may sum over its inputs in any order, so a thread takes 16 contiguous ones, of two outputs and a row.
+        // A product may sum over its inputs in any order, so a thread reads 16 contiguous ones, of two outputs and a row.
 #pragma unroll
         for (int h = 0; h < 2; h++) {
             const int k = lane % 4 + 4 * h;

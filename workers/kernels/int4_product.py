@@ -1,6 +1,6 @@
 """Small batches times INT4 weights in torch's own layout, but faster: what `int4-wo` decodes with.
 
-`_weight_int4pack_mm` draws less than half of an H100's memory bandwidth for one row, and takes twice as long
+`_weight_int4pack_mm` uses less than half of an H100's memory bandwidth for one row, and takes twice as long
 for 8 (manual run). It spends its time waiting; `int4_product.cu` works as `small_batch.py` describes, and
 skips the weights that pad a layer's width. On an H100 the seven products of a layer of Qwen2.5-7B take 52 µs
 for one row (`results/h100-table-7b`); with torch's kernel they took 88, plus four kernels to pad their inputs

@@ -2,7 +2,7 @@
 // WARPS, which divide the groups among them.
 typedef unsigned int u32;
 #define TILES ((ROWS + 7) / 8)  // a tensor core multiplies 8 rows at once
-// Whether a warp has an i-th group. It takes the groups warp, warp + WARPS, warp + 2 * WARPS, ...
+// Whether a warp has an i-th group. Its groups are warp, warp + WARPS, warp + 2 * WARPS, ...
 #define HAS(i) ((i) < KO / WARPS || ((i) == KO / WARPS && warp < KO % WARPS))
 
 // Asynchronous: reads in flight use no registers, and complete in order.

@@ -1,8 +1,8 @@
-"""Common to our small-batch kernels: which products they handle, and how a source becomes a kernel.
+"""Shared by our small-batch kernels: which products they handle, and how a source becomes a kernel.
 
 A decode step multiplies every weight by a few rows, one token of each sequence. Matrix kernels are built for
-many rows, and those that accept quantized weights waste most of their time on a few. Ours keep several reads
-in flight in every warp, and leave the products to tensor cores, which take 8 rows at once.
+many rows, and those that accept quantized weights waste most of their time on a few. Our kernels keep several
+reads in flight in every warp, and leave the products to tensor cores, which multiply 8 rows at once.
 """
 
 import functools

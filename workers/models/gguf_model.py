@@ -22,7 +22,7 @@ END_OF_TURN = "<|im_end|>"
 
 
 def converted_folder(path: Path, cache_folder: Path) -> Path:
-    """Where the FP16 form of this GGUF is cached, keyed by the file's content and not its name."""
+    """Folder of this GGUF's FP16 form in the cache, named by the file's content."""
     return cache_folder / "gguf" / f"{_sha256(path)[:16]}-fp16"
 
 
@@ -30,7 +30,7 @@ def convert_gguf(path: Path, folder: Path) -> None:
     """Write the model in `path` to `folder`: FP16 safetensors, config, tokenizer, and the GGUF's SHA-256.
 
     Does nothing if `folder` exists; an interrupted conversion leaves no folder. Raises ValueError with a
-    message of one line if the file can't be read as a GGUF model.
+    one-line message if the file can't be read as a GGUF model.
     """
     if folder.exists():
         return

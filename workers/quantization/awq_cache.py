@@ -6,7 +6,7 @@ from schemas.job import Job
 from workers.quantization import checkpoint_cache
 
 AUTOAWQ_VERSION = "0.2.9"
-"""As pinned by the header of `awq`; repeated here for environments without AutoAWQ, which only read."""
+"""As pinned by the header of `awq`; repeated for environments without AutoAWQ, which only read weights."""
 SHIPPED_RECIPES = Path(__file__).parent / "recipes"
 
 

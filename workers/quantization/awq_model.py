@@ -73,10 +73,10 @@ def _settings() -> dict[str, str]:
 
 @contextmanager
 def runnable_on(device: str) -> Iterator[None]:
-    """In this context AutoAWQ loads and runs on a CPU without Intel's extension, which it would ask for.
+    """In this context AutoAWQ loads and runs on a CPU without Intel's extension, which it would require.
 
-    Its plain implementation, dequantize and multiply in torch, works anywhere; AutoAWQ uses it if it is told
-    of a GPU while loading and finds no Triton while running.
+    Its plain implementation, dequantize and multiply in torch, works anywhere. AutoAWQ uses it if the device
+    seems to be a GPU while loading, and Triton is missing while running.
     """
     if device != "cpu":
         yield

@@ -136,15 +136,17 @@ def calibrate(
         "fingerprint": model_fingerprint(folder),
         "group_size": str(group_size),
         "calibration": f"{len(blocks)} blocks of {BLOCK_TOKENS} tokens of {text_name(job)}, {dtype}",
-        "versions": " ".join(
-            f"{name} {importlib.metadata.version(name)}" for name in ("autoawq", "torch", "transformers")
-        ),
+        "versions": _versions("autoawq", "torch", "transformers"),
         "heldout_perplexity": f"{before:.3f} before, {after:.3f} after",
     }
     recipe_file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = recipe_file.with_suffix(".part")
     save_file(model.quantizer.recipe, unfinished, metadata)
     unfinished.replace(recipe_file)
+
+
+def _versions(*packages: str) -> str:
+    return " ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
 
 
 def _command(job: Job) -> str:

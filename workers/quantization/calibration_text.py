@@ -57,8 +57,8 @@ def samples(job: Job, tokenizer: "PreTrainedTokenizerBase") -> list[list[int]]:
             f"the calibration text {path} gives {len(blocks)} samples of {BLOCK_TOKENS} tokens, "
             f"fewer than {MIN_SAMPLES}"
         )
-    taken = min(len(blocks), MAX_SAMPLES)
-    return [blocks[index * len(blocks) // taken] for index in range(taken)]
+    count = min(len(blocks), MAX_SAMPLES)
+    return [blocks[index * len(blocks) // count] for index in range(count)]
 
 
 def calibrated_with(job: Job, blocks: int, group_size: int, took_s: float) -> Calibration:

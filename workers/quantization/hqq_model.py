@@ -75,7 +75,7 @@ class HqqQuantizer(HfQuantizer):
         )
 
     def param_element_size(self, model: PreTrainedModel, param_name: str, param: torch.Tensor) -> float:
-        # transformers reserves memory by this before loading.
+        # transformers uses this to reserve memory before loading.
         return 0.5 if self.param_needs_quantization(model, param_name) else param.element_size()
 
     def get_quantize_ops(self) -> "QuantizeWeight":
@@ -100,7 +100,7 @@ class QuantizeWeight(ConversionOps):
         weight = loaded[0] if isinstance(loaded, list) else loaded
         path = full_layer_name.removesuffix(".weight")
         layer = self.config.make_layer(*quantize(weight, self.config))
-        # It may be loaded later: then it has no storage yet, and the loader finds it by name.
+        # The bias may be loaded later: then it has no storage yet, and the loader finds it by name.
         layer.register_parameter("bias", model.get_submodule(path).bias)
         layer._is_hf_initialized = True
         model.set_submodule(path, layer)

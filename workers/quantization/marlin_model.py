@@ -38,7 +38,7 @@ class Layout(NamedTuple):
     options: dict[str, bool]
     """Arguments of its constructor besides shape and group size."""
     checkpoint: dict[str, Any]
-    """What a checkpoint's quantization config must say; strings in lower case."""
+    """Required values of a checkpoint's quantization config; strings in lower case."""
 
 
 def load_marlin_model(job: Job, layout: Layout, packed_folder: Callable[[Job], Path]) -> LoadedModel:

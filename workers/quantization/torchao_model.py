@@ -25,8 +25,8 @@ def load_torchao_model(job: Job, config: "AOBaseConfig") -> LoadedModel:
 
     Raises `Unsupported` if the format can't store a layer's shape.
     """
-    # It would turn on Inductor's tuning in the whole process, which workers/generation/compilation.py
-    # configures.
+    # Otherwise it would enable Inductor's tuning in the whole process, which
+    # workers/generation/compilation.py configures.
     config.set_inductor_config = False
     loaded = load_transformers_model(job, torch.bfloat16, quantization_config=TorchAoConfig(config))
     if job.checkpoint is None:

@@ -1,6 +1,6 @@
-"""A worker that plays a GPU worker's life, frame by frame, without torch; and a parent that measures it.
+"""A fake GPU worker that follows a script of frames, without torch, and a parent that measures it.
 
-The worker sends what a worker on a GPU would, and moves what the fake NVML shows meanwhile.
+The worker sends what a worker on a GPU would, and changes what the fake NVML reports meanwhile.
 """
 
 import subprocess
@@ -14,7 +14,7 @@ from schemas.record import CellRecord
 
 ROOT = Path(__file__).parents[1]
 
-# The parent: one cell by hand, its record on stdout. argv: interpreter, folder that holds `workers/`, run.
+# The parent: measures one cell and prints its record. argv: interpreter, folder with `workers/`, run.
 PARENT = f"""
 import sys
 from pathlib import Path
@@ -34,8 +34,8 @@ from sample_records import make_job
 python, lent, run = sys.argv[1:]
 Path(run, "logs").mkdir(parents=True)
 precision = Precision(
-    name="fp16", module="workers.play", path=Path(lent) / "workers/play.py", label="FP16",
-    bits_per_weight=16, devices=["cuda"], requirements=[], summary="plays a worker",
+    name="fp16", module="workers.fake", path=Path(lent) / "workers/fake.py", label="FP16",
+    bits_per_weight=16, devices=["cuda"], requirements=[], summary="a fake worker",
 )
 cell = Cell(precision, Interpreter(python, own=True), make_job(device="cuda:0"), None)
 watcher, folder = Watcher(Console(stderr=True), 1), RunFolder(Path(run))
@@ -47,7 +47,7 @@ print(msgspec.json.encode(record).decode())
 assert "torch" not in sys.modules
 """
 
-# The worker: no torch, but frames as a CUDA worker sends them, and a hand on what the fake NVML shows.
+# The worker: no torch, but the frames of a CUDA worker, and `show`, which changes what the fake NVML reports.
 WORKER = f"""
 import json, os, sys, time
 from pathlib import Path
@@ -89,16 +89,16 @@ def done():
     say("done", at_ns=time.monotonic_ns(), trials_planned=1, trials_measured=1, sample_text=None)
 
 job = json.loads(sys.stdin.readline())
-time.sleep(0.3)  # as long as imports take, and more than the parent needs to read the idle GPU
+time.sleep(0.3)  # instead of imports; the parent reads the idle GPU meanwhile
 enter("start")
 enter("context")
 """
 
-WHOLE_LIFE = """
+FULL_RUN = """
 show(600 * MIB, 512 * MIB)
 ready()
 enter("load", 0, 0)
-show(9000 * MIB, 8900 * MIB)  # what loading took for a moment
+show(9000 * MIB, 8900 * MIB)  # a short peak while loading
 time.sleep(0.4)
 show(1600 * MIB, 1500 * MIB)
 enter("warmup", 900 * MIB, 1000 * MIB, peak=1200 * MIB)
@@ -111,11 +111,11 @@ done()
 """
 
 
-def play(fake: FakeNvml, folder: Path, life: str, python: str = sys.executable) -> CellRecord:
-    """Run a worker that lives `life` as one cell, in a parent that sees the fake GPU."""
+def run_fake_worker(fake: FakeNvml, folder: Path, script: str, python: str = sys.executable) -> CellRecord:
+    """Run a worker with this `script` as one cell, in a parent that sees the fake GPU."""
     (folder / "workers").mkdir()
     (folder / "workers" / "__init__.py").touch()
-    (folder / "workers" / "play.py").write_text(WORKER + life)
+    (folder / "workers" / "fake.py").write_text(WORKER + script)
     argv = [sys.executable, "-c", PARENT, python, str(folder), str(folder / "run")]
     done = subprocess.run(argv, cwd=ROOT, env=fake.env(), capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr + (folder / "run/logs/fp16.log").read_text()
