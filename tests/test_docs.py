@@ -27,7 +27,7 @@ from packaging.specifiers import SpecifierSet
 
 from orchestrator import __version__
 from orchestrator.analysis.comparison.compare import FIGURES, QUALITY, TOKENS
-from orchestrator.cli import options as command_line
+from orchestrator.cli import option_parser, program
 from orchestrator.planning.models import CONFIGS_FOLDER
 from orchestrator.planning.plan import CPU_BUDGET_S, read_prompts
 from orchestrator.precisions.catalog import find_precisions
@@ -177,7 +177,7 @@ def parser_of(script: str) -> click.Command:
 def test_every_command_parses(argv: list[str]) -> None:
     script, *arguments = argv
     given = parser_of(script).make_context(script, arguments, obj=AnyObject()).params
-    command_line.read_options(
+    option_parser.read_options(
         {name: value for name, value in given.items() if name in Options.__struct_fields__}
     )
 
@@ -289,8 +289,8 @@ def output_of(command: str, cache: Path) -> str:
 def test_the_exit_statuses_are_those_of_the_command_line() -> None:
     usage = text_of("docs/usage.md")
     stated = [int(status) for status, _ in table_rows(usage, "| status | meaning |")]
-    assert stated == [int(status) for status in re.findall(r"^    (\d+) ", command_line.__doc__ or "", re.M)]
-    named = [command_line.BAD_INPUT, command_line.INTERNAL_ERROR, command_line.INTERRUPTED]
+    assert stated == [int(status) for status in re.findall(r"^    (\d+) ", program.__doc__ or "", re.M)]
+    named = [program.BAD_INPUT, program.INTERNAL_ERROR, program.INTERRUPTED]
     assert stated == [0, 1, *named]
 
 

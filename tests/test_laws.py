@@ -225,7 +225,7 @@ def everywhere() -> dict[str, Path]:
 
 def test_only_the_command_line_exits() -> None:
     # bundle is a separate program, for `make bundle`; a worker's exit status is part of its protocol.
-    may = {"orchestrator/cli/options.py", "orchestrator/precisions/bundle.py", "workers/harness/main.py"}
+    may = {"orchestrator/cli/program.py", "orchestrator/precisions/bundle.py", "workers/harness/main.py"}
     assert {name for name, path in everywhere().items() if exits(path)} == may
 
 

@@ -5,9 +5,6 @@ runs on. So the unit of replication is the round, in which each precision runs o
 ratio is taken round by round, which cancels drift slower than a round. The interval is a 95% bootstrap of
 the geometric mean over rounds (Efron and Tibshirani 1993, percentile method, by scipy).
 
-With few rounds a bootstrap interval is too narrow: it misses the true value more often than once in twenty.
-A verdict therefore also requires Student's t on the logarithms to agree, at 2%.
-
 For tokens the sample is the prompts: greedy decode gives the same tokens in every process.
 """
 
@@ -17,20 +14,13 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import reduce
 from operator import sub
 from statistics import fmean
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
-from orchestrator.units import percent, ratio
-
-Verdict = Literal["faster", "slower", "same", "can't tell"]
+from orchestrator.analysis.verdicts import Verdict, verdict_on
 
 CONFIDENCE = 0.95
-T_LEVEL = 0.02
-FEWEST_ROUNDS = 5
-"""Rounds, or prompts, that a verdict requires."""
-SAME = 0.02
-"""If the interval is within this of 1, two precisions are the same for anyone choosing between them."""
 RESAMPLES = 9999
 BATCH = 100
 """Ratios bootstrapped together: a scipy call takes milliseconds, and each ratio some megabytes."""
@@ -136,7 +126,9 @@ def _compare_alike(samples: list[Sample]) -> Iterator[Comparison]:
     drawn = _draw(samples) if samples[0].varies else [_Drawn(each.mean, each.mean, 0.0) for each in samples]
     for sample, (low, high, p_value) in zip(samples, drawn, strict=True):
         ends = {"low": sample.as_ratio(low), "high": sample.as_ratio(high)}
-        verdict, why = _verdict(sample, **ends, p_value=p_value)
+        verdict, why = verdict_on(
+            sample.ratio, size, sample.noun, **ends, p_value=p_value, noise_floor=sample.noise_floor
+        )
         yield Comparison(ratio=sample.ratio, rounds=size, **ends, verdict=verdict, why=why)
 
 
@@ -169,19 +161,3 @@ def _draw(samples: list[Sample]) -> list[_Drawn]:
     test = ttest_1samp(*sides, 0.0, axis=-1) if one else ttest_ind(*sides, axis=-1, equal_var=False)
     found = zip(interval.low, interval.high, test.pvalue, strict=True)
     return [_Drawn(*map(float, each)) for each in found]
-
-
-def _verdict(sample: Sample, low: float, high: float, p_value: float) -> tuple[Verdict, str]:
-    middle, size, noun = sample.ratio, min(sample.sizes), sample.noun
-    span = f"[{low:.3f}, {high:.3f}] over {size} {noun}"
-    if size < FEWEST_ROUNDS:
-        return "can't tell", f"{size} {noun} are too few, at least {FEWEST_ROUNDS} are needed"
-    if low >= 1 / (1 + SAME) and high <= 1 + SAME:
-        return "same", f"{span} is within {percent(SAME)} of 1"
-    if abs(middle - 1) <= sample.noise_floor:
-        return "can't tell", f"FP16 differed from itself by {sample.noise_floor:.1%}, at least as much"
-    if low <= 1 <= high:
-        return "can't tell", f"{span} includes 1"
-    if p_value >= T_LEVEL:
-        return "can't tell", f"{span} excludes 1, but the {noun} are too few for their variation"
-    return ("faster" if middle > 1 else "slower"), f"{ratio(middle)} {span}"

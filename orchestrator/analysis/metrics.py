@@ -19,10 +19,10 @@ import msgspec
 from orchestrator.analysis.agreement import agreements, mean_agreement
 from orchestrator.analysis.baselines import baseline_of, find_baselines
 from orchestrator.analysis.bounds import Bound, Pace, decode_pace, prefill_pace
-from orchestrator.analysis.intervals import Verdict
 from orchestrator.analysis.memory.phases import MemorySummary, PhaseMemory, phase_memory, summarize_memory
 from orchestrator.analysis.peaks import bandwidth_bytes_per_s, matrix_flop_per_s
 from orchestrator.analysis.roofs import roof_tok_s
+from orchestrator.analysis.verdicts import Verdict
 from orchestrator.records.keys import WorkloadKey
 from schemas.frames import Done, Failed, Trial
 from schemas.job import DecodeMode

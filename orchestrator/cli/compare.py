@@ -13,7 +13,7 @@ from orchestrator.analysis.comparison.gpu_speedups import GpuSpeedups, gpu_speed
 from orchestrator.analysis.comparison.history import HISTORY_FIGURES, Wanted, history
 from orchestrator.analysis.comparison.limits import Limit, parse_limit
 from orchestrator.analysis.comparison.measured_run import measure_run
-from orchestrator.cli.options import qbench_command, run_command
+from orchestrator.cli.program import qbench_command, run_command
 from orchestrator.errors import BadInput
 from orchestrator.records.store import ARCHIVED_RECORDS, RECORDS, read_records
 from orchestrator.report.compare_table import interval, print_comparison, print_gpus

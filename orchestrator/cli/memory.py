@@ -13,8 +13,8 @@ from orchestrator.analysis.memory.ledger import Ledger
 from orchestrator.analysis.memory.phases import PhaseMemory
 from orchestrator.analysis.memory.timeline import timelines
 from orchestrator.analysis.rounds import typical_run
-from orchestrator.cli.options import qbench_command, run_command
 from orchestrator.cli.orchestrate import open_nvml
+from orchestrator.cli.program import qbench_command, run_command
 from orchestrator.errors import BadInput
 from orchestrator.hardware.live import watch
 from orchestrator.records.store import read_run

@@ -14,15 +14,9 @@ import click
 from rich.console import Console
 
 from orchestrator.cache import cache_folder
-from orchestrator.cli.options import (
-    INTERRUPTED,
-    qbench_command,
-    read_options,
-    run_command,
-    takes_options,
-    typed_options,
-)
+from orchestrator.cli.option_parser import read_options, takes_options, typed_options
 from orchestrator.cli.plan_file import with_plan_file
+from orchestrator.cli.program import INTERRUPTED, qbench_command, run_command
 from orchestrator.errors import BadInput
 from orchestrator.execution.progress import make_watcher
 from orchestrator.execution.resume import check_machine, check_plan, is_complete, left_of, resumed_options

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from orchestrator.cli.options import FORMS, expectation, read_form, typed_options
+from orchestrator.cli.option_parser import FORMS, expectation, read_form, typed_options
 from orchestrator.errors import BadInput
 from schemas.options import Options, Sweep
 

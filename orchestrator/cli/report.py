@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from orchestrator.cli.options import qbench_command, run_command
+from orchestrator.cli.program import qbench_command, run_command
 from orchestrator.records.store import read_run
 from orchestrator.report.summary import as_csv, as_json, as_markdown, print_summary
 

@@ -14,15 +14,16 @@ import click
 import msgspec
 
 from orchestrator.cache import cache_folder
-from orchestrator.cli.options import qbench_command, read_options, run_command, takes_options
+from orchestrator.cli.option_parser import read_options, takes_options
 from orchestrator.cli.orchestrate import build_plan, list_precisions, open_nvml
+from orchestrator.cli.program import qbench_command, run_command
 from orchestrator.errors import BadInput
 from orchestrator.execution.calibration import calibrate_cell, require_calibration
 from orchestrator.execution.worker_session import Event, WorkerSession, separate_start
 from orchestrator.hardware.nvml import Nvml
 from orchestrator.planning.plan import Cell, choose_device
 from orchestrator.precisions.catalog import choose, find_all_precisions
-from orchestrator.precisions.installer import drop_environment, make_environment
+from orchestrator.precisions.make_environment import drop_environment, make_environment
 from orchestrator.report.frame_lines import describe
 from schemas.frames import AnyFrame, Done
 from schemas.options import Options

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from orchestrator.analysis.intervals import FEWEST_ROUNDS
 from orchestrator.analysis.rounds import is_precise, rounds_of
+from orchestrator.analysis.verdicts import FEWEST_ROUNDS
 from orchestrator.execution.budget import Budget, Pause
 from orchestrator.execution.cell_worker import CellWorker, RunContext, not_run
 from orchestrator.execution.idle_gpu import IdleGpu

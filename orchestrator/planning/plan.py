@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from packaging.requirements import Requirement
 
-from orchestrator.analysis.intervals import FEWEST_ROUNDS
+from orchestrator.analysis.verdicts import FEWEST_ROUNDS
 from orchestrator.errors import BadInput
 from orchestrator.planning.sweeps import check_sweeps, list_workloads
 from orchestrator.precisions.availability import why_not

@@ -8,7 +8,8 @@ from rich.table import Table
 
 from orchestrator.analysis.comparison.compare import EXACT, MEMORY, QUALITY, TOKENS, Pair, RunComparison
 from orchestrator.analysis.comparison.gpu_speedups import GpuSpeedups
-from orchestrator.analysis.intervals import Comparison, Verdict
+from orchestrator.analysis.intervals import Comparison
+from orchestrator.analysis.verdicts import Verdict
 from orchestrator.records.keys import BASELINE
 from orchestrator.report.console import open_console
 from orchestrator.units import ABSENT, mib, milliseconds, percent, rate, ratio

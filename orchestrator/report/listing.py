@@ -7,7 +7,7 @@ import click
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from orchestrator.analysis.intervals import FEWEST_ROUNDS
+from orchestrator.analysis.verdicts import FEWEST_ROUNDS
 from orchestrator.planning.estimate import Estimate
 from orchestrator.planning.plan import Cell, Plan, choose_device, choose_interpreters, find_obstacle
 from orchestrator.precisions.catalog import Precision

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from orchestrator.analysis.intervals import (
     BATCH,
-    FEWEST_ROUNDS,
     Comparison,
     Sample,
     compare,
@@ -21,6 +20,7 @@ from orchestrator.analysis.intervals import (
     of_shares,
     of_two,
 )
+from orchestrator.analysis.verdicts import FEWEST_ROUNDS
 
 ROUNDS = 7
 NOISE = 0.01

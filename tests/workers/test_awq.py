@@ -223,7 +223,7 @@ CALIBRATE = """\
     from awq.quantize.quantizer import AwqQuantizer
     from transformers import AutoTokenizer
     from workers.quantization.awq_model import runnable_on
-    from workers.quantization.awq_recipe import Calibrator, quantization_config
+    from workers.quantization.awq_calibration import Calibrator, quantization_config
     from workers.quantization.calibration_text import OWN_TEXT
 
     class Unfixed(Calibrator):

@@ -4,19 +4,15 @@ import contextlib
 import ctypes
 import gc
 import time
-import traceback
 from collections.abc import Callable
-from pathlib import Path
 from typing import Protocol
 
 import torch
 
 from schemas.frames import TorchMemory
 from schemas.job import Job
+from workers.generation.cuda_graph import record_graph
 from workers.protocol.errors import Unsupported
-
-STEPS_BEFORE_CAPTURE = 2
-"""Steps in which libraries allocate workspaces and Triton compiles, which a capture doesn't allow."""
 
 
 class StepTimes(Protocol):
@@ -143,51 +139,7 @@ class CudaDevice(Device):
         return CudaEvents()
 
     def replayable(self, step: Callable[[], None], compiled: bool) -> Callable[[], None]:
-        for _ in range(STEPS_BEFORE_CAPTURE):
-            step()
-        refuse_waiting(step)
-        self.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        try:
-            with torch.cuda.graph(graph):
-                step()
-        except RuntimeError as error:
-            raise Unsupported(
-                f"a decode step of this precision can't be recorded as a CUDA graph: {first_line(error)}",
-                "use --decode eager",
-            ) from error
-        return graph.replay
-
-
-def refuse_waiting(step: Callable[[], None]) -> None:
-    """Run `step` once, and raise `Unsupported` if it waits for the GPU, which would break a capture.
-
-    A broken capture leaves the CUDA context in an undefined state; a refused synchronization has no effect.
-    """
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        step()
-    except RuntimeError as error:
-        if "synchronizing CUDA operation" not in str(error):
-            raise
-        raise Unsupported(
-            f"every decode step waits for the GPU, at {origin(error)}, which no CUDA graph can record",
-            "use --decode eager",
-        ) from error
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-
-
-def origin(error: BaseException) -> str:
-    """Origin of `error`: the innermost line outside torch, e.g. `if x.any()` (ops.py:14)."""
-    frames = traceback.extract_tb(error.__traceback__)
-    outside = [frame for frame in frames if "/torch/" not in frame.filename]
-    frame = (outside or list(frames))[-1]
-    return f"`{frame.line}` ({'/'.join(Path(frame.filename).parts[-2:])}:{frame.lineno})"
-
-
-def first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n", 1)[0]
+        return record_graph(step, self.torch)
 
 
 class CudaEvents:

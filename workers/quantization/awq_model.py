@@ -21,7 +21,7 @@ from workers.models.random_model import random_config, random_state_dict
 from workers.models.transformers_model import load_tokenizer
 from workers.protocol.backend import LoadedModel, Report
 from workers.quantization.awq_cache import packed_folder, recipe_file
-from workers.quantization.awq_recipe import calibrate, pack
+from workers.quantization.awq_calibration import calibrate, pack
 from workers.quantization.calibration_text import calibrated_with, read_note, samples, write_note
 from workers.quantization.checkpoint_cache import choose_group_size
 

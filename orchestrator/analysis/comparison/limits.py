@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 
 from orchestrator.analysis.comparison.compare import EXACT, FIGURES, QUALITY, TOKENS, Pair
-from orchestrator.analysis.intervals import FEWEST_ROUNDS
+from orchestrator.analysis.verdicts import FEWEST_ROUNDS
 from orchestrator.errors import BadInput
 
 _ALL = (*FIGURES, QUALITY, TOKENS)

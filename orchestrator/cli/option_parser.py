@@ -1,35 +1,17 @@
-"""From the command line to Options, and from an outcome to an exit status.
+"""The parser of the command line: it follows from the fields of Options, as do help and validation."""
 
-The parser and the help text follow from the fields of Options. All five commands exit with:
-
-    0    done
-    1    done, but a requested measurement failed, or a limit of qbench-compare is broken
-    2    invalid input: one line on stderr names the option, the value and a fix
-    70   a bug in qbench: one line on stderr names a log file with the traceback (`--debug` prints it instead)
-    130  interrupted by Ctrl-C or SIGTERM
-"""
-
-import os
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, NoReturn, get_args
+from typing import Any, get_args
 
 import click
 import msgspec
 from click.core import ParameterSource
 from msgspec import inspect as shapes
 
-from orchestrator import __version__
-from orchestrator.cli.crash import report_crash
 from orchestrator.cli.ranges import parse_range
-from orchestrator.errors import BadInput, QbenchError, flag
+from orchestrator.errors import BadInput, flag
 from schemas.job import DecodeMode
 from schemas.options import Options
-
-BAD_INPUT = 2
-INTERNAL_ERROR = os.EX_SOFTWARE
-INTERRUPTED = 130
 
 Command = Callable[..., Any]
 
@@ -156,54 +138,3 @@ def typed_options() -> set[str]:
     """The fields of Options that were given on the command line, without those left at their default."""
     source = click.get_current_context().get_parameter_source
     return {field.name for field in _fields() if source(field.name) is ParameterSource.COMMANDLINE}
-
-
-def qbench_command(name: str) -> Callable[[Command], click.Command]:
-    """Make a click command with the options that all of ours share: `-h`, `--version` and `--debug`."""
-
-    def decorate(function: Command) -> click.Command:
-        command = click.command(name, context_settings={"help_option_names": ["-h", "--help"]})(function)
-        command = click.version_option(__version__)(command)
-        return click.option(
-            "--debug", is_flag=True, expose_value=False, callback=_set_debug,
-            help="On an internal error, print the traceback instead of writing it to a log file.",
-        )(command)  # fmt: skip
-
-    return decorate
-
-
-@dataclass
-class _Invocation:
-    """State that must outlive click's context, which is gone by the time an error is handled."""
-
-    debug: bool = False
-
-
-def _set_debug(context: click.Context, option: click.Parameter, debug: bool) -> None:
-    context.ensure_object(_Invocation).debug = debug
-
-
-def run_command(command: click.Command) -> NoReturn:
-    """Run a click command as a program: the one place that turns outcomes into exit statuses."""
-    invocation = _Invocation()
-    try:
-        status = command.main(standalone_mode=False, obj=invocation)
-    except QbenchError as error:
-        fail(str(error))
-    except click.ClickException as error:
-        fail(" ".join(error.format_message().split()))
-    except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted", err=True)
-        sys.exit(INTERRUPTED)
-    except BrokenPipeError:
-        sys.exit(0)
-    except Exception as error:
-        click.echo(report_crash(error, debug=invocation.debug), err=True)
-        sys.exit(INTERNAL_ERROR)
-    sys.exit(status if isinstance(status, int) else 0)
-
-
-def fail(line: str) -> NoReturn:
-    """Print the line as an error, and exit with the status of invalid input."""
-    click.echo(f"error: {line}", err=True)
-    sys.exit(BAD_INPUT)
