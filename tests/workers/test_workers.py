@@ -531,6 +531,7 @@ def test_a_worker_ends_with_its_parent(
 def family_of(worker: psutil.Process, size: int) -> list[psutil.Process]:
     """A worker and its descendants, once there are as many as expected."""
     wait_until(lambda: len(worker.children(recursive=True)) >= size - 1)
+    time.sleep(3)  # until a new child has asked Linux to end it with its parent
     family = [worker, *worker.children(recursive=True)]
     assert len(family) == size
     return family
