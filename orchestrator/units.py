@@ -41,6 +41,11 @@ def percent(value: float | None) -> str:
     return ABSENT if value is None else f"{value * 100:.0f}%"
 
 
+def counted(count: int, noun: str) -> str:
+    """`1 trial`, `2 trials`."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
 def duration(value_s: float) -> str:
     """Seconds in the units that people use: `8 s`, `3 min 20 s`, `2 h 5 min`."""
     seconds = round(value_s)

@@ -6,6 +6,7 @@ test's file. After a change of wording, `make golden` rewrites the files; read t
 
 import re
 from collections.abc import Callable, Iterable
+from difflib import unified_diff
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,9 @@ def golden(request: pytest.FixtureRequest) -> Golden:
         assert path.exists(), f"no golden text {path}; write it with `make golden`"
         expected = path.read_text()
         # The file may contain texts that the test has not passed yet.
-        assert so_far == "\n---\n".join(expected.split("\n---\n")[: len(texts)]).rstrip("\n") + "\n"
+        stored = "\n---\n".join(expected.split("\n---\n")[: len(texts)]).rstrip("\n") + "\n"
+        difference = "\n".join(unified_diff(stored.splitlines(), so_far.splitlines(), str(path), "now", n=0))
+        assert not difference, difference
 
     return check
 

@@ -13,6 +13,16 @@ from orchestrator.errors import BadInput, flag
 from schemas.job import DecodeMode
 from schemas.options import Options
 
+METAVARS = {
+    "model": "MODEL",
+    "workers": "DIR",
+    "calibration": "FILE",
+    "device": "DEVICE",
+    "prompts": "FILE",
+    "out": "DIR",
+}
+"""What the value of a text option is."""
+
 Command = Callable[..., Any]
 
 
@@ -66,7 +76,9 @@ def _metavar(name: str, shape: shapes.Type, form: str | None) -> str:
         return {"names": "NAME,…", "range": "RANGE", "share": "PERCENT"}[form]
     if isinstance(shape, shapes.DictType):
         return "NAME=VALUE"
-    return {"workers": "DIR"}.get(name, "VALUE")
+    # Every number with a fraction is a time.
+    by_type = "N" if isinstance(shape, shapes.IntType) else "SECONDS"
+    return METAVARS.get(name, by_type)
 
 
 FORMS = {

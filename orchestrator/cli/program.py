@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any, NoReturn
 
 import click
@@ -30,7 +31,9 @@ def qbench_command(name: str) -> Callable[[Callable[..., Any]], click.Command]:
     """Make a click command with the options that all of ours share: `-h`, `--version` and `--debug`."""
 
     def decorate(function: Callable[..., Any]) -> click.Command:
-        command = click.command(name, context_settings={"help_option_names": ["-h", "--help"]})(function)
+        command = click.command(name, context_settings={"help_option_names": ["-h", "--help"]})(
+            _quietly(function)
+        )
         command = click.version_option(__version__)(command)
         return click.option(
             "--debug", is_flag=True, expose_value=False, callback=_set_debug,
@@ -38,6 +41,20 @@ def qbench_command(name: str) -> Callable[[Callable[..., Any]], click.Command]:
         )(command)  # fmt: skip
 
     return decorate
+
+
+def _quietly(function: Callable[..., Any]) -> Callable[..., Any]:
+    """End without an error if stdout is closed: `| head` has then read all that it wanted."""
+
+    @wraps(function)
+    def run(*args: Any, **options: Any) -> Any:
+        try:
+            return function(*args, **options)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python fails when it flushes at exit
+            return 0
+
+    return run
 
 
 @dataclass
@@ -63,8 +80,6 @@ def run_command(command: click.Command) -> NoReturn:
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted", err=True)
         sys.exit(INTERRUPTED)
-    except BrokenPipeError:
-        sys.exit(0)
     except Exception as error:
         click.echo(report_crash(error, debug=invocation.debug), err=True)
         sys.exit(INTERNAL_ERROR)

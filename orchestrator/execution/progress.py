@@ -12,7 +12,7 @@ from rich.text import Text
 from orchestrator.analysis.metrics import end_to_end_tok_s, measure_cell
 from orchestrator.records.keys import key_of
 from orchestrator.records.names import cell_namer
-from orchestrator.units import duration, mib, rate
+from orchestrator.units import counted, duration, mib, rate
 from schemas.frames import AnyFrame, Done, Phase, Progress, Trial
 from schemas.job import Job
 from schemas.record import CellRecord, MemoryReading
@@ -73,7 +73,7 @@ class Watcher:
         self.finished_s.append(took_s)
         row = measure_cell(record)
         if isinstance(record.outcome, Done):
-            result = f"decode {rate(row.decode_tok_s)} tok/s, {row.trials} trials"
+            result = f"decode {rate(row.decode_tok_s)} tok/s, {counted(row.trials, 'trial')}"
         else:
             result = f"failed, {row.reason}"
         self.say(f"{self._position()} {self.name(self.job)}: {result}, {duration(took_s)}")

@@ -17,6 +17,7 @@ from orchestrator.precisions.catalog import Precision, choose
 from orchestrator.precisions.environments import find_environment, make_command
 from orchestrator.precisions.interpreter import Interpreter, find_interpreter, own_interpreter
 from orchestrator.records.keys import BASELINE
+from orchestrator.units import counted
 from schemas.environment import Gpu
 from schemas.job import CalibrationText, Job, ModelSource, Workload
 from schemas.options import Options
@@ -223,7 +224,7 @@ def choose_device(value: str, gpus: list[Gpu]) -> str:
     if kind != "cuda" or not (index or "0").isdecimal():
         raise BadInput("--device", value, "is not a device", "Use cpu, cuda, cuda:N or auto")
     if int(index or 0) >= len(gpus):
-        has = f"only {len(gpus)} GPU{'s' * (len(gpus) > 1)}" if gpus else "no NVIDIA GPU"
+        has = f"only {counted(len(gpus), 'GPU')}" if gpus else "no NVIDIA GPU"
         raise BadInput("--device", value, f"no such device: {has} here", "Use cpu or auto")
     return f"cuda:{int(index or 0)}"
 

@@ -1,6 +1,6 @@
 """Frames as readable text, one line each, for a worker in the foreground."""
 
-from orchestrator.units import duration, mib, milliseconds, rate
+from orchestrator.units import counted, duration, mib, milliseconds, rate
 from schemas.frames import (
     AnyFrame,
     Done,
@@ -37,7 +37,7 @@ def describe(frame: AnyFrame, reading: MemoryReading | None) -> str:
             return f"set up    in {duration(frame.setup_s)}{_compiled(frame)}"
         case WarmedUp():
             times = ", ".join(milliseconds(seconds) for seconds in frame.trial_s)
-            return f"warmed up in {len(frame.trial_s)} trials: {times} ms"
+            return f"warmed up in {counted(len(frame.trial_s), 'trial')}: {times} ms"
         case Trial():
             return f"trial {frame.index:<3} {_trial(frame)}"
         case Profile():
@@ -48,7 +48,7 @@ def describe(frame: AnyFrame, reading: MemoryReading | None) -> str:
             return "waiting   for another job"
         case Done():
             answer = f": {frame.sample_text!r}" if frame.sample_text is not None else ""
-            return f"done      {frame.trials_measured} of {frame.trials_planned} trials{answer}"
+            return f"done      {frame.trials_measured} of {counted(frame.trials_planned, 'trial')}{answer}"
         case Failed():
             hint = f" ({frame.hint})" if frame.hint else ""
             return f"failed    {frame.kind}: {frame.message}{hint}"

@@ -7,7 +7,7 @@ from orchestrator.analysis.conditions import DIFFERENCE, FlagKind, flags
 from orchestrator.analysis.memory.phases import PhaseMemory, on_gpu
 from orchestrator.records.keys import BASELINE
 from orchestrator.records.names import cell_namer
-from orchestrator.units import duration, mib, milliseconds, percent
+from orchestrator.units import counted, duration, mib, milliseconds, percent
 from schemas.frames import Done
 from schemas.record import CellRecord, ForeignProcess, Run, Skipped
 
@@ -106,7 +106,7 @@ def _shortened_cell(cell: CellRecord, done: Done, name: str) -> Iterator[str]:
     if cell.job is None or cell.job.budget_s is None:
         return
     share = f"its {duration(cell.job.budget_s)} share of the budget"
-    trials = f"{done.trials_measured} of {done.trials_planned} trials"
+    trials = f"{done.trials_measured} of {counted(done.trials_planned, 'trial')}"
     if cell.trials[0].cut_short:
         trials += f", {cell.trials[0].new_tokens} of {cell.job.workload.new_tokens} tokens"
     yield f"{name}: {trials} fit into {share}"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 import pytest
+from commands import command
 from conftest import ROOT, Qbench
 from golden_text import Golden
 
@@ -53,6 +54,31 @@ def test_version(qbench: Qbench, script: str) -> None:
     done = qbench(script, "--version")
     assert done.returncode == 0
     assert done.stdout == f"qbench-{script}, version {orchestrator.__version__}\n"
+
+
+RECORDED = "results/h100-precisions-7b"
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments"),
+    [
+        ("orchestrate", ["--list"]),
+        ("worker", ["--list"]),
+        ("memory", [RECORDED]),
+        ("report", [RECORDED]),
+        ("compare", ["--history", "results"]),
+    ],
+)
+def test_a_reader_that_has_read_enough_is_no_failure(script: str, arguments: list[str]) -> None:
+    """As `qbench-report RUN | head -n 1` with `set -o pipefail`."""
+    process = subprocess.Popen(
+        command(script, *arguments), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait() == 0
 
 
 @pytest.mark.parametrize("command", [orchestrate, work, show_memory, report, compare], ids=str)
