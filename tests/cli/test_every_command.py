@@ -74,7 +74,8 @@ def test_a_reader_that_has_read_enough_is_no_failure(script: str, arguments: lis
     process = subprocess.Popen(
         command(script, *arguments), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
-    assert process.stdout is not None and process.stderr is not None
+    assert process.stdout is not None
+    assert process.stderr is not None
     process.stdout.close()
     assert process.stderr.read() == b""
     process.stderr.close()
