@@ -3,6 +3,7 @@
 # make test        linters, type checks and all tests
 # make test-fast   the tests that need neither minutes nor a GPU
 # make golden      rewrite golden texts after a change of wording
+# make coverage    all tests, and how much of the parent they cover: at least 92 %
 # make bundle      collect what a GPU machine without a network lacks, in one small folder
 
 VENV := .venv
@@ -22,7 +23,7 @@ TORCH_INDEX := $(if $(HAS_GPU),,--extra-index-url https://download.pytorch.org/w
 # Tests run in parallel, and torch's threads keep a core busy while they wait for each other.
 ONE_THREAD := OMP_NUM_THREADS=1
 
-.PHONY: bench bench-gpu test test-fast golden lint bundle clean
+.PHONY: bench bench-gpu test test-fast golden coverage lint bundle clean
 
 bench: $(VENV)/.with-all
 	$(BIN)/qbench-orchestrate --all
@@ -35,6 +36,9 @@ test: lint
 
 test-fast: $(VENV)/.with-all,dev
 	$(ONE_THREAD) $(BIN)/pytest -m "not slow and not gpu" --numprocesses 2
+
+coverage: $(VENV)/.with-all,dev
+	$(ONE_THREAD) $(BIN)/pytest --numprocesses 2 --dist loadfile --cov
 
 golden: $(VENV)/.with-all,dev
 	$(ONE_THREAD) $(BIN)/pytest --renew --numprocesses 2 --dist loadfile

@@ -10,13 +10,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import uv
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from orchestrator.errors import BadInput, QbenchError
 from orchestrator.precisions.availability import SCHEMAS_NEED
 from orchestrator.precisions.catalog import find_precisions
+from orchestrator.precisions.uv_program import uv_program
 
 PYTHON = "3.12"
 PLATFORM = "x86_64-manylinux_2_28"
@@ -57,7 +57,7 @@ def write_bundle(folder: Path) -> int:
     """
     if folder.exists() and any(folder.iterdir()):
         raise BadInput("FOLDER", str(folder), "is not empty", "Remove it, or name another")
-    command = [uv.find_uv_bin(), "pip", "install", "--no-deps", "--only-binary", ":all:"]
+    command = [uv_program(), "pip", "install", "--no-deps", "--only-binary", ":all:"]
     command += [f"--no-binary={name}" for name in sorted(SOURCES_ONLY)]
     command += ["--python", sys.executable, "--python-version", PYTHON, "--python-platform", PLATFORM]
     if subprocess.run([*command, "--target", str(folder), *bundled_requirements()]).returncode:

@@ -84,7 +84,7 @@ def test_a_first_trial_cut_short_reports_its_tokens(golden: Golden) -> None:
     assert " 1 min 10 s " in line
     whole = msgspec.structs.replace(DONE, trials_planned=1)
     (line,) = warnings_of(make_run(make_cell("awq", outcome=whole, trials=[trial], job=job)))
-    assert "1 of 1 trials, 9 of 128 tokens" in line  # the only trial, and incomplete
+    assert "1 of 1 trial, 9 of 128 tokens" in line  # the only trial, and incomplete
 
 
 def test_a_skipped_cell_is_named_but_a_failed_one_is_left_to_the_notes(golden: Golden) -> None:

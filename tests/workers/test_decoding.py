@@ -19,7 +19,7 @@ from worker_runs import SharedWorkers, cpu_job, run_jobs
 from orchestrator.precisions.catalog import find_precisions
 from schemas.frames import Done, Failed, Loaded, Phase, SetUp, Trial, WarmedUp
 from schemas.job import Job
-from workers.generation import compile_mode, device
+from workers.generation import compile_mode, cuda_graph
 from workers.generation.compilation import Compile
 from workers.generation.device import Device
 from workers.generation.modes import set_up_generation
@@ -291,7 +291,7 @@ def test_a_step_that_waits_is_refused_before_the_capture(strict_gpu: list[str], 
         raise refusal
 
     with pytest.raises(Unsupported) as refused:
-        device.refuse_waiting(step)
+        cuda_graph.refuse_waiting(step)
     assert "CUDA operation" not in str(refused.value)
     assert "`raise refusal`" in str(refused.value)
     assert "test_decoding.py:" in str(refused.value)
@@ -304,13 +304,13 @@ def test_other_errors_of_a_step_are_reported_unchanged(strict_gpu: list[str]) ->
         raise RuntimeError("CUDA out of memory")
 
     with pytest.raises(RuntimeError, match="out of memory"):
-        device.refuse_waiting(step)
+        cuda_graph.refuse_waiting(step)
     assert strict_gpu == ["error", "default"]
 
 
 def test_a_step_that_never_waits_is_accepted(strict_gpu: list[str]) -> None:
     ran = []
-    device.refuse_waiting(lambda: ran.append(1))
+    cuda_graph.refuse_waiting(lambda: ran.append(1))
     assert ran == [1]
 
 

@@ -391,7 +391,7 @@ def test_random_weights_need_no_tokenizer(precision: str, cache: Path) -> None:
 
 
 def test_a_spent_budget_still_yields_a_figure(ask: SharedWorkers, tiny_llama: Path, cache: Path) -> None:
-    job = cpu_job("fp32", tiny_llama, cache, prompts=UNEQUAL, new_tokens=100, budget_s=0.05)
+    job = cpu_job("fp32", tiny_llama, cache, prompts=UNEQUAL, new_tokens=100, budget_s=1e-6)
     run = ask(job)
     trial = run.one(Trial)
     assert trial.cut_short
