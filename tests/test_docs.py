@@ -242,7 +242,9 @@ def test_the_example_of_a_plan_file_is_valid(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_worker_in_the_foreground_runs(tmp_path: Path) -> None:
     (line,) = (name for name in COMMANDS if name.startswith("qbench-worker fp32"))
-    done = run_in_shell(f"{line} --device cpu", tmp_path)
+    config = '{"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 512}'
+    (tmp_path / "config.json").write_text(config)
+    done = run_in_shell(f"{line} --device cpu --model random:{tmp_path}/config.json", tmp_path)  # smaller
     assert done.returncode == 0, done.stderr
     assert msgspec.json.decode(done.stdout.splitlines()[-1])["frame"] == "done"
 
